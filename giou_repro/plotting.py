@@ -1,0 +1,270 @@
+"""One function a figure: tables in, matplotlib figure out. Each loss has one colour and line style in every figure."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.colors import LogNorm
+from matplotlib.patches import Circle, Rectangle
+
+from giou_repro.landscape import FLAT, SCENARIOS
+from giou_repro.losses import LOSSES
+
+plt.style.use(Path(__file__).with_name("giou.mplstyle"))
+
+STYLES = {  # after Okabe and Ito: told apart without colour vision, and by line style in grey
+    "l1": ("#767676", "--"),
+    "l2": ("#000000", ":"),
+    "smooth_l1": ("#767676", "-."),
+    "iou": ("#E69F00", "--"),
+    "iou_log": ("#8C510A", ":"),
+    "giou": ("#0072B2", "-"),
+    "diou": ("#009E73", "-."),
+    "ciou": ("#D55E00", (0, (4, 1, 1, 1, 1, 1))),
+}
+OTHERS = [("#CC79A7", "-"), ("#56B4E9", "--"), ("#882255", "-."), ("#44AA99", ":"), ("#332288", "-"), ("#999933", "--")]
+PREDICTED, TRUE = "#222222", "#2CA02C"
+
+
+def style(name):
+    """Keyword arguments of a line for a loss: colour, line style and label."""
+    users = [other for other in LOSSES if other not in STYLES]
+    color, line = STYLES[name] if name in STYLES else OTHERS[users.index(name) % len(OTHERS)]
+    return dict(color=color, linestyle=line, label=LOSSES[name].label)
+
+
+def _panels(rows, columns, width=3.2, height=2.9, **options):
+    figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False, **options)
+    plt.close(figure)  # shown by the notebook's display of the returned figure, once
+    return figure, axes
+
+
+def _legend_below(figure, axis, columns=None):
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns or min(len(labels), 7))
+
+
+def _box(axis, corners, color, **options):
+    x1, y1, x2, y2 = corners
+    axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color, **{"linewidth": 1.8} | options))
+
+
+def _picture(axis):
+    """An axis without scales, for boxes drawn to shape."""
+    axis.set(aspect="equal", xticks=[], yticks=[])
+    axis.grid(False)
+    axis.spines[:].set_visible(False)
+
+
+def figure_1(table):
+    """The paper's figure 1: equal distance, very different IoU and GIoU. Takes metric.figure_1."""
+    figure, axes = _panels(2, 3, 2.9, 3.3)
+    norms = {"a": "sum of corner distances", "b": "ℓ1 of centre and size"}
+    for axis, row in zip(axes.flat, table.to_dict("records"), strict=True):
+        target, pred = ([row[f"{prefix}{key}"] for key in ("x1", "y1", "x2", "y2")] for prefix in ("target_", ""))
+        if row["panel"] == "a":
+            axis.add_patch(Circle(target[2:], 7, fill=False, color="0.6", linestyle="--"))
+            axis.plot(*pred[2:], "o", color=PREDICTED, markersize=4)
+        _box(axis, target, TRUE, label="target", linewidth=3.5)
+        _box(axis, pred, PREDICTED, label="prediction")
+        axis.set_title(f"({row['panel']}) IoU {row['iou']:.2f}, GIoU {row['giou']:.2f}\n{norms[row['panel']]} {row['distance']:.2f}", fontsize=9)
+        axis.set(xlim=(target[0] - 4, target[2] + 8), ylim=(target[3] + 8, target[1] - 4))
+        _picture(axis)
+    _legend_below(figure, axes[0, 0])
+    return figure
+
+
+def spread(circle, radius, table):
+    """IoU and GIoU of predictions that keep their distance: on the circle (metric.circle), and on ℓ1 and ℓ2 spheres (metric.spread)."""
+    figure, (axes,) = _panels(1, 3, 3.6, 3.3, sharey=True)
+    colors = {"iou": STYLES["iou"][0], "giou": STYLES["giou"][0]}
+    for measure, label in (("iou", "IoU"), ("giou", "GIoU")):
+        axes[0].plot(circle.angle, circle[measure], color=colors[measure], linestyle=STYLES[measure][1], label=label)
+    axes[0].set(xlabel="angle of the free corner (°)", ylabel="IoU, GIoU", xticks=range(0, 361, 90), title=f"corner on a circle of radius {radius:g}")
+    for axis, norm in zip(axes[1:], ("l1", "l2"), strict=True):
+        for measure, label in (("iou", "IoU"), ("giou", "GIoU")):
+            part = table[(table.norm == norm) & (table.measure == measure)]
+            axis.fill_between(part.distance, part.low, part.high, color=colors[measure], alpha=0.18, linewidth=0, label=f"{label}, all")
+            axis.fill_between(part.distance, part.q05, part.q95, color=colors[measure], alpha=0.3, linewidth=0, label=f"{label}, 90 %")
+            axis.plot(part.distance, part["median"], color=colors[measure], linestyle=STYLES[measure][1], label=f"{label}, median")
+        axis.set(xlabel=f"{norm.replace('l', 'ℓ')} distance of the corners", title=f"at a fixed {norm.replace('l', 'ℓ')} distance")
+    axes[0].legend(loc="lower right")
+    _legend_below(figure, axes[1], 6)
+    return figure
+
+
+def rank_correlation(table):
+    """How well distance ranks boxes by IoU against the size of the error. Takes metric.rank_correlation."""
+    figure, (axes,) = _panels(1, 2, 4.4, 3.3)
+    for (targets, norm), part in table.groupby(["targets", "norm"]):
+        look = dict(color={"l1": "#0072B2", "l2": "#D55E00"}[norm], linestyle={"one": "-", "many": "--"}[targets], marker="o", markersize=3)
+        look["label"] = f"{norm.replace('l', 'ℓ')}, {'one target' if targets == 'one' else 'targets of any size'}"
+        axes[0].plot(part["size"], part.spearman, **look)
+        axes[0].fill_between(part["size"], part.low, part.high, color=look["color"], alpha=0.15, linewidth=0)
+        axes[1].plot(part["size"], 100 * part.wrong_pairs, **look)
+    axes[0].set(xscale="log", xlabel="largest error (of the box's diagonal)", ylabel="Spearman's ρ of −distance and IoU", ylim=(None, 1.01))
+    axes[1].set(xscale="log", xlabel="largest error (of the box's diagonal)", ylabel="pairs ranked wrongly by distance (%)", ylim=(0, 50))
+    _legend_below(figure, axes[0])
+    return figure
+
+
+def iou_against_giou(tables):
+    """The paper's correlation figure, a panel for each table of metric.pairs."""
+    titles = {"equal": "two equal squares, random centres", "corners": "two boxes, random corners"}
+    figure, (axes,) = _panels(1, len(tables), 4.2, 3.9, sharey=True)
+    for axis, table in zip(axes, tables, strict=True):
+        over, apart = table[table.overlap], table[~table.overlap]
+        axis.plot(over.giou, over.iou, "o", markersize=3, markerfacecolor="none", markeredgewidth=0.5, color="#0072B2", label="overlapping")
+        axis.plot(apart.giou, apart.iou, "x", markersize=4, markeredgewidth=0.6, color="#D55E00", label="disjoint")
+        axis.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle="--", label="IoU = GIoU")
+        axis.set(xlabel="GIoU", title=titles[table.kind.iloc[0]], xlim=(-1.03, 1.03), ylim=(-0.03, 1.03))
+    axes[0].set_ylabel("IoU")
+    axes[0].legend(loc="upper left")
+    return figure
+
+
+def shorthand(table):
+    """The blog's shorthand against GIoU. Takes metric.pairs."""
+    figure, ((axis,),) = _panels(1, 1, 5, 4)
+    for part, label, marker, color in ((table[table.overlap], "overlapping", "o", "#0072B2"), (table[~table.overlap], "disjoint", "x", "#D55E00")):
+        axis.plot(part.giou, part.shorthand, marker, markersize=3.5, markerfacecolor="none", markeredgewidth=0.6, color=color, label=label)
+    axis.plot([-1, 1], [-1, 1], color="black", linewidth=1, linestyle="--", label="right")
+    axis.axhline(1, color="0.5", linewidth=0.8)
+    axis.set(xlabel="GIoU = IoU − (C − A∪B)/C", ylabel="shorthand, IoU − (C − (A + B))/C")
+    axis.legend(loc="upper left")
+    return figure
+
+
+def profiles(table):
+    """Value (top) and slope (bottom) of each loss along each scenario. Takes landscape.profiles."""
+    figure, axes = _panels(2, len(SCENARIOS), 3.3, 2.7, sharex="col")
+    for column, (scenario, (meaning, _, _)) in enumerate(SCENARIOS.items()):
+        part = table[table.scenario == scenario]
+        for name, line in part.groupby("loss", sort=False):
+            for axis, quantity in zip(axes[:, column], ("value", "slope"), strict=True):
+                kink = line[quantity].mask((line.t > 0) & (line.t.shift() < 0) & (quantity == "slope"))  # no upright line through a jump
+                axis.plot(line.t, kink, **style(name))
+        axes[0, column].set(title=scenario, ylim=(-0.05, 2.6))
+        axes[1, column].set(xlabel=meaning, ylim=(-3.2, 3.2))
+    axes[0, 0].set_ylabel("loss (cut at 2.6)")
+    axes[1, 0].set_ylabel("slope (cut at ±3.2)")
+    _legend_below(figure, axes[0, 0], 8)
+    return figure
+
+
+def field(table):
+    """Descent direction in the plane of centres, a panel a loss. Arrows have one length, colour is their size; crosses have none."""
+    names = list(table.loss.unique())
+    columns = min(4, len(names))
+    figure, axes = _panels(-(-len(names) // columns), columns, 3.0, 3.0, sharex=True, sharey=True)
+    sizes = np.hypot(table.dx, table.dy)
+    norm = LogNorm(np.quantile(sizes[sizes > FLAT], 0.02), sizes.max())
+    for axis, name in zip(axes.flat, names, strict=False):
+        part = table[table.loss == name]
+        size = np.hypot(part.dx, part.dy)
+        moving, still = part[size > FLAT], part[size <= FLAT]
+        arrows = axis.quiver(
+            moving.x, moving.y, moving.dx / size[size > FLAT], moving.dy / size[size > FLAT], size[size > FLAT],
+            norm=norm, cmap="viridis_r", scale=22, width=0.006, pivot="mid",
+        )  # fmt: skip
+        axis.plot(still.x, still.y, "x", color="#D55E00", markersize=3.5, markeredgewidth=0.8)
+        _box(axis, (-0.5, -0.5, 0.5, 0.5), TRUE)
+        axis.set(title=f"{LOSSES[name].label}: no pull at {len(still) / len(part):.0%}", aspect="equal")
+        axis.grid(False)
+    for axis in axes.flat[len(names) :]:
+        axis.set_visible(False)
+    figure.colorbar(arrows, ax=axes, label="size of the gradient by x and y", shrink=0.8)
+    return figure
+
+
+def steepness(table):
+    """Size of the gradient against IoU, and the correlation of IoU and GIoU. Takes landscape.steepness."""
+    figure, ((left, right),) = _panels(1, 2, 4.6, 3.4)
+    for name, part in table.groupby("loss", sort=False):
+        middle = (part.iou_low + part.iou_high) / 2
+        left.plot(middle, part["median"], marker="o", markersize=3, **style(name))
+        left.fill_between(middle, part.q25, part.q75, color=style(name)["color"], alpha=0.12, linewidth=0)
+    left.set(xlabel="IoU (0: disjoint)", ylabel="‖∂loss/∂corners‖, median and quartiles", ylim=(0, min(4, 1.1 * table.q75.max())))
+    left.legend(ncols=2)
+    part = table[table.loss == table.loss.iloc[0]].dropna()
+    right.plot((part.iou_low + part.iou_high) / 2, part.correlation, marker="o", markersize=4, color="black")
+    right.set(xlabel="IoU", ylabel="correlation of IoU and GIoU", xlim=(0, 1), ylim=(0, 1.03))
+    return figure
+
+
+def convergence(panels, measure="error", paper=None):
+    """Curves against the step, a panel for each title of `panels` (title → convergence.curves).
+
+    `paper` (convergence.paper_curves) is drawn as circles in the first panel.
+    """
+    labels = {"error": "coordinate error of a case", "mean_iou": "mean IoU", "iou_75": "share above IoU .75"}
+    figure, (axes,) = _panels(1, len(panels), 4.4, 3.6, sharey=True)
+    for axis, (title, curves) in zip(axes, panels.items(), strict=True):
+        for name, line in curves.groupby("loss", sort=False):
+            axis.plot(line.step, line[measure], **style(name))
+        axis.set(title=title, xlabel="step")
+    axes[0].set_ylabel(labels[measure])
+    axes[0].set_ylim(bottom=0)
+    if paper is not None:
+        for name, dots in paper.groupby("loss", sort=False):
+            axes[0].plot(dots.step, dots.error, "o", markersize=5, markerfacecolor="white", color=style(name)["color"])
+        axes[0].plot([], [], "o", markersize=5, markerfacecolor="white", color="black", label="read off the paper")
+    lines = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=min(len(lines), 8))
+    return figure
+
+
+def surfaces(panels):
+    """Mean final error of a case at each anchor point, a row for each title of `panels` (title → Simulation.final)."""
+    columns = max(table.loss.nunique() for table in panels.values())
+    figure, axes = _panels(len(panels), columns, 2.7, 2.7, sharex=True, sharey=True)
+    errors = np.concatenate([table.error / 343 for table in panels.values()])
+    norm = LogNorm(max(np.nanquantile(errors, 0.02), 1e-4), np.nanmax(errors))
+    for axis in axes.flat:
+        axis.set_visible(False)
+    for row, (title, table) in zip(axes, panels.items(), strict=True):
+        for axis, (name, part) in zip(row, table.groupby("loss", sort=False), strict=False):
+            axis.set_visible(True)
+            dots = axis.scatter(part.x, part.y, c=part.error / 343, norm=norm, s=min(60, max(2.5, 9000 / len(part))), linewidth=0, rasterized=True)
+            axis.set(title=f"{LOSSES[name].label}, {title}", aspect="equal", xlim=(6.8, 13.2), ylim=(6.8, 13.2))
+            axis.grid(False)
+    figure.colorbar(dots, ax=axes, label="mean final error of a case", shrink=0.8)
+    return figure
+
+
+def step_sizes(table):
+    """Final error and mean IoU against the step size. Takes rows loss, step_size, error (of a case), mean_iou."""
+    figure, (axes,) = _panels(1, 2, 4.4, 3.5)
+    for name, part in table.groupby("loss", sort=False):
+        for axis, measure in zip(axes, ("error", "mean_iou"), strict=True):
+            axis.plot(part.step_size, part[measure], marker="o", markersize=4, **style(name))
+    for axis in axes:
+        axis.axvline(0.1, color="0.6", linewidth=0.9, linestyle="--")
+        axis.set(xscale="log", xlabel="step size (dashed: the paper's)")
+    axes[0].set(ylabel="final coordinate error of a case", yscale="log")
+    axes[1].set(ylabel="final mean IoU")
+    _legend_below(figure, axes[0])
+    return figure
+
+
+def filmstrip(table, target, frames=(0, 0.025, 0.1, 0.25, 0.5, 1)):
+    """One box on its way: a row for each loss and kind of gradients, a picture for each of `frames` (shares of the steps).
+
+    Takes convergence.single_boxes for one start; `target` is (x, y, w, h).
+    """
+    rows = list(table.groupby(["gradients", "loss"], sort=False))
+    shown = sorted({round(frame * table.step.max()) for frame in frames})
+    reach = {axis: (table[axis] - table[size].abs() / 2, table[axis] + table[size].abs() / 2) for axis, size in (("x", "w"), ("y", "h"))}
+    limits = {axis: (min(low.min(), 9.5) - 0.25, max(high.max(), 10.5) + 0.25) for axis, (low, high) in reach.items()}
+    shape = (limits["y"][1] - limits["y"][0]) / (limits["x"][1] - limits["x"][0])
+    figure, axes = _panels(len(rows), len(shown), 1.75, 0.35 + 1.55 * min(shape, 1.3), sharex=True, sharey=True)
+    x, y, w, h = target
+    for line, ((gradients, name), part) in zip(axes, rows, strict=True):
+        for axis, row in zip(line, part[part.step.isin(shown)].itertuples(), strict=True):
+            _box(axis, (x - w / 2, y - h / 2, x + w / 2, y + h / 2), TRUE, linewidth=3.5)
+            _box(axis, (row.x - row.w / 2, row.y - row.h / 2, row.x + row.w / 2, row.y + row.h / 2), PREDICTED, linewidth=1.3)
+            axis.set_title(f"step {row.step}, IoU {row.iou:.2f}", fontsize=8)
+            axis.set(xlim=limits["x"], ylim=limits["y"][::-1])
+            _picture(axis)
+        line[0].set_ylabel(f"{LOSSES[name].label},\n{gradients}", fontsize=9)
+    return figure

@@ -1,0 +1,347 @@
+"""The box-regression simulation of the DIoU paper (Zheng et al., AAAI 2020, section 3), for any registered loss.
+
+Boxes start around 7 targets and are moved towards them by gradient steps on a loss, each on its own, with no network in between. The
+full experiment is 5,000 anchor points x 343 cases a point x 200 steps for each loss.
+"""
+
+import math
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from giou_repro import boxes, published
+from giou_repro.losses import LOSSES, select
+
+CENTRE = (10.0, 10.0)
+RADIUS = 3.0
+SHAPES = ((0.5, 2.0), (3**0.5 / 3, 3**0.5), (2**0.5 / 2, 2**0.5), (1.0, 1.0), (2**0.5, 2**0.5 / 2), (3**0.5, 3**0.5 / 3), (2.0, 0.5))
+AREAS = (0.5, 0.67, 0.75, 1.0, 1.33, 1.5, 2.0)
+CASES_PER_POINT = len(SHAPES) * len(AREAS) * len(SHAPES)
+POINTS_PER_BLOCK = 1000
+CURVE_COLUMNS = ("error_x", "error_y", "error_w", "error_h", "mean_iou", "iou_50", "iou_75", "iou_90")
+ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
+COMPILE_FROM = 2e8  # case-steps a loss: about the point where compiling has paid for itself on two cores
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What a run found, as tables.
+
+    curves: loss, step (0 = start), error (|x−x*| + |y−y*| + |w−w*| + |h−h*| summed over all cases), error_x, error_y, error_w, error_h,
+        mean_iou, iou_50, iou_75, iou_90 (shares of cases above that IoU)
+    final: loss, point (from 1), x, y (of the anchor point), error (summed over the point's 343 cases), mean_iou, after the last step
+    trajectories: loss, case (from 1), step, x, y, w, h, iou of the cases asked for
+    settings: everything that decides the result, and seconds for each loss
+    """
+
+    curves: pd.DataFrame
+    final: pd.DataFrame
+    trajectories: pd.DataFrame
+    settings: dict
+
+
+def simulate(
+    losses: Sequence[str] | str = ("iou", "giou", "diou", "ciou"),
+    n_points: int = 5000,
+    steps: int = 200,
+    gradients: str = "exact",
+    seed: int = 0,
+    *,
+    points=None,
+    dtype: str = "float32",
+    device: str = "auto",
+    trajectories: Sequence[int] = (),
+    encoding: str = "cxcywh",
+    step_size: float = 0.1,
+    schedule: str | Sequence[float] = "paper",
+    iou_factor: bool = True,
+    optimizer: str = "plain",
+    compile: bool | str = "auto",
+    progress: bool = True,
+) -> Simulation:
+    """Move boxes to their targets under each loss and return the tables of a Simulation.
+
+    losses: names in LOSSES or ``module:function``
+    n_points, seed: anchor points drawn uniformly in the disc; or `points`, an (n, 2) array of given ones
+    gradients: "exact" differentiates the loss; "published" takes the formulae of the DIoU paper's code, for iou, giou, diou and ciou
+    dtype: "float32" or "float64";  device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", …
+    trajectories: case numbers to follow, from 1; see case_number
+    encoding: what is regressed, "cxcywh" (the paper) or "xyxy"; coordinate losses compare it, overlap losses get it decoded
+    step_size: rate of the first step;  schedule: "paper" (divided by 10 after 80 % of the steps, by 100 after 90 %), "constant", or
+        one factor a step
+    iou_factor: multiply each gradient by (2 − IoU), as the paper does
+    optimizer: "plain" gradient steps, or "adam" (betas .9 and .999), as the WIoU and PIoU papers use
+    compile: True, False, or "auto": where the work is large enough to pay for it. Without a compiler it runs uncompiled, with a warning.
+
+    The same arguments on the same hardware give the same result. Raises ValueError, naming the argument, for a value it cannot use.
+    """
+    names = select(losses)
+    points = _draw_points(n_points, seed) if points is None else _given_points(points)
+    chosen = _checked_cases(trajectories, len(points))
+    _check(names, steps, gradients, encoding, optimizer, dtype, step_size)
+    device = _resolve_device(device)
+    clock = _clock(steps, step_size, schedule).to(device, getattr(torch, dtype))
+    update, slots = OPTIMIZERS[optimizer]
+    blocks = np.array_split(np.arange(len(points)), math.ceil(len(points) / POINTS_PER_BLOCK))
+
+    curves, final, paths, seconds = [], [], [], {}
+    with tqdm(total=len(names) * len(blocks) * (steps + 1), disable=None if progress else True, unit="step", leave=False) as bar:
+        for name in names:
+            started = time.perf_counter()
+            bar.set_description(name)
+            ascent, overlap = _published(name) if gradients == "published" else _exact(LOSSES[name], encoding)
+            step = _step(ascent, overlap, encoding, iou_factor, update)
+            if compile is True or (compile == "auto" and len(points) * CASES_PER_POINT * steps >= COMPILE_FROM):
+                step = _Compiled(step, name)
+            sums = torch.zeros(steps + 1, len(CURVE_COLUMNS), dtype=torch.float64, device=device)
+            for block in blocks:
+                start, target = _cases(points[block], encoding, dtype, device)
+                watched = chosen[np.isin((chosen - 1) // CASES_PER_POINT, block)]
+                memory = tuple(torch.zeros_like(start[0]) for _ in range(slots))
+                state, path = _descend(step, start, target, clock, memory, sums, watched - 1 - block[0] * CASES_PER_POINT, bar)
+                final.append(_final_table(name, points, block, sum(_errors(state, target, encoding)), overlap(state, target)))
+                goal = tuple(column[watched - 1 - block[0] * CASES_PER_POINT] for column in target)
+                paths.append(_path_table(name, watched, path, goal, overlap, encoding))
+            curves.append(_curve_table(name, sums, len(points) * CASES_PER_POINT))
+            seconds[name] = round(time.perf_counter() - started, 3)
+    settings = dict(losses=names, n_points=len(points), steps=steps, gradients=gradients, seed=seed, dtype=dtype, device=str(device))
+    settings |= dict(encoding=encoding, step_size=step_size, schedule=schedule, iou_factor=iou_factor, optimizer=optimizer, seconds=seconds)
+    result = Simulation(*(pd.concat(tables, ignore_index=True) for tables in (curves, final, paths)), settings)
+    _warn_of_lost_cases(result.final)
+    return result
+
+
+def case_number(point: int, target: int, area: int, shape: int) -> int:
+    """The number, from 1, of the case at anchor `point` with the given target (1 to 7), area (1 to 7) and anchor shape (1 to 7)."""
+    return (((point - 1) * 7 + target - 1) * 7 + area - 1) * 7 + shape
+
+
+def _draw_points(n_points, seed):
+    """(n, 2) anchor points uniform in the disc."""
+    if not isinstance(n_points, int) or n_points < 1:
+        raise ValueError(f"n_points must be a whole number of at least 1, got {n_points!r}")
+    u1, u2 = np.random.default_rng(seed).random((2, n_points))
+    radius, angle = RADIUS * np.sqrt(u1), 2 * np.pi * u2
+    return np.stack((CENTRE[0] + radius * np.cos(angle), CENTRE[1] + radius * np.sin(angle)), 1)
+
+
+def _given_points(points):
+    points = np.asarray(points, dtype=np.float64)
+    if points.ndim != 2 or points.shape[1] != 2 or len(points) == 0 or not np.isfinite(points).all():
+        raise ValueError(f"points must be a finite (n, 2) array of x and y with n of at least 1, got shape {points.shape}")
+    return points
+
+
+def _checked_cases(trajectories, n_points):
+    cases = np.asarray(trajectories, dtype=np.int64)
+    last = n_points * CASES_PER_POINT
+    if cases.ndim != 1 or ((cases < 1) | (cases > last)).any():
+        raise ValueError(f"trajectories must be a list of case numbers from 1 to {last}, got {trajectories!r}")
+    return np.unique(cases)
+
+
+def _check(names, steps, gradients, encoding, optimizer, dtype, step_size):
+    choices = dict(gradients=(gradients, ("exact", "published")), encoding=(encoding, ("cxcywh", "xyxy")))
+    choices |= dict(optimizer=(optimizer, tuple(OPTIMIZERS)), dtype=(dtype, ("float32", "float64")))
+    for argument, (value, allowed) in choices.items():
+        if value not in allowed:
+            raise ValueError(f"{argument} must be one of {', '.join(allowed)}, got {value!r}")
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
+    if not (step_size > 0 and math.isfinite(step_size)):
+        raise ValueError(f"step_size must be a positive number, got {step_size!r}")
+    if gradients == "published":
+        unknown = [name for name in names if name not in published.PUBLISHED]
+        if unknown:
+            raise ValueError(f'gradients="published" exist for {", ".join(published.PUBLISHED)} only, not for {", ".join(unknown)}; use "exact"')
+        if encoding != "cxcywh":
+            raise ValueError('gradients="published" are in centre and size; use encoding="cxcywh"')
+
+
+def _resolve_device(device):
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]}); use 'auto' or 'cpu'") from None
+
+
+def _clock(steps, step_size, schedule):
+    """(steps + 1, 3): rate and Adam's two bias corrections for each step; a last row of rate 0 only measures."""
+    k = np.arange(1, steps + 1)
+    if isinstance(schedule, str):
+        if schedule not in ("paper", "constant"):
+            raise ValueError(f"schedule must be 'paper', 'constant' or a list of {steps} factors, got {schedule!r}")
+        divisor = np.where(k * 10 <= steps * 8, 1, np.where(k * 10 <= steps * 9, 10, 100)) if schedule == "paper" else 1
+        rates = step_size / divisor * np.ones(steps)
+    else:
+        rates = step_size * np.asarray(schedule, dtype=np.float64)
+        if rates.shape != (steps,):
+            raise ValueError(f"schedule must have one factor for each of the {steps} steps, got {rates.shape}")
+    corrections = [1 - beta**k for beta in ADAM_BETAS]
+    return torch.from_numpy(np.stack((np.append(rates, 0), *(np.append(c, 1) for c in corrections)), 1))
+
+
+def _cases(points, encoding, dtype, device):
+    """Start boxes and targets of the cases at `points` (n, 2), each as four columns (343 n,) in `encoding`.
+
+    Order: point, target, area, anchor shape. The arithmetic is NumPy's, whose square root is correctly rounded: some cases amplify the
+    last bit of their start into a visible difference.
+    """
+    shapes = np.array(SHAPES)
+    target_w, target_h = shapes[:, 0, None, None], shapes[:, 1, None, None]
+    scale = np.sqrt(np.array(AREAS)[None, :, None] * target_w * target_h)
+    grid = (len(points), len(SHAPES), len(AREAS), len(SHAPES))
+    start = (points[:, 0, None, None, None], points[:, 1, None, None, None], shapes[:, 0] * scale, shapes[:, 1] * scale)
+    target = (*map(np.array, CENTRE), target_w, target_h)
+    for columns in (start, target):
+        flat = (torch.from_numpy(np.broadcast_to(column, grid).flatten()) for column in columns)
+        yield tuple(column.to(device, getattr(torch, dtype)) for column in boxes.convert(tuple(flat), "cxcywh", encoding))
+
+
+def _published(name):
+    """The published code's direction and IoU (0 for flipped boxes too), for columns in centre and size."""
+    return published.PUBLISHED[name], published.iou
+
+
+def _exact(loss, encoding):
+    """The direction −∂loss/∂state by automatic differentiation, and IoU, for columns in `encoding`."""
+    decode = encoding if loss.space == "coordinates" else "xyxy"
+    function = loss.function if _takes_columns(loss) else _on_stacked(loss.function)
+
+    def ascent(state, target):
+        goal = boxes.convert(target, encoding, decode)
+        gradient = torch.func.grad(lambda moving: function(boxes.convert(moving, encoding, decode), goal).sum())(state)
+        return tuple(-g for g in gradient)
+
+    def overlap(state, target):
+        return boxes.iou(boxes.convert(state, encoding, "xyxy"), boxes.convert(target, encoding, "xyxy"))
+
+    return ascent, overlap
+
+
+def _takes_columns(loss):
+    """Whether the loss gives the same on four columns as on (..., 4) boxes, as any written with ``boxes.columns`` does: the fast path."""
+    pred, target = torch.tensor([[0.0, 0, 2, 1], [1, 0, 3, 3], [0, 0, 1, 1]]), torch.tensor([[0.5, 0, 2, 2], [1, 0, 3, 3], [4, 4, 5, 7]])
+    expected = loss(pred, target)
+    try:
+        value = loss.function(pred.unbind(-1), target.unbind(-1))
+    except Exception:  # a user's function may fail in any way on columns
+        return False
+    return isinstance(value, torch.Tensor) and value.shape == expected.shape and torch.allclose(value, expected, equal_nan=True)
+
+
+def _on_stacked(function):
+    """A function of (..., 4) boxes as one of columns. Stacked on the first dimension, the columns stay contiguous."""
+    return lambda pred, target: function(torch.stack(pred).movedim(0, -1), torch.stack(target).movedim(0, -1))
+
+
+def _plain(direction, factor, memory, clock):
+    rate = clock[0] * factor
+    return tuple(rate * d for d in direction), memory
+
+
+def _adam(direction, factor, memory, clock):
+    rate, first_correction, second_correction = clock.unbind()
+    (b1, b2), gradient = ADAM_BETAS, [factor * d for d in direction]
+    first = tuple(b1 * m + (1 - b1) * g for m, g in zip(memory[:4], gradient, strict=True))
+    second = tuple(b2 * v + (1 - b2) * g * g for v, g in zip(memory[4:], gradient, strict=True))
+    means, scales = (m / first_correction for m in first), ((v / second_correction).sqrt() + ADAM_EPS for v in second)
+    return tuple(rate * m / scale for m, scale in zip(means, scales, strict=True)), first + second
+
+
+OPTIMIZERS = {"plain": (_plain, 0), "adam": (_adam, 8)}  # the update, and how many columns it remembers
+
+
+def _step(ascent, overlap, encoding, iou_factor, update):
+    """One step as a pure function of columns: (state, memory, target, clock) -> (next state, next memory, sums of the present measures)."""
+
+    def step(state, memory, target, clock):
+        iou = overlap(state, target)
+        move, memory = update(ascent(state, target), 2 - iou if iou_factor else 1, memory, clock)
+        errors = _errors(state, target, encoding)
+        shares = ((iou > bar).to(iou.dtype) for bar in (0.5, 0.75, 0.9))
+        sums = torch.stack([measure.sum() for measure in (*errors, iou, *shares)])
+        return tuple(s + m for s, m in zip(state, move, strict=True)), memory, sums
+
+    return step
+
+
+def _errors(state, target, encoding):
+    """|x − x*|, |y − y*|, |w − w*|, |h − h*| of each case."""
+    state, target = boxes.convert(state, encoding, "cxcywh"), boxes.convert(target, encoding, "cxcywh")
+    return [(s - t).abs() for s, t in zip(state, target, strict=True)]
+
+
+class _Compiled:
+    """A step that is compiled at its first call; where that fails it runs as it is, after one warning."""
+
+    def __init__(self, step, name):
+        self.step, self.name = step, name
+        self.run = torch.compile(step, fullgraph=True, dynamic=False)
+        self.works = False
+
+    def __call__(self, *arguments):
+        if self.works:
+            return self.run(*arguments)
+        try:
+            result = self.run(*arguments)
+        except Exception as error:  # no compiler, no headers, a loss that cannot be traced: each means "run it as it is"
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            warnings.warn(f"loss {self.name!r} runs uncompiled, many times slower: {reason}", stacklevel=2)
+            self.run = self.step
+            result = self.step(*arguments)
+        self.works = True
+        return result
+
+
+def _descend(step, start, target, clock, memory, sums, watched, bar):
+    """Run every step on one block; add its measures to `sums`; return the last state and the watched cases' path, (steps + 1, 4, n)."""
+    state, path = start, []
+    for k, tick in enumerate(clock):
+        path.append(torch.stack([column[watched] for column in state]))
+        moved, memory, measured = step(state, memory, target, tick)
+        sums[k] += measured
+        if k < len(clock) - 1:  # the last row of the clock only measures
+            state = moved
+        bar.update()
+    return state, torch.stack(path)
+
+
+def _curve_table(name, sums, n_cases):
+    sums = sums.cpu().numpy()
+    table = pd.DataFrame(sums, columns=CURVE_COLUMNS)
+    table[["mean_iou", "iou_50", "iou_75", "iou_90"]] /= n_cases
+    table.insert(0, "error", sums[:, :4].sum(1))
+    table.insert(0, "step", np.arange(len(sums)))
+    table.insert(0, "loss", name)
+    return table
+
+
+def _final_table(name, points, block, error, iou):
+    """One row an anchor point of the block, from the error and the IoU of each of its cases."""
+    error, iou = (values.double().cpu().numpy().reshape(len(block), CASES_PER_POINT) for values in (error, iou))
+    x, y = points[block].T
+    return pd.DataFrame(dict(loss=name, point=block + 1, x=x, y=y, error=error.sum(1), mean_iou=iou.mean(1)))
+
+
+def _path_table(name, cases, path, goal, overlap, encoding):
+    """One row a watched case and step, from the path (steps + 1, 4, n) of the cases and their targets, four columns (n,)."""
+    state = path.unbind(1)
+    columns = (*boxes.convert(state, encoding, "cxcywh"), overlap(state, goal))
+    values = {key: column.double().cpu().numpy().T.reshape(-1) for key, column in zip(("x", "y", "w", "h", "iou"), columns, strict=True)}
+    steps = np.tile(np.arange(len(path)), len(cases))
+    return pd.DataFrame(dict(loss=name, case=np.repeat(cases, len(path)), step=steps) | values)
+
+
+def _warn_of_lost_cases(final):
+    lost = final.loc[~np.isfinite(final.error), "loss"].value_counts()
+    for name, count in lost.items():
+        warnings.warn(f"loss {name!r} left {count} of the anchor points with a case that is not finite", stacklevel=3)
