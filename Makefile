@@ -1,0 +1,43 @@
+# The front door: make help
+
+PYTHON ?= python3
+SCALE ?= laptop
+LOSSES ?=
+NOTEBOOKS := 01_metric 02_loss_landscape 03_simulation
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help reproduce smoke test lab check doctor lock
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1\t/' | expand -t 12
+
+reproduce: .venv/installed  ## every figure, table and page, at SCALE=laptop (default), smoke or paper; LOSSES=giou,my_module:mine
+	$(BIN)/giou-repro run $(NOTEBOOKS) --scale $(SCALE) $(if $(LOSSES),--losses $(LOSSES))
+
+smoke: .venv/installed  ## the same work small, in about a minute
+	$(BIN)/giou-repro run $(NOTEBOOKS) --scale smoke $(if $(LOSSES),--losses $(LOSSES))
+
+test: .venv/installed  ## the tests
+	$(BIN)/python -m pytest -q
+
+lab: .venv/installed  ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab notebooks
+
+check: .venv/installed  ## style of code and notebooks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/nbstripout --verify notebooks/*.ipynb
+
+doctor: .venv/installed  ## what is wrong with the environment, and the remedy
+	$(BIN)/giou-repro doctor
+
+lock:  ## pin the newest versions that fit pyproject.toml (needs uv)
+	uv pip compile --universal --python-version 3.11 --all-extras --no-annotate --no-header --upgrade pyproject.toml -o requirements.lock
+
+.venv/installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 …"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
