@@ -120,7 +120,7 @@ def _import_loss(reference):
         if entry.function is function or (name == attribute and entry.function.__module__ == module_name):
             return name
     if not callable(function):
-        raise ValueError(f"loss {reference!r}: {module.__file__} has no function {attribute!r}")
+        raise ValueError(f"loss {reference!r}: module {module_name!r} has no function {attribute!r}")
     loss(attribute)(function)
     return attribute
 

@@ -1,0 +1,82 @@
+"""Geometry, with numbers a reader can check in the head, then an independent oracle."""
+
+import pytest
+import torch
+import torchvision.ops
+from torch import tensor
+
+from giou_repro import boxes
+
+UNIT = tensor([0.0, 0, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("other", "iou", "giou"),
+    [
+        ([0, 0, 1, 1], 1, 1),  # identical
+        ([1, 0, 2, 1], 0, 0),  # side by side: nothing in common, nothing between
+        ([1, 1, 2, 2], 0, -0.5),  # diagonal neighbours: half of the enclosing square is empty
+        ([0.5, 0, 1.5, 1], 1 / 3, 1 / 3),  # half a box further
+        ([0, 0, 2, 2], 1 / 4, 1 / 4),  # contained: GIoU is IoU
+        ([0.5, 0.5, 1.5, 1.5], 1 / 7, 1 / 7 - 0.5 / 2.25),  # a quarter in common
+        ([3, 0, 4, 1], 0, -0.5),  # two apart: half of the enclosing box is empty
+        ([1, 1, 0, 0], 1, 1),  # corners the other way round are the same box
+    ],
+)
+def test_overlap_of_the_unit_square_with(other, iou, giou):
+    other = tensor(other).float()
+    assert boxes.iou(UNIT, other).item() == pytest.approx(iou)
+    assert boxes.giou(UNIT, other).item() == pytest.approx(giou)
+    assert boxes.giou(other, UNIT).item() == pytest.approx(giou)
+
+
+def test_boxes_without_area():
+    point, segment = tensor([1.0, 1, 1, 1]), tensor([0.0, 0, 0, 2])
+    assert boxes.iou(point, point) == 1  # the same point
+    assert boxes.iou(point, tensor([2.0, 2, 2, 2])) == 0  # another point
+    assert boxes.giou(point, tensor([2.0, 2, 2, 2])) == -1  # all of the enclosing box is empty
+    assert boxes.iou(segment, segment) == 1
+    assert boxes.iou(segment, tensor([0.0, 1, 0, 3])).item() == pytest.approx(1 / 3)  # segments on one line: half of each in common
+    assert boxes.iou(segment, tensor([-1.0, 1, 1, 1])) == 0  # crossing segments share no area
+
+
+def test_pairs_come_from_broadcasting(random_boxes):
+    a, b = random_boxes(5, seed=1), random_boxes(7, seed=2)
+    assert boxes.iou(a[:, None], b[None]).shape == (5, 7)
+    assert torch.equal(boxes.giou(a[:, None], b[None]).diagonal(), boxes.giou(a[:5], b[:5]))
+
+
+def test_agrees_with_torchvision(random_boxes):
+    a, b = random_boxes(300, seed=1), random_boxes(300, seed=2)
+    torch.testing.assert_close(boxes.iou(a[:, None], b[None]), torchvision.ops.box_iou(a, b), atol=1e-14, rtol=0)
+    torch.testing.assert_close(boxes.giou(a[:, None], b[None]), torchvision.ops.generalized_box_iou(a, b), atol=1e-14, rtol=0)
+    torch.testing.assert_close(boxes.area(a), torchvision.ops.box_area(a))
+
+
+def test_size_does_not_matter():
+    a, b = tensor([0.0, 0, 1, 1]), tensor([0.5, 0.5, 1.5, 1.5])
+    for scale in (1e-30, 1e15):  # areas would underflow to 0 and reach 1e30
+        assert boxes.giou(a * scale, b * scale).item() == pytest.approx(1 / 7 - 0.5 / 2.25, abs=1e-6)
+
+
+@pytest.mark.parametrize("source", boxes.FORMATS)
+@pytest.mark.parametrize("target", boxes.FORMATS)
+def test_formats_convert_there_and_back(source, target):
+    known = {"xyxy": [1.0, 2, 5, 8], "xywh": [1.0, 2, 4, 6], "cxcywh": [3.0, 5, 4, 6]}
+    assert torch.equal(boxes.convert(tensor(known[source]), source, target), tensor(known[target]))
+
+
+def test_unknown_format_is_named():
+    with pytest.raises(ValueError, match=r"xyhw.*xyxy, xywh, cxcywh"):
+        boxes.convert(UNIT, "xyxy", "xyhw")
+
+
+def test_wrong_shape_is_named():
+    with pytest.raises(ValueError, match=r"last dimension of 4, got shape \(3, 5\)"):
+        boxes.iou(torch.zeros(3, 5), UNIT)
+
+
+def test_enclosing_box():
+    assert torch.equal(boxes.enclosing(UNIT, tensor([3.0, -1, 4, 0.5])), tensor([0.0, -1, 4, 1]))
+    width, height = boxes.enclosing_size(UNIT, tensor([3.0, -1, 4, 0.5]))
+    assert (width, height) == (4, 2)

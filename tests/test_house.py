@@ -1,0 +1,99 @@
+"""The order of the house: imports one way, one environment in every file, and a doctor who tells."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from giou_repro import doctor
+
+ROOT = Path(__file__).parents[1]
+ORDER = [
+    *("boxes", "store", "losses", "published", "simulation", "metric", "landscape", "convergence"),
+    *("findings", "plotting", "doctor", "runner", "__main__"),
+]
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("giou_repro/[a-z_]*.py")), ids=lambda path: path.stem)
+def test_imports_run_one_way(path):
+    if path.stem == "__init__":
+        return
+    imported = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "giou_repro":
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("giou_repro."):
+            imported.add(node.module.split(".")[1])
+    known = {ORDER.index(name) for name in imported if name in ORDER}
+    assert imported <= {*ORDER, "boxes"}
+    assert all(index < ORDER.index(path.stem) for index in known), f"{path.stem} imports {imported}"
+
+
+def test_the_command_line_answers_without_torch():
+    code = "import sys; from giou_repro.__main__ import main\ntry: main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert answer.splitlines()[-1] == "False"
+
+
+def test_lock_and_conda_give_one_environment():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = {Requirement(line).name for line in [*project["dependencies"], *extras["detection"], *extras["dev"]]}
+    locked = {}
+    for line in (ROOT / "requirements.lock").read_text().splitlines():
+        requirement = Requirement(line)
+        assert str(requirement.specifier).startswith("=="), line
+        locked.setdefault(requirement.name, []).append(requirement)
+    assert wanted <= set(locked)
+    for line in project["dependencies"]:
+        requirement = Requirement(line)
+        assert all(requirement.specifier.contains(str(pin.specifier)[2:]) for pin in locked[requirement.name])
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert {"pip": ["-r requirements.lock", "-e .[all]"]} in conda["dependencies"]
+    assert f"python={project['requires-python'].removeprefix('>=')}" <= next(d for d in conda["dependencies"] if str(d).startswith("python="))
+
+
+def test_the_environment_is_sound():
+    assert doctor.kernel_problem() is None
+    assert doctor.pair_problem() is None
+
+
+def test_doctor_tells_of_a_kernel_of_another_interpreter(tmp_path, monkeypatch):
+    folder = tmp_path / "kernels" / "python3"
+    folder.mkdir(parents=True)
+    (folder / "kernel.json").write_text(
+        '{"argv": ["/opt/other/bin/python3", "-m", "ipykernel_launcher"], "display_name": "Other", "language": "python"}'
+    )
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    assert "/opt/other/bin/python3, not this interpreter" in doctor.kernel_problem()
+    assert "-m ipykernel install" in doctor.kernel_problem()
+
+
+def test_doctor_tells_of_an_unmatched_pair(monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", lambda name: {"torch": "2.11.0", "torchvision": "0.29.2"}[name])
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: ["numpy", "torch==2.15.0"])
+    assert "torchvision 0.29.2 is built for torch 2.15.0, not for 2.11.0" in doctor.pair_problem()
+
+
+def test_doctor_tells_of_a_missing_compiler(monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", "")
+    assert "no C++ compiler" in doctor.compiler_problem()
+
+
+def test_doctor_tells_of_missing_headers(monkeypatch, tmp_path):
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    assert "Python's headers" in doctor.compiler_problem()
+
+
+def test_doctor_tells_of_other_versions(tmp_path):
+    lock = tmp_path / "requirements.lock"
+    lock.write_text('numpy==1.0\nnot-there==1\nwindows-only==1 ; sys_platform == "win32"\n')
+    problem = doctor.lock_problem(lock)
+    assert problem.startswith("2 packages differ")
+    assert "not-there missing" in problem

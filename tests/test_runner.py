@@ -1,0 +1,196 @@
+"""The strict runner and the command line, on small notebooks and on the project's own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import papermill
+import pytest
+
+from giou_repro import runner, store
+from giou_repro.__main__ import main
+
+PARAMETERS = 'seed = 0  # the seed\nsize = None  # type: float a size\nlosses = ["l1"]  # type: list[str] losses\nrun_dir = None  # type: str folder'
+START = "from giou_repro import store\nrun = store.start('small', run_dir, dict(seed=seed, size=size, losses=losses))"
+
+
+def notebook(path, *cells):
+    """Write a small notebook: the parameters, the start, then `cells`."""
+    sources = [PARAMETERS, START, *cells]
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    book.cells[0].metadata.tags = ["parameters"]
+    book.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(book, path)
+    return str(path)
+
+
+@pytest.fixture
+def small(tmp_path):
+    return notebook(tmp_path / "small.ipynb", "run.log(size=size)\nrun.finish()")
+
+
+def test_a_run_is_complete_with_its_page(small, tmp_path):
+    run = runner.run_notebook(small, dict(size=2.5), tmp_path / "results", progress=False)
+    record = run.record
+    assert record["status"] == "complete"
+    assert record["given"] == {"size": 2.5}
+    assert record["parameters"] == {"seed": 0, "size": 2.5, "losses": ["l1"]}
+    assert {"notebook.ipynb", "notebook.html", "metrics.jsonl"} <= set(record["outputs"])
+    assert json.loads((run.folder / "metrics.jsonl").read_text()) == {"size": 2.5}
+
+
+def test_declared_parameters(small):
+    declared = runner.declared_parameters(small)
+    assert declared["seed"].type is int
+    assert declared["size"].type == float | None
+    assert declared["losses"].default == ["l1"]
+    assert declared["size"].help == "a size"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (dict(sede=1), "unknown parameter 'sede'; did you mean 'seed'"),
+        (dict(seed="1"), "'seed' must be int, got '1'"),
+        (dict(seed=1.5), "'seed' must be int, got 1.5"),
+        (dict(seed=None), "'seed' must be int, got None"),
+        (dict(seed=True), "'seed' must be int, got True"),
+        (dict(size="big"), r"'size' must be float \| None, got 'big'"),
+        (dict(losses="giou"), r"'losses' must be list\[str\], got 'giou'"),
+        (dict(losses=[1]), r"'losses' must be list\[str\]"),
+    ],
+)
+def test_wrong_parameters_are_refused(small, given, message):
+    with pytest.raises(runner.ParameterError, match=message):
+        runner.check_parameters(runner.declared_parameters(small), given)
+
+
+def test_right_parameters_are_taken(small):
+    given = dict(seed=3, size=2, losses=["a", "b"])
+    assert runner.check_parameters(runner.declared_parameters(small), given) == given
+
+
+def test_refused_before_anything_is_written(small, tmp_path, capsys):
+    status = main(["run", small, "-p", "sedd", "1", "--results", str(tmp_path / "results")])
+    assert status == 2
+    assert "did you mean 'seed'" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_failing_notebook_leaves_its_copy(tmp_path, capsys):
+    failing = notebook(tmp_path / "failing.ipynb", "run.log(step=1)", "1 / 0", "run.finish()")
+    assert main(["run", failing, "--results", str(tmp_path / "results")]) == 1
+    (folder,) = (tmp_path / "results" / "failing").iterdir()
+    record = store.Run(folder).record
+    assert record["status"] == "failed"
+    assert "ZeroDivisionError" in record["error"]
+    assert "metrics.jsonl" in record["outputs"]
+    book = nbformat.read(folder / "notebook.ipynb", as_version=4)
+    assert any("ZeroDivisionError" in str(cell.get("outputs")) for cell in book.cells)
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_a_notebook_that_never_finishes_its_run_is_not_complete(tmp_path):
+    forgetful = notebook(tmp_path / "forgetful.ipynb", "1")
+    with pytest.raises(runner.RunFailed, match=r"without run\.finish"):
+        runner.run_notebook(forgetful, {}, tmp_path / "results", progress=False)
+    (folder,) = (tmp_path / "results" / "forgetful").iterdir()
+    assert store.Run(folder).record["status"] == "failed"
+
+
+def _start_sleeper(tmp_path):
+    sleeper = notebook(tmp_path / "sleeper.ipynb", "import os, time\nrun.log(pid=os.getpid())\ntime.sleep(120)", "run.finish()")
+    command = [sys.executable, "-m", "giou_repro", "run", sleeper, "--results", str(tmp_path / "results")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(600):
+        logs = list((tmp_path / "results").glob("sleeper/*/metrics.jsonl"))
+        if logs and logs[0].read_text():
+            return process, store.Run(logs[0].parent), json.loads(logs[0].read_text())["pid"]
+        time.sleep(0.1)
+    raise AssertionError("the notebook did not start")
+
+
+def _ends(pid):
+    for _ in range(200):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_killed_run_never_says_complete_and_leaves_no_kernel(tmp_path):
+    process, run, kernel = _start_sleeper(tmp_path)
+    process.kill()
+    process.wait()
+    assert run.record["status"] == "running"
+    nbformat.read(run.folder / "notebook.ipynb", as_version=4)
+    assert _ends(kernel)
+
+
+def test_ended_run_says_failed(tmp_path):
+    process, run, kernel = _start_sleeper(tmp_path)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    assert run.record["status"] == "failed"
+    assert _ends(kernel)
+
+
+def test_unknown_notebook_is_named(capsys):
+    assert main(["run", "03_simulatoin"]) == 2
+    assert "did you mean '03_simulation'" in capsys.readouterr().err
+
+
+def test_parameters_are_listed(capsys):
+    assert main(["run", "03_simulation", "--parameters"]) == 0
+    assert "anchor points, 343 cases each" in capsys.readouterr().out
+
+
+def test_losses_are_listed(capsys):
+    assert main(["losses"]) == 0
+    assert "giou        boxes" in capsys.readouterr().out
+
+
+NOTEBOOKS = ["01_metric", "02_loss_landscape", "03_simulation"]
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebooks_run_with_a_users_loss(name, user_module, tmp_path):
+    user_module(
+        "scratch", "from giou_repro import boxes, loss\n\n@loss('mine', label='Mine')\ndef mine(p, t):\n    return 1 - boxes.iou(p, t) ** 2\n"
+    )
+    assert main(["run", name, "--scale", "smoke", "--losses", "iou,giou,scratch:mine", "--results", str(tmp_path)]) == 0
+    (folder,) = (tmp_path / name).iterdir()
+    record = store.Run(folder).record
+    assert record["status"] == "complete"
+    assert record["parameters"]["losses"] == ["iou", "giou", "mine"]
+    table = {"01_metric": "losses", "02_loss_landscape": "steepness", "03_simulation": "standings"}[name]
+    assert "mine" in (folder / f"{table}.csv").read_text()
+    book = nbformat.read(folder / "notebook.ipynb", as_version=4)
+    streams = [output.text for cell in book.cells for output in cell.get("outputs", []) if output.output_type == "stream"]
+    assert not any("Warning" in text for text in streams), streams
+
+
+def test_plain_papermill_from_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = store.project_folder() / "notebooks" / "02_loss_landscape.ipynb"
+    papermill.execute_notebook(path, tmp_path / "out.ipynb", dict(scale="smoke", grid=5, run_dir=str(tmp_path / "run")), progress_bar=False)
+    record = store.Run(tmp_path / "run").record
+    assert record["status"] == "complete"
+    assert record["parameters"]["grid"] == 5
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_sources_are_clean(name):
+    book = nbformat.read(store.project_folder() / "notebooks" / f"{name}.ipynb", as_version=4)
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in book.cells)
+    tags = [tag for cell in book.cells for tag in cell.metadata.get("tags", [])]
+    assert tags == ["parameters"]
+    declared = runner.declared_parameters(store.project_folder() / "notebooks" / f"{name}.ipynb")
+    assert {"scale", "seed", "run_dir"} <= set(declared)
+    assert all(parameter.help for parameter in declared.values())

@@ -1,0 +1,204 @@
+"""The simulation: its cases by hand, the published mode against an Octave run of the published code, the exact mode against plain autograd."""
+
+import math
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from giou_repro import boxes, convergence, simulation
+from giou_repro.losses import LOSSES, loss
+from giou_repro.published import PUBLISHED
+from giou_repro.simulation import case_number, simulate
+
+OCTAVE = np.loadtxt(Path(__file__).with_name("published_octave.csv"), delimiter=",")
+BESIDE = np.array([[12.5, 10.0]])  # an anchor point level with the targets
+SQUARES = case_number(1, target=4, area=4, shape=4)  # a unit square on its way to a unit square
+
+
+def quiet(*arguments, **options):
+    return simulate(*arguments, progress=False, **options)
+
+
+def octave_points():
+    index = np.arange(1, 17)
+    radius, angle = 3 * np.sqrt((index - 0.5) / 16), index * math.pi * (3 - math.sqrt(5))
+    return np.stack((10 + radius * np.cos(angle), 10 + radius * np.sin(angle)), 1)
+
+
+@pytest.fixture(scope="module")
+def published():
+    cases = OCTAVE[(OCTAVE[:, 0] == 1) & (OCTAVE[:, 1] == 1), 2].astype(int)
+    return quiet(list(PUBLISHED), gradients="published", points=octave_points(), dtype="float64", trajectories=cases)
+
+
+@pytest.mark.parametrize(("number", "name"), list(enumerate(PUBLISHED, 1)))
+def test_published_gradients_agree_with_octave(published, number, name):
+    theirs = OCTAVE[(OCTAVE[:, 0] == 0) & (OCTAVE[:, 1] == number)]
+    curve = published.curves[published.curves.loss == name].set_index("step").loc[theirs[:, 2].astype(int)]
+    np.testing.assert_allclose(curve[["error", "error_x", "error_y", "error_w", "error_h"]], theirs[:, 3:8], rtol=1e-9)
+    theirs = OCTAVE[(OCTAVE[:, 0] == 1) & (OCTAVE[:, 1] == number)]
+    paths = published.trajectories[published.trajectories.loss == name].set_index(["step", "case"])
+    np.testing.assert_allclose(paths.loc[0, ["x", "y", "w", "h"]], theirs[:, 3:7], rtol=1e-11)
+    np.testing.assert_allclose(paths.loc[200, ["x", "y", "w", "h"]], theirs[:, 9:13], atol=1e-9, rtol=0)
+
+
+def test_cases_are_those_of_the_paper():
+    start, target = simulation._cases(BESIDE, "cxcywh", "float64", "cpu")
+    assert len(start[0]) == 343
+    square = SQUARES - 1
+    assert [column[square].item() for column in start] == [12.5, 10, 1, 1]
+    assert [column[square].item() for column in target] == [10, 10, 1, 1]
+    first, last = (case_number(1, *where) - 1 for where in ((1, 1, 1), (7, 7, 7)))
+    assert (first, last) == (0, 342)
+    assert start[2][0].item() == pytest.approx(0.5 * math.sqrt(0.5))  # shape 1/2 x 2, half the area
+    np.testing.assert_allclose((start[2] * start[3])[:49].reshape(7, 7), np.repeat([[0.5], [0.67], [0.75], [1], [1.33], [1.5], [2]], 7, 1))
+
+
+def test_points_fill_the_disc_and_follow_the_seed():
+    points = simulation._draw_points(20_000, seed=0)
+    radius = np.linalg.norm(points - 10, axis=1)
+    assert radius.max() <= 3
+    assert (radius < 1.5).mean() == pytest.approx(1 / 4, abs=0.01)  # a quarter of the area
+    assert not np.array_equal(points, simulation._draw_points(20_000, seed=1))
+
+
+def test_one_exact_step_by_hand():
+    # ℓ2 in centre and size from (12.5, 10, 1, 1) to (10, 10, 1, 1): gradient 2 · 2.5 in x; 2 − IoU = 2; step 0.1
+    path = quiet(["l2"], points=BESIDE, steps=1, schedule="constant", trajectories=[SQUARES]).trajectories
+    assert path.x.tolist() == pytest.approx([12.5, 11.5])
+    assert path.w.tolist() == [1, 1]
+    halved = quiet(["l2"], points=BESIDE, steps=1, schedule="constant", trajectories=[SQUARES], iou_factor=False).trajectories
+    assert halved.x.tolist() == pytest.approx([12.5, 12.0])
+
+
+@pytest.mark.parametrize("encoding", ["cxcywh", "xyxy"])
+@pytest.mark.parametrize("name", ["giou", "l1", "ciou"])
+def test_exact_gradients_agree_with_a_plain_loop(name, encoding):
+    run = quiet([name], points=BESIDE, steps=15, dtype="float64", trajectories=[7, SQUARES], encoding=encoding)
+    start, target = simulation._cases(BESIDE, encoding, "float64", "cpu")
+    for case, path in run.trajectories.groupby("case"):
+        state, goal = (torch.stack([column[case - 1] for column in columns]) for columns in (start, target))
+        for k in range(15):
+            state.requires_grad_()
+            decoded, decoded_goal = (boxes.convert(box, encoding, "xyxy") for box in (state, goal))
+            arguments = (state, goal) if LOSSES[name].space == "coordinates" else (decoded, decoded_goal)
+            (gradient,) = torch.autograd.grad(LOSSES[name](*arguments), state)
+            rate = 0.1 if k < 12 else 0.01 if k < 13 else 0.001  # 80 % and 90 % of 15 steps are 12 and 13.5
+            state = (state - rate * (2 - boxes.iou(decoded, decoded_goal)) * gradient).detach()
+        np.testing.assert_allclose(path[["x", "y", "w", "h"]].iloc[-1], boxes.convert(state, encoding, "cxcywh"), rtol=1e-12)
+
+
+def test_adam_agrees_with_torch():
+    run = quiet(["giou"], points=BESIDE, steps=10, dtype="float64", trajectories=[SQUARES], optimizer="adam", schedule="constant", iou_factor=False)
+    state, goal = torch.tensor([12.5, 10, 1, 1]).double().requires_grad_(), torch.tensor([9.5, 9.5, 10.5, 10.5]).double()
+    adam = torch.optim.Adam([state], lr=0.1)
+    for _ in range(10):
+        adam.zero_grad()
+        LOSSES["giou"](boxes.convert(state, "cxcywh", "xyxy"), goal).backward()
+        adam.step()
+    np.testing.assert_allclose(run.trajectories[["x", "y", "w", "h"]].iloc[-1], state.detach(), rtol=1e-12)
+
+
+def test_tables():
+    run = quiet(["iou", "l1"], n_points=3, steps=4, trajectories=[5])
+    assert list(run.curves.columns) == ["loss", "step", "error", *simulation.CURVE_COLUMNS]
+    assert list(run.final.columns) == ["loss", "point", "x", "y", "error", "mean_iou"]
+    assert (len(run.curves), len(run.final), len(run.trajectories)) == (2 * 5, 2 * 3, 2 * 5)
+    curve = run.curves[run.curves.loss == "iou"]
+    np.testing.assert_allclose(curve.error, curve[["error_x", "error_y", "error_w", "error_h"]].sum(axis=1))
+    assert run.final.error[run.final.loss == "iou"].sum() == pytest.approx(curve.error.iloc[-1], rel=1e-5)
+    assert run.final.mean_iou[run.final.loss == "iou"].mean() == pytest.approx(curve.mean_iou.iloc[-1], rel=1e-5)
+
+
+def test_same_seed_same_result():
+    first, second = (quiet(["giou"], n_points=4, steps=5, seed=3) for _ in range(2))
+    assert first.curves.equals(second.curves)
+    assert first.final.equals(second.final)
+
+
+def test_blocks_do_not_change_the_result(monkeypatch):
+    whole = quiet(["giou"], n_points=5, steps=5, dtype="float64", trajectories=[1, 1500])
+    monkeypatch.setattr(simulation, "POINTS_PER_BLOCK", 2)
+    parts = quiet(["giou"], n_points=5, steps=5, dtype="float64", trajectories=[1, 1500])
+    assert whole.final.equals(parts.final)
+    assert whole.trajectories.equals(parts.trajectories)
+    np.testing.assert_allclose(whole.curves.iloc[:, 2:], parts.curves.iloc[:, 2:], rtol=1e-12)
+
+
+def on_boxes(pred, target):
+    """A user's loss that never heard of columns."""
+    return (pred - target).abs().sum(dim=-1) + 1 - boxes.iou(pred, target)
+
+
+def with_an_if(pred, target):
+    """A user's loss with a data-dependent branch, which no compiler can follow."""
+    value = 1 - boxes.giou(pred, target)
+    return value * 2 if value.mean() > 0.5 else value
+
+
+def test_a_users_loss_runs_in_the_engine(user_module):
+    loss("mine")(on_boxes)
+    assert not simulation._takes_columns(LOSSES["mine"])
+    assert simulation._takes_columns(LOSSES["giou"])
+    run = quiet(["mine"], points=BESIDE)
+    assert run.curves.mean_iou.iloc[-1] > 0.95
+
+
+def test_compiled_and_plain_steps_agree(user_module):
+    loss("mine")(on_boxes)
+    options = dict(points=BESIDE, steps=20, dtype="float64")
+    plain, compiled = (quiet(["giou", "mine"], **options, compile=choice) for choice in (False, True))
+    np.testing.assert_allclose(plain.final[["error", "mean_iou"]], compiled.final[["error", "mean_iou"]], rtol=1e-9)
+
+
+def test_what_cannot_be_compiled_runs_plainly_after_one_warning(user_module):
+    loss("branchy")(with_an_if)
+    with pytest.warns(UserWarning, match="'branchy' runs uncompiled") as caught:
+        compiled = quiet(["branchy"], n_points=2, steps=5, compile=True)
+    assert len([warning for warning in caught if "uncompiled" in str(warning.message)]) == 1
+    assert compiled.final.equals(quiet(["branchy"], n_points=2, steps=5, compile=False).final)
+
+
+def test_lost_cases_are_told(user_module):
+    loss("lossy")(lambda pred, target: (pred - target).sum(-1) * math.inf)
+    with pytest.warns(UserWarning, match="'lossy' left 2 of the anchor points"):
+        quiet(["lossy"], n_points=2, steps=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(losses=["gio"]), "did you mean 'giou'"),
+        (dict(losses=["l1"], gradients="published"), "exist for iou, giou, diou, ciou only, not for l1"),
+        (dict(gradients="right"), "gradients must be one of exact, published"),
+        (dict(gradients="published", encoding="xyxy"), "centre and size"),
+        (dict(n_points=0), "n_points must be"),
+        (dict(points=[[1, 2, 3]]), r"points must be a finite \(n, 2\) array"),
+        (dict(steps=0), "steps must be"),
+        (dict(dtype="float16"), "dtype must be one of"),
+        (dict(device="tpu"), "device 'tpu' cannot be used"),
+        (dict(step_size=0), "step_size must be"),
+        (dict(schedule="cosine"), "schedule must be"),
+        (dict(schedule=[1.0, 0.5]), "one factor for each of the 200 steps"),
+        (dict(n_points=1, trajectories=[344]), "case numbers from 1 to 343"),
+        (dict(optimizer="sgd"), "optimizer must be one of plain, adam"),
+    ],
+)
+def test_wrong_arguments_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        quiet(**({"losses": ["giou"]} | options))
+
+
+def test_published_giou_stalls_where_the_exact_one_arrives():
+    runs = {gradients: quiet(["giou"], n_points=20, gradients=gradients) for gradients in ("published", "exact")}
+    error = {gradients: convergence.standings(run).error.item() for gradients, run in runs.items()}
+    assert error["exact"] < 0.1 * error["published"]
+
+
+def test_no_warning_on_a_plain_run():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quiet(["ciou"], n_points=1, steps=2)
