@@ -1,4 +1,4 @@
-"""The command line: giou-repro run | losses | doctor. Thin; `giou-repro COMMAND --help` says what each takes."""
+"""The command line: giou-repro run | losses | publish | doctor. Thin; `giou-repro COMMAND --help` says what each takes."""
 
 import argparse
 import json
@@ -31,6 +31,10 @@ def _parser():
 
     losses = commands.add_parser("losses", help="list the registered losses")
     losses.set_defaults(command=_losses)
+
+    publish = commands.add_parser("publish", help="copy complete runs of committed code to results/published/ and renew the README's table")
+    publish.add_argument("runs", nargs="+", metavar="RUN_FOLDER")
+    publish.set_defaults(command=_publish)
 
     doctor = commands.add_parser("doctor", help="say what is wrong with the environment, and the remedy")
     doctor.set_defaults(command=_doctor)
@@ -90,6 +94,18 @@ def _losses(options):
 
     for entry in LOSSES.values():
         print(f"{entry.name:<12}{entry.space:<13}{entry.function.__doc__ or entry.label}".rstrip().splitlines()[0])
+    return 0
+
+
+def _publish(options):
+    from giou_repro.publish import publish
+
+    try:
+        for run in options.runs:
+            print(publish(run))
+    except (OSError, ValueError) as error:
+        print(f"giou-repro: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -1,5 +1,6 @@
 """What notebook 03 reads off simulations. Every function returns a pandas table; errors are those of one case, in the boxes' unit."""
 
+import numpy as np
 import pandas as pd
 
 from giou_repro import published
@@ -37,16 +38,17 @@ def against_paper(result):
     return paper.merge(ours, on=["loss", "step"]).assign(difference=lambda t: t.ours - t.paper)
 
 
-def alignment(final, width=0.5):
-    """Final error of starts level with the targets or straight above or below them (within `width`, along one axis), and of the others.
+def alignment(final, beyond=2.0):
+    """Final error of starts beside, above or below the targets, and of starts diagonally from them: loss, aligned, diagonal.
 
-    Takes Simulation.final; columns: loss, aligned, elsewhere. The inner disc, where both hold, is left out.
+    Takes Simulation.final. Only anchor points further than `beyond` from the targets' centre count, where boxes start apart; aligned ones
+    lie within 22.5° of an axis, diagonal ones within 22.5° of a diagonal. Missing where there is no such point.
     """
-    level, upright = ((final[axis] - centre).abs() < width for axis, centre in zip(("y", "x"), CENTRE, strict=True))
-    table = final[~(level & upright)].assign(error=final.error / CASES_PER_POINT, place="elsewhere")
-    table.loc[level ^ upright, "place"] = "aligned"
+    x, y = ((final[axis] - centre).abs() for axis, centre in zip(("x", "y"), CENTRE, strict=True))
+    near_axis = np.minimum(x, y) < np.tan(np.pi / 8) * np.maximum(x, y)
+    table = final.assign(error=final.error / CASES_PER_POINT, place=np.where(near_axis, "aligned", "diagonal"))[np.hypot(x, y) > beyond]
     means = table.pivot_table(index="loss", columns="place", values="error", sort=False)
-    return means.reindex(final.loss.unique(), columns=["aligned", "elsewhere"]).reset_index()
+    return means.reindex(final.loss.unique(), columns=["aligned", "diagonal"]).rename_axis(index="loss", columns=None).reset_index()
 
 
 def step_sizes(losses, sizes, n_points, **options):

@@ -4,8 +4,10 @@ Boxes start around 7 targets and are moved towards them by gradient steps on a l
 full experiment is 5,000 anchor points x 343 cases a point x 200 steps for each loss.
 """
 
+import logging
 import math
 import time
+import types
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -284,13 +286,16 @@ class _Compiled:
     """A step that is compiled at its first call; where that fails it runs as it is, after one warning."""
 
     def __init__(self, step, name):
+        # torch keeps what it compiled by code object, 8 versions of each at most: every step gets one of its own
+        own = types.FunctionType(step.__code__.replace(co_name=name), step.__globals__, name, step.__defaults__, step.__closure__)
         self.step, self.name = step, name
-        self.run = torch.compile(step, fullgraph=True, dynamic=False)
+        self.run = torch.compile(own, fullgraph=True, dynamic=False)
         self.works = False
 
     def __call__(self, *arguments):
         if self.works:
             return self.run(*arguments)
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # says at length that there is no GPU
         try:
             result = self.run(*arguments)
         except Exception as error:  # no compiler, no headers, a loss that cannot be traced: each means "run it as it is"

@@ -99,12 +99,12 @@ def test_against_paper_is_close_from_the_first_step(result):
 
 
 def test_alignment_splits_the_disc():
-    final = pd.DataFrame(dict(loss="iou", x=[12, 12, 10, 10.0], y=[10, 12, 12, 10.0], error=[343.0, 686, 343, 34300]))
-    table = convergence.alignment(final)
+    final = pd.DataFrame(dict(loss="iou", x=[12.5, 12, 10, 10.0], y=[10, 12, 12.5, 10.0], error=[343.0, 686, 343, 34300]))
+    table = convergence.alignment(final)  # beside, diagonal, above, and on the target, which does not count
     assert table.aligned.tolist() == [1]
-    assert table.elsewhere.tolist() == [2]
-    assert findings.alignment(table.assign(run="exact")).endswith("none.")
-    assert "IoU with exact gradients" in findings.alignment(table.assign(run="exact", aligned=4))
+    assert table.diagonal.tolist() == [2]
+    assert "for: none" in findings.alignment(table.assign(run="exact"))
+    assert "IoU with exact gradients (4.000 against 2.000)" in findings.alignment(table.assign(run="exact", aligned=4.0))
 
 
 def test_single_boxes_start_where_they_say():

@@ -175,10 +175,9 @@ def test_names_of_the_package_are_kept():
 
 
 def test_a_loss_from_a_module(user_module):
-    user_module(
-        "scratch_losses",
-        "from giou_repro import loss\n\n@loss('mine')\ndef mine(p, t):\n    return (p - t).abs().sum(-1)\n\ndef bare(p, t):\n    return (p - t).square().sum(-1)\n",
-    )
+    decorated = "from giou_repro import loss\n\n@loss('mine')\ndef mine(p, t):\n    return (p - t).abs().sum(-1)\n"
+    bare = "\ndef bare(p, t):\n    return (p - t).square().sum(-1)\n"
+    user_module("scratch_losses", decorated + bare)
     assert select("giou,scratch_losses:mine,scratch_losses:bare,giou") == ["giou", "mine", "bare"]
     assert LOSSES["bare"](*QUARTER).item() == 1
 

@@ -1,0 +1,90 @@
+"""results/published/: the committed copy of finished runs, and the README's table made from it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+
+from giou_repro import published, store
+from giou_repro.losses import LOSSES
+
+LARGEST = 400_000  # bytes of a table; larger ones stay in the run folder
+BEGIN, END = "<!-- made by giou-repro publish: begin -->\n", "<!-- end -->\n"
+
+
+def publish(run_folder, project=None):
+    """Copy a complete run of committed code to results/published/<notebook>/ and rewrite the README's table. Returns the new folder.
+
+    Taken: run.json, the figures as PNG, the tables up to 400 kB. Raises ValueError for a run that is not complete or whose code was not
+    committed; the copy that was there before is replaced in one move.
+    """
+    project = Path(project or store.project_folder())
+    record = json.loads((Path(run_folder) / "run.json").read_text())
+    if record["status"] != "complete":
+        raise ValueError(f"{run_folder} is {record['status']}; only complete runs are published")
+    if record["dirty"] is not False:
+        raise ValueError(f"{run_folder} ran code that is not committed; commit, run again, and publish that")
+    place = project / "results" / "published" / record["notebook"]
+    fresh, old = place.with_name(f".{place.name}.new"), place.with_name(f".{place.name}.old")
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    (fresh / "figures").mkdir(parents=True)
+    for source in [Path(run_folder) / name for name in ("run.json", *record["outputs"])]:
+        if source.suffix == ".png" or source.name == "run.json" or (source.suffix == ".csv" and source.stat().st_size <= LARGEST):
+            shutil.copyfile(source, fresh / source.relative_to(run_folder))
+    if place.exists():
+        place.rename(old)
+    fresh.rename(place)
+    shutil.rmtree(old, ignore_errors=True)
+    readme = project / "README.md"
+    store.write_atomic(readme, with_table(readme.read_text(), project / "results" / "published"))
+    return place
+
+
+def with_table(readme, folder):
+    """The README's text with the part between its marks made new from the published runs in `folder`."""
+    before, rest = readme.split(BEGIN)
+    after = rest.split(END)[1]
+    return before + BEGIN + reproduced(folder) + END + after
+
+
+def reproduced(folder):
+    """The table "what was reproduced", in Markdown, from the published runs that are there."""
+    rows = []
+    if (folder / "01_metric" / "run.json").exists():
+        rows += _metric_rows(folder / "01_metric")
+    if (folder / "03_simulation" / "run.json").exists():
+        rows += _simulation_rows(folder / "03_simulation")
+    return "\n".join(["| what | paper | ours | shown in |", "|---|---|---|---|", *rows]) + "\n"
+
+
+def _metric_rows(folder):
+    figure, properties = pd.read_csv(folder / "figure_1.csv"), pd.read_csv(folder / "properties.csv")
+    same = sum((figure[key].round(2) == figure[f"printed_{key}"]).sum() for key in ("iou", "giou"))
+    printed, ours = (", ".join(f"{value:.2f}" for value in figure[key]) for key in ("printed_iou", "iou"))
+    return [
+        f"| Figure 1, IoU at equal distance | {printed} | {ours} ({same} of 12 IoU and GIoU equal to 2 digits) | 01 |",
+        f"| properties of GIoU, random boxes | proved | {properties.holds.sum()} of {len(properties)} checks hold | 01 |",
+    ]
+
+
+def _simulation_rows(folder):
+    against = pd.read_csv(folder / "against_paper.csv").set_index(["loss", "step"])
+    ends = pd.read_csv(folder / "standings.csv").set_index(["run", "loss"])
+    sweep = pd.read_csv(folder / "step_sizes.csv")
+    best = sweep.loc[sweep.groupby("loss").error.idxmin()].set_index("loss")
+    millions, last = published.CURVE_CASES / 1e6, against.index.get_level_values("step").max()
+    names = [name for name in published.PUBLISHED if ("published", name) in ends.index]
+
+    def listed(value):
+        return ", ".join(f"{LOSSES[name].label} {value(name)}" for name in names)
+
+    paper = listed(lambda name: f"{against.paper[name, last] * millions:.2f}")
+    printed, exact = (listed(lambda name, run=run: f"{ends.error[run, name] * millions:.3f}") for run in ("published", "exact"))
+    tuned = listed(lambda name: f"{best.error[name] * millions:.3f} (at {best.step_size[name]:g})")
+    return [
+        f"| simulation, error after {last} steps, millions, gradients as published | {paper} | {printed} | 03 |",
+        f"| the same with exact gradients | – | {exact} | 03 |",
+        f"| the same, each at its best step size | – | {tuned} | 03 |",
+    ]
