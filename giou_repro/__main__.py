@@ -29,7 +29,8 @@ def _parser():
     run.add_argument("--parameters", action="store_true", help="list the notebooks' parameters and stop")
     run.set_defaults(command=_run)
 
-    losses = commands.add_parser("losses", help="list the registered losses")
+    losses = commands.add_parser("losses", help="list the losses: formula, range, space, paper")
+    losses.add_argument("--markdown", action="store_true", help="as the table of LOSSES.md")
     losses.set_defaults(command=_losses)
 
     publish = commands.add_parser("publish", help="copy complete runs of committed code to results/published/ and renew the README's table")
@@ -90,10 +91,9 @@ def _print_outputs(run):
 
 
 def _losses(options):
-    from giou_repro.losses import LOSSES
+    from giou_repro.losses import table
 
-    for entry in LOSSES.values():
-        print(f"{entry.name:<12}{entry.space:<13}{entry.function.__doc__ or entry.label}".rstrip().splitlines()[0])
+    print(table(markdown=options.markdown), end="")
     return 0
 
 

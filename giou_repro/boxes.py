@@ -8,7 +8,12 @@ A box is a (..., 4) tensor in one of three formats, continuous coordinates in an
 
 Leading dimensions broadcast: ``iou(a, b)`` of (N, 4) and (N, 4) is (N,), and ``iou(a[:, None], b[None])`` of (N, 4) and (M, 4) is (N, M).
 A flipped box (x2 < x1) means the box between its corners: corners are sorted, as in the GIoU paper's algorithm 2.
+
+Two boxes are compared axis by axis, by how far their edges are apart in units of the interval around both. All areas follow from these
+shares without a difference of nearly equal numbers, for boxes of any size: see `Axis`.
 """
+
+from typing import NamedTuple
 
 import torch
 
@@ -31,8 +36,10 @@ def columns(box):
 
 
 def at_least_float32(box):
-    """`box` itself in float32 or float64; half precision and integers become float32, where areas neither overflow nor wrap."""
-    return box if box.dtype in (torch.float32, torch.float64) else box.float()
+    """`box` in float32 or float64: half precision becomes float32 and integers float64, where areas neither overflow nor wrap."""
+    if box.dtype in (torch.float32, torch.float64):
+        return box
+    return box.float() if box.is_floating_point() else box.double()
 
 
 def convert(box, source, target):
@@ -74,55 +81,136 @@ def enclosing(a, b):
     return torch.stack((left, top, right, bottom), -1)
 
 
-def enclosing_size(a, b):
-    """Width and height, each (...), of the smallest xyxy box around both of `a` and `b`."""
+def repair(box, policy="sort"):
+    """Make flipped xyxy boxes (x2 < x1 or y2 < y1) valid; return the boxes (..., 4) and how many were flipped.
+
+    policy "sort" exchanges the corners (the GIoU paper's algorithm 2, and what every loss here does by itself), "clamp" makes the box empty
+    at its first corner, "raise" raises ValueError with the count. Gradients flow through both repairs.
+    """
+    x1, y1, x2, y2 = columns(box)
+    flipped = int(((x2 < x1) | (y2 < y1)).sum())
+    if policy == "raise" and flipped:
+        raise ValueError(f"{flipped} of {x1.numel()} boxes are flipped (x2 < x1 or y2 < y1); sort their corners, or use policy 'sort' or 'clamp'")
+    if policy == "sort":
+        valid = (torch.minimum(x1, x2), torch.minimum(y1, y2), torch.maximum(x1, x2), torch.maximum(y1, y2))
+    elif policy == "clamp":
+        valid = (x1, y1, torch.maximum(x1, x2), torch.maximum(y1, y2))
+    elif policy == "raise":
+        valid = (x1, y1, x2, y2)
+    else:
+        raise ValueError(f"policy must be 'sort', 'clamp' or 'raise', got {policy!r}")
+    return torch.stack(valid, -1), flipped
+
+
+class Axis(NamedTuple):
+    """Two intervals along one axis.
+
+    low, high: how far the first one's lower and upper edge lie beyond the second's;  both: the sum of their lengths;
+    hull: the length of the interval around both, kept above zero.
+    """
+
+    low: torch.Tensor
+    high: torch.Tensor
+    both: torch.Tensor
+    hull: torch.Tensor
+
+    @property
+    def centre(self):
+        """How far the first one's centre lies beyond the second's."""
+        return (self.low + self.high) / 2
+
+    @property
+    def growth(self):
+        """The first one's length less the second's."""
+        return self.high - self.low
+
+    def is_point(self):
+        """Whether both are one and the same point."""
+        return (self.both == 0) & (self.low == 0)
+
+    def scaled(self, ratio):
+        """The same intervals, each scaled about its own centre."""
+        half = ratio * self.growth / 2
+        return _axis(self.centre - half, self.centre + half, ratio * self.both)
+
+    def shares(self):
+        """Of the interval around both: the shares of what they have in common, of what only one of them has (once as the sum and once as
+        the difference, first less second), and of the gap between them. Common, sum and gap add up to 1."""
+        low, high = self.low / self.hull, self.high / self.hull
+        apart = low.abs() + high.abs()  # 0: the same interval; 1: they touch; 2: two points
+        gap = torch.relu(apart - 1)
+        return 1 - apart + gap, apart - 2 * gap, high - low, gap
+
+
+def axes(a, b):
+    """The x and the y `Axis` of xyxy boxes (..., 4)."""
     ax1, ay1, ax2, ay2 = columns(a)
     bx1, by1, bx2, by2 = columns(b)
-    return _lengths(ax1, ax2, bx1, bx2)[3], _lengths(ay1, ay2, by1, by2)[3]
+    return compare(ax1, ax2, bx1, bx2), compare(ay1, ay2, by1, by2)
+
+
+def compare(a1, a2, b1, b2):
+    """The `Axis` of the interval from a1 to a2 and that from b1 to b2, each (...). Flipped ones are sorted, without a branch."""
+    a, b = a2 - a1, b2 - b1
+    a_flip, b_flip = torch.relu(-a), torch.relu(-b)
+    return _axis(a1 - b1 - a_flip + b_flip, a2 - b2 + a_flip - b_flip, a.abs() + b.abs())
+
+
+def _axis(low, high, both):
+    hull = (both + low.abs() + high.abs()) / 2
+    return Axis(low, high, both, hull.clamp(min=torch.finfo(hull.dtype).tiny))
+
+
+class Areas(NamedTuple):
+    """Areas (...) of two boxes in units of their enclosing box's: in both (A∩B), in one only, and in neither (C∖(A∪B)). They add up to 1."""
+
+    both: torch.Tensor
+    one: torch.Tensor
+    neither: torch.Tensor
+
+    @property
+    def union(self):
+        """|A∪B|, kept above zero so that it can divide."""
+        return (self.both + self.one).clamp(min=torch.finfo(self.both.dtype).tiny)
+
+    @property
+    def missed(self):
+        """1 − IoU = (|A∪B| − |A∩B|) / |A∪B|, and 1 where nothing is in both."""
+        return torch.where(self.both > 0, self.one / self.union, 1)
+
+
+def areas(x, y, common=None):
+    """The `Areas` of two boxes from their x and y `Axis`: sums of positive terms, none a difference of nearly equal numbers.
+
+    An axis along which both boxes are one and the same point does not count: two equal segments have IoU 1. `common`, the shares in
+    common along x and y, replaces those of the axes, which are right to 1e-7 (float32) of the hull only.
+    """
+    (x_common, x_one, x_difference, x_gap), (y_common, y_one, y_difference, y_gap) = x.shares(), y.shares()
+    if common is not None:
+        x_common, y_common = common
+    corners, crossed = x_one * y_one, x_difference * y_difference
+    one = x_common * y_one + y_common * x_one + (corners + crossed) / 2
+    neither = (corners - crossed) / 2 + x_gap + y_gap - x_gap * y_gap
+    return Areas(x_common * y_common, one, neither)
 
 
 def iou(a, b):
-    """Intersection over union (...) of xyxy boxes, in [0, 1]: |A∩B| / |A∪B|."""
-    intersection, union = overlap(a, b)
-    return intersection / union
+    """Intersection over union (...) of xyxy boxes, in [0, 1]: |A∩B| / |A∪B|, right to the last digits however little they overlap."""
+    ax1, ay1, ax2, ay2 = columns(a)
+    bx1, by1, bx2, by2 = columns(b)
+    x, y = compare(ax1, ax2, bx1, bx2), compare(ay1, ay2, by1, by2)
+    width, height = _common(ax1, ax2, bx1, bx2), _common(ay1, ay2, by1, by2)
+    common = torch.where(x.is_point(), 1, width / x.hull), torch.where(y.is_point(), 1, height / y.hull)
+    found = areas(x, y, common)
+    return found.both / found.union
 
 
 def giou(a, b):
-    """Generalized IoU (...) of xyxy boxes, in [-1, 1]: IoU − (C − U)/C, where C, the area of the enclosing box, is 1 here.
-
-    Rezatofighi et al., CVPR 2019, algorithm 2.
-    """
-    intersection, union = overlap(a, b)
-    return intersection / union - (1 - union)
+    """Generalized IoU (...) of xyxy boxes, in [-1, 1]: IoU − |C∖(A∪B)| / |C|. Rezatofighi et al., CVPR 2019, algorithm 2."""
+    return iou(a, b) - areas(*axes(a, b)).neither
 
 
-def overlap(a, b):
-    """Areas, each (...), of the intersection and the union of xyxy boxes, in units of the area of their enclosing box.
-
-    Lengths are divided by the enclosing box's, axis by axis, before they are multiplied, so that boxes of any size give numbers in
-    [0, 1]. An axis along which both boxes are one and the same point does not count: two equal segments have IoU 1. The union is
-    kept above zero so that it can divide.
-    """
-    ax1, ay1, ax2, ay2 = columns(a)
-    bx1, by1, bx2, by2 = columns(b)
-    wide, a_wide, b_wide = _shares(*_lengths(ax1, ax2, bx1, bx2))
-    high, a_high, b_high = _shares(*_lengths(ay1, ay2, by1, by2))
-    intersection = wide * high
-    union = a_wide * a_high + b_wide * b_high - intersection
-    return intersection, union.clamp(min=torch.finfo(union.dtype).tiny)
-
-
-def _lengths(a1, a2, b1, b2):
-    """Of two intervals: the length they have in common (negative: minus the gap), each one's, and that of the interval around both."""
-    a_low, a_high = torch.minimum(a1, a2), torch.maximum(a1, a2)
-    b_low, b_high = torch.minimum(b1, b2), torch.maximum(b1, b2)
-    common = torch.minimum(a_high, b_high) - torch.maximum(a_low, b_low)
-    a, b = a_high - a_low, b_high - b_low
-    return common, a, b, a + b - common
-
-
-def _shares(common, a, b, whole):
-    """The lengths in common, of the first and of the second as shares of the whole; all 1 where the whole is a point."""
-    point = (whole == 0).to(whole.dtype)
-    whole = whole + point
-    return (common.clamp(min=0) + point) / whole, (a + point) / whole, (b + point) / whole
+def _common(a1, a2, b1, b2):
+    """The length two intervals have in common, from their edges."""
+    low = torch.maximum(torch.minimum(a1, a2), torch.minimum(b1, b2))
+    return torch.relu(torch.minimum(torch.maximum(a1, a2), torch.maximum(b1, b2)) - low)

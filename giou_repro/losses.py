@@ -30,42 +30,64 @@ class Loss:
     """A registered loss; call it as ``LOSSES["giou"](pred, target)``.
 
     ``space`` is "boxes" for a loss about overlap, which needs decoded xyxy boxes, and "coordinates" for one that takes differences of
-    whatever encoding the caller regresses.
+    whatever encoding the caller regresses. ``formula``, ``range`` and ``paper`` are what ``giou-repro losses`` prints.
     """
 
     name: str
     label: str
     function: Callable
     space: str
+    formula: str = ""
+    range: str = ""
+    paper: str = ""
 
-    def __call__(self, pred, target):
-        """The loss (...) of each predicted box (..., 4), in the prediction's dtype (float32 for integers).
+    def __call__(self, pred, target, *, invalid="sort", **options):
+        """The loss (...) of each predicted box (..., 4), in the prediction's dtype (the default one for integers).
 
-        Raises TypeError where an argument is not a tensor, ValueError where shapes are not (..., 4) or do not broadcast, or where a
-        user's function does not return one value a box.
+        Half precision is computed in float32, and a value or gradient beyond the half's range becomes its largest number. `invalid` says
+        what is done with flipped predictions, see `boxes.repair`; coordinate losses take them as they are. `options` are the loss's own
+        keywords, as ``image_size`` of mpdiou. Raises TypeError where an argument is not a tensor, ValueError where shapes are not (..., 4)
+        or do not broadcast, or where a user's function does not return one value a box.
         """
+        shape = self._checked_shape(pred, target)
+        box = boxes.at_least_float32(pred)
+        if box.dtype != pred.dtype and box.requires_grad:
+            box.register_hook(lambda gradient: _within(gradient, pred.dtype))
+        if invalid != "sort" and self.space == "boxes":
+            box, _ = boxes.repair(box, invalid)
+        value = self.function(box, boxes.at_least_float32(target), **options)
+        if not isinstance(value, torch.Tensor) or value.shape != shape:
+            got = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+            raise ValueError(f"{self.name}: expected one loss a box, a tensor of shape {tuple(shape)}, but the function returned {got}")
+        dtype = pred.dtype if pred.is_floating_point() else torch.get_default_dtype()
+        return value if value.dtype == dtype else (_within(value, dtype).detach() + (value - value.detach())).to(dtype)
+
+    def _checked_shape(self, pred, target):
         for name, box in (("pred", pred), ("target", target)):
             if not isinstance(box, torch.Tensor):
                 raise TypeError(f"{self.name}: {name} must be a torch tensor of boxes (..., 4), got {type(box).__name__}")
             if box.ndim == 0 or box.shape[-1] != 4:
                 raise ValueError(f"{self.name}: {name} must have shape (..., 4), got {tuple(box.shape)}")
         try:
-            shape = torch.broadcast_shapes(pred.shape, target.shape)[:-1]
+            return torch.broadcast_shapes(pred.shape, target.shape)[:-1]
         except RuntimeError:
             raise ValueError(f"{self.name}: pred {tuple(pred.shape)} and target {tuple(target.shape)} do not broadcast") from None
-        value = self.function(boxes.at_least_float32(pred), boxes.at_least_float32(target))
-        if value.shape != shape:
-            raise ValueError(f"{self.name}: expected one loss a box, shape {tuple(shape)}, but the function returned {tuple(value.shape)}")
-        return value.to(pred.dtype) if pred.is_floating_point() else value
+
+
+def _within(values, dtype):
+    """`values` held within the range of a narrower dtype."""
+    largest = torch.finfo(dtype).max if dtype.is_floating_point else math.inf
+    return values.clamp(-largest, largest)
 
 
 LOSSES: dict[str, Loss] = {}
 
 
-def loss(name, *, label=None, space="boxes"):
+def loss(name, *, label=None, space="boxes", formula="", range="", paper=""):
     """Register the decorated function in LOSSES under `name` and return it unchanged.
 
-    `label` is what figures show, by default the name. `space` is "boxes" (the function is about overlap) or "coordinates".
+    `label` is what figures show, by default the name. `space` is "boxes" (the function is about overlap) or "coordinates". `formula`,
+    `range` and `paper` are for the list of losses.
     Registering a name again replaces it, so that a notebook cell can be run twice; the names that come with the package are kept.
     Raises ValueError for a name of the package, a name that is not an identifier, or an unknown space.
     """
@@ -77,7 +99,7 @@ def loss(name, *, label=None, space="boxes"):
     def register(function):
         if name in LOSSES and LOSSES[name].function.__module__ == __name__ != function.__module__:
             raise ValueError(f"{name!r} is a loss of the package; give yours another name")
-        LOSSES[name] = Loss(name, label or name, function, space)
+        LOSSES[name] = Loss(name, label or name, function, space, formula, range, paper)
         return function
 
     return register
@@ -94,6 +116,15 @@ def select(losses):
     if not selected:
         raise ValueError(f"no loss given; the losses are {', '.join(LOSSES)}")
     return list(dict.fromkeys(selected))
+
+
+def table(markdown=False):
+    """The registered losses with formula, range, space and paper, as text or as a Markdown table."""
+    if markdown:
+        cells = [(f"`{e.name}`", e.formula, e.range, e.space, e.paper) for e in LOSSES.values()]
+        rows = ["| " + " | ".join(cell.replace("|", "\\|").replace("*", "\\*") for cell in row) + " |" for row in cells]
+        return "\n".join(["| loss | formula | range | space | paper |", "|---|---|---|---|---|", *rows]) + "\n"
+    return "".join(f"{e.name:<12}{e.space:<13}{e.range:<11}{e.formula}\n{'':<36}{e.paper}\n" for e in LOSSES.values())
 
 
 def _known(name):
@@ -125,71 +156,233 @@ def _import_loss(reference):
     return attribute
 
 
-@loss("l1", label="ℓ1", space="coordinates")
+@loss("l1", label="ℓ1", space="coordinates", formula="Σ |pᵢ − tᵢ|", range="[0, ∞)", paper="")
 def l1(pred, target):
-    """Sum of absolute differences, Σ|pᵢ − tᵢ|, in [0, ∞)."""
-    return sum((p - t).abs() for p, t in zip(columns(pred), columns(target), strict=True))
+    return sum((p - t).abs() for p, t in _coordinates(pred, target))
 
 
-@loss("l2", label="ℓ2", space="coordinates")
+@loss("l2", label="ℓ2", space="coordinates", formula="Σ (pᵢ − tᵢ)²", range="[0, ∞)", paper="the MSE of the GIoU paper's tables, up to a factor")
 def l2(pred, target):
-    """Sum of squared differences, Σ(pᵢ − tᵢ)², in [0, ∞): the MSE of the paper's tables, up to its factor."""
-    return sum((p - t).square() for p, t in zip(columns(pred), columns(target), strict=True))
+    return sum((p - t).square() for p, t in _coordinates(pred, target))
 
 
-@loss("smooth_l1", label="smooth ℓ1", space="coordinates")
+@loss(
+    "smooth_l1",
+    label="smooth ℓ1",
+    space="coordinates",
+    formula="Σ dᵢ²/2 where dᵢ = |pᵢ − tᵢ| < 1, else dᵢ − 1/2",
+    range="[0, ∞)",
+    paper="Girshick, Fast R-CNN, ICCV 2015, eq. 3",
+)
 def smooth_l1(pred, target):
-    """Σ dᵢ²/2 where |dᵢ| < 1, else |dᵢ| − 1/2, in [0, ∞). Girshick, Fast R-CNN, ICCV 2015, equation 3."""
-    distances = [(p - t).abs() for p, t in zip(columns(pred), columns(target), strict=True)]
+    distances = [(p - t).abs() for p, t in _coordinates(pred, target)]
     return sum(torch.where(d < 1, d.square() / 2, d - 0.5) for d in distances)
 
 
-@loss("iou", label="IoU")
+@loss(
+    "balanced_l1",
+    label="balanced ℓ1",
+    space="coordinates",
+    formula="Σ α/b (b dᵢ + 1) ln(b dᵢ + 1) − α dᵢ where dᵢ < 1, else γ dᵢ + γ/b − α; b = exp(γ/α) − 1",
+    range="[0, ∞)",
+    paper="Pang et al., Libra R-CNN, CVPR 2019, L_b; α = 0.5, γ = 1.5",
+)
+def balanced_l1(pred, target, *, alpha=0.5, gamma=1.5):
+    b = math.expm1(gamma / alpha)
+    near = [(p - t).abs().clamp(max=1) for p, t in _coordinates(pred, target)]
+    beyond = [torch.relu((p - t).abs() - 1) for p, t in _coordinates(pred, target)]
+    # at d = 1 the first branch has the value and the slope of the second: γ + γ/b − α and γ
+    return sum(alpha / b * (b * d + 1) * torch.log1p(b * d) - alpha * d + gamma * e for d, e in zip(near, beyond, strict=True))
+
+
+@loss("iou", label="IoU", formula="1 − IoU", range="[0, 1]", paper="Rezatofighi et al., GIoU, CVPR 2019, algorithm 2")
 def iou(pred, target):
-    """1 − IoU, in [0, 1]. Rezatofighi et al., CVPR 2019, algorithm 2."""
-    return 1 - boxes.iou(pred, target)
+    return boxes.areas(*boxes.axes(pred, target)).missed
 
 
-@loss("iou_log", label="−ln IoU")
+@loss(
+    "iou_log",
+    label="−ln IoU",
+    formula="−ln IoU, IoU held at 1e-7 or more",
+    range="[0, 16.12]",
+    paper="Yu et al., UnitBox, ACM MM 2016, algorithm 1",
+)
 def iou_log(pred, target):
-    """−ln IoU, in [0, −ln 1e-7 ≈ 16.1]: IoU is held at 1e-7 or more. Yu et al., UnitBox, ACM MM 2016, equation 2."""
-    return -boxes.iou(pred, target).clamp(min=1e-7).log()
+    missed = iou(pred, target).clamp(max=0.5)
+    return torch.where(missed < 0.5, -torch.log1p(-missed), -boxes.iou(pred, target).clamp(1e-7, 1).log())
 
 
-@loss("giou", label="GIoU")
+@loss("giou", label="GIoU", formula="1 − IoU + |C∖(A∪B)|/|C|", range="[0, 2]", paper="Rezatofighi et al., GIoU, CVPR 2019, algorithm 2")
 def giou(pred, target):
-    """1 − GIoU, in [0, 2]. Rezatofighi et al., CVPR 2019, algorithm 2."""
-    return 1 - boxes.giou(pred, target)
+    areas = boxes.areas(*boxes.axes(pred, target))
+    return areas.missed + areas.neither
 
 
-@loss("diou", label="DIoU")
+@loss("diou", label="DIoU", formula="1 − IoU + ρ²/c²", range="[0, 2]", paper="Zheng et al., DIoU, AAAI 2020, eq. 7")
 def diou(pred, target):
-    """1 − IoU + ρ²/c², in [0, 2]: centre distance over the enclosing box's diagonal. Zheng et al., AAAI 2020, equation 7."""
-    return 1 - boxes.iou(pred, target) + _centre_distance(pred, target)
+    x, y = boxes.axes(pred, target)
+    return boxes.areas(x, y).missed + _centre_distance(x, y)
 
 
-@loss("ciou", label="CIoU")
+@loss(
+    "ciou",
+    label="CIoU",
+    formula="1 − IoU + ρ²/c² + α v; v = 4/π² (atan w*/h* − atan w/h)², α = v / (1 − IoU + v + 1e-7), constant in the gradient",
+    range="[0, 3)",
+    paper="Zheng et al., DIoU, AAAI 2020, eqs. 8 to 11; the 1e-7 is the authors' code's",
+)
 def ciou(pred, target):
-    """DIoU + α·v, with v = 4/π² (atan(w*/h*) − atan(w/h))² and α = v / (1 − IoU + v + 1e-7) held constant in the gradient.
-
-    Zheng et al., AAAI 2020, equations 8 to 11; α's 1e-7 is that of the authors' code.
-    """
-    overlap = boxes.iou(pred, target)
+    x, y = boxes.axes(pred, target)
+    missed = boxes.areas(x, y).missed
     v = 4 / math.pi**2 * (_aspect_angle(target) - _aspect_angle(pred)).square()
-    alpha = (v / (1 - overlap + v + 1e-7)).detach()
-    return 1 - overlap + _centre_distance(pred, target) + alpha * v
+    alpha = (v / (missed + v + 1e-7)).detach()
+    return missed + _centre_distance(x, y) + alpha * v
 
 
-def _centre_distance(pred, target):
-    """Squared distance of the centres over the squared diagonal of the enclosing box, in [0, 1); 0 for one and the same point."""
-    px1, py1, px2, py2 = columns(pred)
-    tx1, ty1, tx2, ty2 = columns(target)
-    width, height = boxes.enclosing_size(pred, target)
+@loss(
+    "eiou",
+    label="EIoU",
+    formula="1 − IoU + ρ²/c² + (w − w*)²/w_c² + (h − h*)²/h_c²",
+    range="[0, 4)",
+    paper="Zhang et al., Focal and Efficient IOU Loss, 2021, L_EIOU",
+)
+def eiou(pred, target):
+    x, y = boxes.axes(pred, target)
+    return boxes.areas(x, y).missed + _centre_distance(x, y) + (x.growth / x.hull).square() + (y.growth / y.hull).square()
+
+
+@loss(
+    "focal_eiou",
+    label="focal EIoU",
+    formula="IoU^γ · EIoU, the weight IoU^γ constant in the gradient: 0 for disjoint boxes",
+    range="[0, 4)",
+    paper="Zhang et al., Focal and Efficient IOU Loss, 2021, L_Focal-EIOU; γ = 0.5",
+)
+def focal_eiou(pred, target, *, gamma=0.5):
+    return boxes.iou(pred, target).detach() ** gamma * eiou(pred, target)
+
+
+@loss(
+    "siou",
+    label="SIoU",
+    formula="1 − IoU + (Δ + Ω)/2; Λ = 2|Δx Δy|/ρ², Δ = Σ 1 − exp((Λ − 2) Δ²/c²), Ω = Σ (1 − exp(−|w − w*|/max(w, w*)))^θ",
+    range="[0, 3)",
+    paper="Gevorgyan, SIoU, 2022, L_box; Λ is 1 − 2 sin²(arcsin(Δy/ρ) − π/4) without its arcsin; θ = 4",
+)
+def siou(pred, target, *, theta=4):
+    x, y = boxes.axes(pred, target)
+    angle = _angle_cost(x, y)
+    distance = sum(-torch.expm1((angle - 2) * (axis.centre / axis.hull).square()) for axis in (x, y))
+    shape = sum((-torch.expm1(-_relative_growth(axis))) ** theta for axis in (x, y))
+    return boxes.areas(x, y).missed + (distance + shape) / 2
+
+
+@loss("alpha_iou", label="α-IoU", formula="1 − IoU^α", range="[0, 1]", paper="He et al., Alpha-IoU, NeurIPS 2021, L_α-IoU; α = 3")
+def alpha_iou(pred, target, *, alpha=3):
+    return _one_minus_power(boxes.areas(*boxes.axes(pred, target)).missed, alpha)
+
+
+@loss(
+    "alpha_giou",
+    label="α-GIoU",
+    formula="1 − IoU^α + (|C∖(A∪B)|/|C|)^α",
+    range="[0, 2]",
+    paper="He et al., Alpha-IoU, NeurIPS 2021, L_α-GIoU; α = 3",
+)
+def alpha_giou(pred, target, *, alpha=3):
+    areas = boxes.areas(*boxes.axes(pred, target))
+    return _one_minus_power(areas.missed, alpha) + _power(areas.neither, alpha)
+
+
+@loss(
+    "alpha_diou",
+    label="α-DIoU",
+    formula="1 − IoU^α + (ρ²/c²)^α",
+    range="[0, 2]",
+    paper="He et al., Alpha-IoU, NeurIPS 2021, L_α-DIoU; α = 3",
+)
+def alpha_diou(pred, target, *, alpha=3):
+    x, y = boxes.axes(pred, target)
+    return _one_minus_power(boxes.areas(x, y).missed, alpha) + _power(_centre_distance(x, y), alpha)
+
+
+@loss(
+    "wiou",
+    label="WIoU v1",
+    formula="exp(ρ²/c²) · (1 − IoU), c² constant in the gradient",
+    range="[0, e)",
+    paper="Tong et al., Wise-IoU, 2023, L_WIoUv1 (v2 and v3 need a running mean over training and are left out)",
+)
+def wiou(pred, target):
+    x, y = boxes.axes(pred, target)
+    x, y = x._replace(hull=x.hull.detach()), y._replace(hull=y.hull.detach())
+    return torch.exp(_centre_distance(x, y)) * iou(pred, target)
+
+
+@loss(
+    "mpdiou",
+    label="MPDIoU",
+    formula="1 − IoU + (d₁² + d₂²)/(w² + h²): distances of the two corners over the image's diagonal",
+    range="[0, 3)",
+    paper="Ma and Xu, MPDIoU, 2023, algorithm 2; without image_size the enclosing box stands for the image",
+)
+def mpdiou(pred, target, *, image_size=None):
+    """`image_size`: (width, height), numbers or tensors that broadcast against the boxes (...)."""
+    x, y = boxes.axes(pred, target)
+    width, height = (x.hull, y.hull) if image_size is None else (torch.as_tensor(side).to(x.hull).expand_as(x.hull) for side in image_size)
     unit = torch.maximum(width, height).detach()
-    unit = unit + (unit == 0).to(unit.dtype)
-    x, y = (px1 - tx1 + px2 - tx2) / 2 / unit, (py1 - ty1 + py2 - ty2) / 2 / unit
-    diagonal = (width / unit).square() + (height / unit).square()
-    return (x.square() + y.square()) / diagonal.clamp(min=torch.finfo(diagonal.dtype).tiny)
+    corners = sum((side / unit).square() for side in (x.low, y.low, x.high, y.high))
+    return boxes.areas(x, y).missed + corners / ((width / unit).square() + (height / unit).square())
+
+
+@loss(
+    "inner_iou",
+    label="inner IoU",
+    formula="1 − IoU of both boxes scaled by a ratio about their centres",
+    range="[0, 1]",
+    paper="Zhang et al., Inner-IoU, 2023, L_Inner-IoU; ratio = 0.75",
+)
+def inner_iou(pred, target, *, ratio=0.75):
+    return boxes.areas(*(axis.scaled(ratio) for axis in boxes.axes(pred, target))).missed
+
+
+@loss(
+    "inner_giou",
+    label="inner GIoU",
+    formula="1 − GIoU + IoU − inner IoU",
+    range="[0, 2]",
+    paper="Zhang et al., Inner-IoU, 2023, L_Inner-GIoU; ratio = 0.75",
+)
+def inner_giou(pred, target, *, ratio=0.75):
+    return inner_iou(pred, target, ratio=ratio) + boxes.areas(*boxes.axes(pred, target)).neither
+
+
+@loss(
+    "piou",
+    label="PIoU",
+    formula="1 − IoU + 1 − exp(−P²); P = mean distance of the four edges in units of the target's sides",
+    range="[0, 2]",
+    paper="Liu et al., Powerful-IoU, Neural Networks 2024, L_PIoU (v1)",
+)
+def piou(pred, target):
+    x, y = boxes.axes(pred, target)
+    p = sum(_in_units_of_the_target(axis) for axis in (x, y)) / 4
+    return boxes.areas(x, y).missed - torch.expm1(-p.square())
+
+
+def _coordinates(pred, target):
+    return zip(columns(pred), columns(target), strict=True)
+
+
+def _tiny(values):
+    return torch.finfo(values.dtype).tiny
+
+
+def _centre_distance(x, y):
+    """ρ²/c²: the squared distance of the centres over the squared diagonal of the enclosing box, in [0, 1)."""
+    unit = torch.maximum(x.hull, y.hull).detach()  # of the size of both, so that no square over- or underflows
+    diagonal = (x.hull / unit).square() + (y.hull / unit).square()
+    return ((x.centre / unit).square() + (y.centre / unit).square()) / diagonal
 
 
 def _aspect_angle(box):
@@ -199,3 +392,33 @@ def _aspect_angle(box):
     unit = torch.maximum(width, height).detach()
     point = (unit == 0).to(unit.dtype)
     return torch.atan2(width / (unit + point), height / (unit + point) + point)
+
+
+def _angle_cost(x, y):
+    """SIoU's Λ = 2 |Δx Δy| / (Δx² + Δy²), in [0, 1]: 1 on the diagonals; 0 for equal centres."""
+    width, height = x.centre.abs(), y.centre.abs()
+    unit = torch.maximum(width, height).detach().clamp(min=_tiny(width))
+    width, height = width / unit, height / unit
+    return 2 * width * height / (width.square() + height.square()).clamp(min=_tiny(width))
+
+
+def _relative_growth(axis):
+    """|w − w*| / max(w, w*), in [0, 1]; 0 where both are 0."""
+    growth = axis.growth.abs()
+    return growth / ((axis.both + growth) / 2).clamp(min=_tiny(growth))
+
+
+def _power(share, alpha):
+    """share^α of a number in [0, 1], with a finite slope at 0 for α below 1 too."""
+    return share.clamp(min=_tiny(share)) ** alpha if alpha < 1 else share**alpha
+
+
+def _one_minus_power(missed, alpha):
+    """1 − (1 − missed)^α without loss of digits near missed = 0."""
+    return -torch.expm1(alpha * torch.log1p(-missed.clamp(max=1 - torch.finfo(missed.dtype).eps)))
+
+
+def _in_units_of_the_target(axis):
+    """The distances of both edges over the target's length, held at 40: further away exp(−P²) is 0 to the last digit."""
+    length = ((axis.both - axis.growth) / 2).clamp(min=_tiny(axis.both))
+    return torch.minimum(axis.low.abs() + axis.high.abs(), 40 * length) / length

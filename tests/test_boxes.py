@@ -40,6 +40,11 @@ def test_boxes_without_area():
     assert boxes.iou(segment, tensor([-1.0, 1, 1, 1])) == 0  # crossing segments share no area
 
 
+def test_a_long_flat_and_a_long_upright_box():
+    flat, upright = tensor([-5e7, -0.5, 5e7, 0.5]), tensor([-0.5, -5e7, 0.5, 5e7])  # 1 in common, 2e8 − 1 in either
+    assert boxes.iou(flat, upright).item() == pytest.approx(5e-9, rel=1e-6)
+
+
 def test_pairs_come_from_broadcasting(random_boxes):
     a, b = random_boxes(5, seed=1), random_boxes(7, seed=2)
     assert boxes.iou(a[:, None], b[None]).shape == (5, 7)
@@ -78,5 +83,28 @@ def test_wrong_shape_is_named():
 
 def test_enclosing_box():
     assert torch.equal(boxes.enclosing(UNIT, tensor([3.0, -1, 4, 0.5])), tensor([0.0, -1, 4, 1]))
-    width, height = boxes.enclosing_size(UNIT, tensor([3.0, -1, 4, 0.5]))
-    assert (width, height) == (4, 2)
+
+
+def test_an_axis_by_hand():
+    axis = boxes.compare(*tensor([1.0, 4, 2, 8]))  # 1 to 4 and 2 to 8: 2 in common, 1 and 4 alone, 7 around both
+    assert (axis.low, axis.high, axis.both, axis.hull) == (-1, -4, 9, 7)
+    assert (axis.centre, axis.growth) == (-2.5, -3)
+    assert [round(7 * share.item(), 5) for share in axis.shares()] == [2, 5, -3, 0]
+    apart = boxes.compare(*tensor([4.0, 3, 5, 6]))  # flipped, and a gap of 1
+    assert [round(3 * share.item(), 5) for share in apart.shares()] == [0, 2, 0, 1]
+
+
+def test_areas_add_up(random_boxes):
+    areas = boxes.areas(*boxes.axes(random_boxes(200, seed=1), random_boxes(200, seed=2)))
+    torch.testing.assert_close(sum(areas), torch.ones(200, dtype=torch.float64))
+
+
+def test_repair_counts_the_flipped():
+    mixed = tensor([[0.0, 0, 1, 1], [3, 0, 1, 2]])
+    assert boxes.repair(mixed)[0].tolist() == [[0, 0, 1, 1], [1, 0, 3, 2]]
+    assert boxes.repair(mixed, "clamp")[0].tolist() == [[0, 0, 1, 1], [3, 0, 3, 2]]
+    assert boxes.repair(mixed)[1] == boxes.repair(mixed, "clamp")[1] == 1
+    with pytest.raises(ValueError, match="1 of 2 boxes are flipped"):
+        boxes.repair(mixed, "raise")
+    with pytest.raises(ValueError, match="policy must be"):
+        boxes.repair(mixed, "drop")

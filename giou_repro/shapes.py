@@ -1,0 +1,138 @@
+"""GIoU beyond boxes in the plane, as general as its definition: boxes in n dimensions, and convex polygons with their convex hull as C.
+
+Rezatofighi et al., CVPR 2019, algorithm 1: GIoU = IoU − |C∖(A∪B)| / |C| for convex A and B and the smallest convex C around both. Pure
+torch: batched, broadcasting, differentiable in both arguments.
+"""
+
+import math
+
+import torch
+
+from giou_repro.boxes import at_least_float32, compare
+
+
+def box_iou(a, b):
+    """IoU (...) of axis-aligned boxes in n dimensions, (..., 2n): n lower bounds, then n upper ones. For n = 2 this is `boxes.iou`.
+
+    Raises ValueError where the last dimensions are not one and the same even number.
+    """
+    both, union = _volumes(a, b)
+    return both / union
+
+
+def box_giou(a, b):
+    """Generalized IoU (...) of axis-aligned boxes in n dimensions, (..., 2n), in [-1, 1]; C is the smallest such box around both.
+
+    Raises ValueError where the last dimensions are not one and the same even number.
+    """
+    both, union = _volumes(a, b)
+    return both / union - (1 - union)
+
+
+def _volumes(a, b):
+    """Intersection and union in units of the enclosing box; axis by axis, so that no product over- or underflows."""
+    if a.shape[-1] != b.shape[-1] or a.shape[-1] % 2 or a.shape[-1] == 0:
+        raise ValueError(f"boxes in n dimensions need one last dimension of 2n, got shapes {tuple(a.shape)} and {tuple(b.shape)}")
+    (a_low, a_high), (b_low, b_high) = (at_least_float32(box).chunk(2, -1) for box in (a, b))
+    common, one, difference, _ = compare(a_low, a_high, b_low, b_high).shares()
+    both, first, second = (share.prod(-1) for share in (common, common + (one + difference) / 2, common + (one - difference) / 2))
+    return both, (first + second - both).clamp(min=torch.finfo(both.dtype).tiny)
+
+
+def rotated(box):
+    """The corners (..., 4, 2) of rotated boxes (..., 5): centre, width, height, and angle in radians, counter-clockwise where y points up."""
+    x, y, w, h, angle = at_least_float32(box).unbind(-1)
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    corners = [(x + s * w / 2 * cos - t * h / 2 * sin, y + s * w / 2 * sin + t * h / 2 * cos) for s, t in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
+    return torch.stack([torch.stack(corner, -1) for corner in corners], -2)
+
+
+def polygon_area(polygon):
+    """Area (...) of polygons (..., k, 2), vertices in order round the boundary, either way; a vertex may be repeated."""
+    return _signed_area(_vertices(polygon)).abs()
+
+
+def polygon_iou(a, b):
+    """IoU (...) of convex polygons (..., k, 2) and (..., m, 2), vertices in order round the boundary; 0 where both have no area."""
+    both, union, _ = _polygon_areas(a, b)
+    return both / union
+
+
+def polygon_giou(a, b):
+    """Generalized IoU (...) of convex polygons (..., k, 2) and (..., m, 2), in [-1, 1]; C is the convex hull of both."""
+    both, union, hull = _polygon_areas(a, b)
+    return both / union - torch.relu(hull - union) / hull
+
+
+def intersection_area(a, b):
+    """Area (...) of the intersection of convex polygons: `a` (..., k, 2) is cut along each edge of `b` (..., m, 2).
+
+    Sutherland and Hodgman, 1974, with the vertices of every batch entry kept in k + m places.
+    """
+    a, b = _vertices(a), _vertices(b)
+    b = torch.where((_signed_area(b) < 0)[..., None, None], b.flip(-2), b)
+    for start, end in zip(b.unbind(-2), b.roll(-1, -2).unbind(-2), strict=True):
+        a = _cut(a, start[..., None, :], (end - start)[..., None, :])
+    return _signed_area(a).abs()
+
+
+def hull_area(points):
+    """Area (...) of the convex hull of points (..., n, 2).
+
+    Over x, the hull's upper bound at each point is the highest of all chords between a point on its left and one on its right; between
+    points it is straight. No vertex is ever declared to be on the hull or not, so nearly collinear points do no harm. O(n³) memory.
+    """
+    points = _vertices(points)
+    order = points[..., 0].argsort(-1)
+    x, y = (points[..., k].gather(-1, order) for k in (0, 1))
+    n = x.shape[-1]
+    left, at, right = x[..., :, None, None], x[..., None, :, None], x[..., None, None, :]
+    span = right - left
+    t = torch.where(span > 0, (at - left) / torch.where(span > 0, span, 1), 0)
+    chord = y[..., :, None, None] * (1 - t) + y[..., None, None, :] * t  # (..., left, at, right)
+    index = torch.arange(n, device=x.device)
+    outside = (index[:, None, None] > index[:, None]) | (index[:, None] > index)
+    upper = chord.masked_fill(outside, -math.inf).amax((-3, -1))
+    lower = chord.masked_fill(outside, math.inf).amin((-3, -1))
+    height, width = upper - lower, x.diff(dim=-1)
+    return ((height[..., 1:] + height[..., :-1]) / 2 * width).sum(-1)
+
+
+def _polygon_areas(a, b):
+    a, b = _vertices(a), _vertices(b)
+    shape = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    a, b = a.expand(*shape, *a.shape[-2:]), b.expand(*shape, *b.shape[-2:])
+    origin = torch.cat((a, b), -2).mean(-2, keepdim=True).detach()  # near both, so that far-off ones lose no digits
+    a, b = a - origin, b - origin
+    both, first, second, hull = intersection_area(a, b), polygon_area(a), polygon_area(b), hull_area(torch.cat((a, b), -2))
+    tiny = torch.finfo(both.dtype).tiny
+    return both, (first + second - both).clamp(min=tiny), hull.clamp(min=tiny)
+
+
+def _vertices(polygon):
+    if polygon.ndim < 2 or polygon.shape[-1] != 2 or polygon.shape[-2] < 3:
+        raise ValueError(f"polygons need shape (..., k, 2) with k of at least 3, got {tuple(polygon.shape)}")
+    return at_least_float32(polygon)
+
+
+def _cross(a, b):
+    return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
+
+
+def _signed_area(polygon):
+    return _cross(polygon, polygon.roll(-1, -2)).sum(-1) / 2
+
+
+def _cut(polygon, start, direction):
+    """The part of a convex polygon (..., k, 2) to the left of a line, in k + 1 places; all places at the origin where nothing is left."""
+    side = _cross(direction, polygon - start)
+    inside, next_inside = side >= 0, side.roll(-1, -1) >= 0
+    crossing = inside != next_inside
+    share = side / torch.where(crossing, side - side.roll(-1, -1), 1)
+    crossings = polygon + torch.where(crossing, share, 0)[..., None] * (polygon.roll(-1, -2) - polygon)
+    places = torch.stack((polygon, crossings), -2).flatten(-3, -2)
+    taken = torch.stack((inside, crossing), -1).flatten(-2)
+    order = (~taken).to(torch.uint8).argsort(dim=-1, stable=True)[..., : polygon.shape[-2] + 1]
+    kept = places.gather(-2, order[..., None].expand(*order.shape, 2))
+    kept = torch.where(taken.gather(-1, order)[..., None], kept, kept[..., :1, :])
+    return torch.where(taken.any(-1)[..., None, None], kept, 0)
