@@ -11,8 +11,13 @@ def main(arguments=None):
     """Parse the command line and return the exit status: 0, 1 where a run failed, 2 where the command was wrong."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a run that is ended marks itself failed
-    return options.command(options)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # so that a run that is ended marks itself failed
+        signal.signal(number, lambda received, _: sys.exit(128 + received))
+    try:
+        return options.command(options)
+    except KeyboardInterrupt:
+        print("giou-repro: interrupted", file=sys.stderr)
+        return 130
 
 
 def _parser():
@@ -46,6 +51,7 @@ def _run(options):
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # or every kernel prints a debugger's warning
     from giou_repro import runner
 
+    where = ""
     try:
         paths = [runner.find_notebook(name) for name in options.notebooks]
         declared = [runner.declared_parameters(path) for path in paths]
@@ -53,9 +59,12 @@ def _run(options):
             for path, parameters in zip(paths, declared, strict=True):
                 print(f"{path.stem}\n" + "\n".join(f"  {p.name:<16}{p.default!r:<12} {p.help}" for p in parameters.values()))
             return 0
-        given = [runner.check_parameters(parameters, _given(options, parameters)) for parameters in declared]
+        given = []
+        for path, parameters in zip(paths, declared, strict=True):
+            where = f"{path.stem}: "
+            given.append(runner.check_parameters(parameters, _given(options, parameters)))
     except (FileNotFoundError, runner.ParameterError) as error:
-        print(f"giou-repro: {error}", file=sys.stderr)
+        print(f"giou-repro: {where}{error}", file=sys.stderr)
         return 2
     runs = []
     for path, parameters in zip(paths, given, strict=True):
@@ -73,7 +82,7 @@ def _given(options, declared):
     """The parameters of a command line: name → value. Text parameters stay text, the others are read as JSON."""
     words = [(name, getattr(options, name)) for name in ("scale", "seed") if getattr(options, name) is not None]
     given = {name: _value(text, name in declared and declared[name].type is str) for name, text in [*words, *options.parameter]}
-    return given | ({"losses": [name.strip() for name in options.losses.split(",")]} if options.losses else {})
+    return given | ({"losses": [name.strip() for name in options.losses.split(",")]} if options.losses is not None else {})
 
 
 def _value(text, is_text):

@@ -66,6 +66,15 @@ def shorthand(table):
     )
 
 
+def rotation(table):
+    best, most = table.loc[table.giou.idxmax()], table.loc[table.box_giou.idxmax()]
+    return (
+        f"**What we see.** As polygons, GIoU is highest ({best.giou:.2f}) at {best.angle:.0f}°; the upright boxes have theirs ({most.box_giou:.2f}) "
+        f"at {most.angle:.0f}°. IoU is 0 at {(table.iou < 1e-12).mean():.0%} of the angles, where GIoU still runs from "
+        f"{table.giou[table.iou < 1e-12].min():.2f} to {table.giou[table.iou < 1e-12].max():.2f}."
+    )
+
+
 def properties(table):
     broken = "; ".join(table.property[~table.holds])
     return f"**What we see.** {table.holds.sum()} of {len(table)} checks hold{f'; not: {broken}' if broken else ''}."
@@ -79,9 +88,10 @@ def compared(table):
 def flat_parts(table):
     plateau = [name for name, part in table.groupby("loss", sort=False) if part.disjoint.min() == 1]
     stuck = table.loss[(table.scenario == "contained") & (table.contained == 1)]
+    inside = " There GIoU equals IoU, and neither says where inside to go; a loss on centres does." if "giou" in set(stuck) else ""
     return (
         f"**What we see.** No slope anywhere on disjoint boxes: {_labels(plateau)} (claim G5). No slope as a small box moves inside the target: "
-        f"{_labels(stuck)}. There GIoU equals IoU, and neither says where inside to go; a loss on centres does."
+        f"{_labels(stuck)}.{inside}"
     )
 
 
@@ -126,9 +136,13 @@ def alignment(table):
 
 def step_sizes(table):
     orders = [f"at {size:g}: {ranking(part, 'error')}" for size, part in table.groupby("step_size")]
-    best = table.loc[table.groupby("loss", sort=False).error.idxmin()]
+    found = table.dropna(subset="error")
+    best = found.loc[found.groupby("loss", sort=False).error.idxmin()]
+    lost = sorted(set(table.loss) - set(found.loss))
+    diverged = f" Diverged at every rate: {_labels(lost)}." if lost else ""
     rates = ", ".join(f"{LOSSES[row.loss].label} at {row.step_size:g}" for row in best.itertuples())
-    return f"**What we see.** Final error, least first, {'; '.join(orders)}. Each at its own best rate ({rates}): {ranking(best, 'error')}."
+    words = f"Final error, least first, {'; '.join(orders)}. Each at its own best rate ({rates}): {ranking(best, 'error')}."
+    return f"**What we see.** {words}{diverged}"
 
 
 def encodings(early, final, step):

@@ -73,6 +73,8 @@ def steepness(losses, n, seed, bins=10):
     Columns: loss, iou_low, iou_high (the bin; the first row of each loss is the disjoint pairs, 0 to 0), pairs, q25, median, q75 of
     ‖∂loss/∂(x1, y1, x2, y2)‖, and correlation, Pearson's, of IoU and GIoU in the bin.
     """
+    if n < 1_000:
+        raise ValueError(f"n must be at least 1,000, so that every bin has pairs, got {n}")
     rng = np.random.default_rng(seed)
     target = torch.tensor(TARGET, dtype=torch.float64).expand(n, 4)
     error = rng.normal(size=(n, 4)) * np.exp(rng.uniform(np.log(0.01), np.log(1.5), (n, 1)))

@@ -55,12 +55,20 @@ class Loss:
             box.register_hook(lambda gradient: _within(gradient, pred.dtype))
         if invalid != "sort" and self.space == "boxes":
             box, _ = boxes.repair(box, invalid)
+        versions = box._version, target._version
         value = self.function(box, boxes.at_least_float32(target), **options)
+        self._check_value(value, shape, box)
+        if (box._version, target._version) != versions:
+            raise ValueError(f"{self.name}: the function changes its arguments in place; work on copies, as in pred - target")
+        dtype = pred.dtype if pred.is_floating_point() else torch.get_default_dtype()
+        return value if value.dtype == dtype else (_within(value, dtype).detach() + (value - value.detach())).to(dtype)
+
+    def _check_value(self, value, shape, box):
         if not isinstance(value, torch.Tensor) or value.shape != shape:
             got = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
             raise ValueError(f"{self.name}: expected one loss a box, a tensor of shape {tuple(shape)}, but the function returned {got}")
-        dtype = pred.dtype if pred.is_floating_point() else torch.get_default_dtype()
-        return value if value.dtype == dtype else (_within(value, dtype).detach() + (value - value.detach())).to(dtype)
+        if box.requires_grad and torch.is_grad_enabled() and not value.requires_grad:
+            raise ValueError(f"{self.name}: the result does not depend on pred by torch operations (detach, item or numpy?): it has no gradient")
 
     def _checked_shape(self, pred, target):
         for name, box in (("pred", pred), ("target", target)):
@@ -91,6 +99,8 @@ def loss(name, *, label=None, space="boxes", formula="", range="", paper=""):
     Registering a name again replaces it, so that a notebook cell can be run twice; the names that come with the package are kept.
     Raises ValueError for a name of the package, a name that is not an identifier, or an unknown space.
     """
+    if not isinstance(name, str):
+        raise TypeError('write @loss("name") above the function, with a name')
     if not name.isidentifier():
         raise ValueError(f"a loss name must be an identifier such as 'my_loss', got {name!r}")
     if space not in SPACES:
@@ -112,6 +122,8 @@ def select(losses):
     Raises ValueError for a name that is not known, and names the closest one.
     """
     names = losses.split(",") if isinstance(losses, str) else losses
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"losses must be a list of names or comma-separated text, got {losses!r}")
     selected = [_import_loss(name.strip()) if ":" in name else _known(name.strip()) for name in names]
     if not selected:
         raise ValueError(f"no loss given; the losses are {', '.join(LOSSES)}")

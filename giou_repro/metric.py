@@ -5,7 +5,7 @@ import pandas as pd
 import torch
 from scipy import stats
 
-from giou_repro import boxes
+from giou_repro import boxes, shapes
 from giou_repro.losses import LOSSES
 
 TARGET = (0.0, 0.0, 10.0, 20.0)  # the paper's figure 1, panel (a), xyxy
@@ -75,6 +75,8 @@ def rank_correlation(sizes, n, repeats, seed):
     95 % range over the repeats of Spearman's correlation of −distance and IoU, and the mean share of pairs of predictions in which the
     nearer one has the lower IoU (0 if distance decides, 0.5 if it says nothing).
     """
+    if n < 10:
+        raise ValueError(f"n must be at least 10 to rank, got {n}")
     rng, rows = np.random.default_rng(seed), []
     for targets in ("one", "many"):
         for size in sizes:
@@ -116,6 +118,24 @@ def pairs(kind, n, seed):
     iou, hull = boxes.iou(a, b), boxes.area(boxes.enclosing(a, b))
     shorthand = iou - (hull - (boxes.area(a) + boxes.area(b))) / hull
     return pd.DataFrame(dict(kind=kind, iou=iou, giou=boxes.giou(a, b), shorthand=shorthand, overlap=iou > 0))
+
+
+def rotated_pair(angle):
+    """A 4 x 1 rectangle turned by `angle` degrees, beside an upright 2 x 3 one: polygons (4, 2), (4, 2)."""
+    turned = shapes.rotated(_tensor([2.5, 0.5, 4, 1, np.deg2rad(angle)]))
+    return turned, shapes.rotated(_tensor([0, 0, 2, 3, 0]))
+
+
+def rotation(n):
+    """IoU and GIoU of `rotated_pair` at `n` angles from 0° to 180°: as polygons with the convex hull as C, and by their bounding boxes.
+
+    Columns: angle, iou, giou, box_iou, box_giou.
+    """
+    angles = np.linspace(0, 180, n)
+    turned, upright = (torch.stack(polygons) for polygons in zip(*map(rotated_pair, angles), strict=True))
+    bounds = [torch.cat((polygon.amin(-2), polygon.amax(-2)), -1) for polygon in (turned, upright)]
+    columns = dict(iou=shapes.polygon_iou(turned, upright), giou=shapes.polygon_giou(turned, upright))
+    return pd.DataFrame(dict(angle=angles) | columns | dict(box_iou=boxes.iou(*bounds), box_giou=boxes.giou(*bounds)))
 
 
 def properties(n, seed):

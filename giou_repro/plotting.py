@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.colors import LogNorm
 from matplotlib.patches import Circle, Rectangle
+from scipy.spatial import ConvexHull
 
 from giou_repro.landscape import FLAT, SCENARIOS
 from giou_repro.losses import LOSSES
@@ -22,7 +23,7 @@ STYLES = {  # after Okabe and Ito: told apart without colour vision, and by line
     "diou": ("#009E73", "-."),
     "ciou": ("#D55E00", (0, (4, 1, 1, 1, 1, 1))),
 }
-OTHERS = [("#CC79A7", "-"), ("#56B4E9", "--"), ("#882255", "-."), ("#44AA99", ":"), ("#332288", "-"), ("#999933", "--")]
+OTHERS = [(color, line) for line in ("-", "--", "-.", ":") for color in ("#CC79A7", "#56B4E9", "#882255", "#44AA99", "#332288", "#999933")]
 PREDICTED, TRUE = "#222222", "#2CA02C"
 
 
@@ -82,14 +83,26 @@ def spread(circle, radius, table):
         axes[0].plot(circle.angle, circle[measure], color=colors[measure], linestyle=STYLES[measure][1], label=label)
     axes[0].set(xlabel="angle of the free corner (°)", ylabel="IoU, GIoU", xticks=range(0, 361, 90), title=f"corner on a circle of radius {radius:g}")
     for axis, norm in zip(axes[1:], ("l1", "l2"), strict=True):
-        for measure, label in (("iou", "IoU"), ("giou", "GIoU")):
-            part = table[(table.norm == norm) & (table.measure == measure)]
-            axis.fill_between(part.distance, part.low, part.high, color=colors[measure], alpha=0.18, linewidth=0, label=f"{label}, all")
-            axis.fill_between(part.distance, part.q05, part.q95, color=colors[measure], alpha=0.3, linewidth=0, label=f"{label}, 90 %")
-            axis.plot(part.distance, part["median"], color=colors[measure], linestyle=STYLES[measure][1], label=f"{label}, median")
+        iou, giou = (table[(table.norm == norm) & (table.measure == measure)] for measure in ("iou", "giou"))
+        axis.fill_between(iou.distance, iou.low, iou.high, color=colors["iou"], alpha=0.2, linewidth=0, label="IoU, all")
+        axis.fill_between(iou.distance, iou.q05, iou.q95, color=colors["iou"], alpha=0.35, linewidth=0, label="IoU, 90 %")
+        axis.plot(iou.distance, iou["median"], color=colors["iou"], linestyle="--", label="IoU, median")
+        axis.plot(giou.distance, giou["median"], color=colors["giou"], label="GIoU, median")
+        for edge, label in (("low", "GIoU, lowest and highest"), ("high", None)):
+            axis.plot(giou.distance, giou[edge], color=colors["giou"], linewidth=1, linestyle=":", label=label)
         axis.set(xlabel=f"{norm.replace('l', 'ℓ')} distance of the corners", title=f"at a fixed {norm.replace('l', 'ℓ')} distance")
     axes[0].legend(loc="lower right")
     _legend_below(figure, axes[1], 6)
+    return figure
+
+
+def spread_of_losses(table):
+    """How much each loss varies at a fixed ℓ2 distance of the corners: its 90 % range over its median. Takes metric.spread."""
+    figure, ((axis,),) = _panels(1, 1, 6.4, 3.8)
+    for measure, part in table[(table.norm == "l2") & table.measure.str.startswith("loss_")].groupby("measure", sort=False):
+        axis.plot(part.distance, (part.q95 - part.q05) / part["median"], **style(measure.removeprefix("loss_")))
+    axis.set(xlabel="ℓ2 distance of the corners", ylabel="90 % range over the median", ylim=(-0.05, None))
+    _legend_below(figure, axis, 4)
     return figure
 
 
@@ -135,6 +148,36 @@ def shorthand(table):
     return figure
 
 
+def rotation(table, pair, angles=(0, 45, 90, 135)):
+    """Polygons at some angles with their convex hull, and IoU and GIoU against the angle. Takes metric.rotation and metric.rotated_pair."""
+    figure = plt.figure(figsize=(11.5, 4.6))
+    plt.close(figure)
+    left, right = figure.subfigures(1, 2, width_ratios=(1.15, 1))
+    for axis, angle in zip(left.subplots(2, 2).flat, angles, strict=True):
+        shapes = [polygon.numpy() for polygon in pair(angle)]
+        corners = np.concatenate(shapes)
+        hull = corners[ConvexHull(corners).vertices]
+        axis.fill(*hull.T, facecolor="0.93", edgecolor="0.4", linestyle=":", label="convex hull")
+        for shape, color, label in zip(shapes, (PREDICTED, TRUE), ("turning", "upright"), strict=True):
+            axis.fill(*shape.T, facecolor="none", edgecolor=color, linewidth=1.8, label=label)
+        row = table.iloc[(table.angle - angle).abs().argmin()]
+        axis.set_title(f"{angle}°: IoU {row.iou:.2f}, GIoU {row.giou:.2f}", fontsize=9)
+        axis.set(xlim=(-1.4, 4.7), ylim=(-1.8, 2.7))
+        _picture(axis)
+    left.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    axis = right.subplots()
+    for column, name, line, label in (
+        ("iou", "iou", "-", "IoU, polygons"),
+        ("giou", "giou", "-", "GIoU, polygons"),
+        ("box_iou", "iou", "--", "IoU, bounding boxes"),
+        ("box_giou", "giou", "--", "GIoU, bounding boxes"),
+    ):
+        axis.plot(table.angle, table[column], color=STYLES[name][0], linestyle=line, label=label)
+    axis.set(xlabel="angle of the turning rectangle (°)", xticks=range(0, 181, 45), ylabel="IoU, GIoU")
+    right.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
 def profiles(table):
     """Value (top) and slope (bottom) of each loss along each scenario. Takes landscape.profiles."""
     figure, axes = _panels(2, len(SCENARIOS), 3.3, 2.7, sharex="col")
@@ -142,8 +185,8 @@ def profiles(table):
         part = table[table.scenario == scenario]
         for name, line in part.groupby("loss", sort=False):
             for axis, quantity in zip(axes[:, column], ("value", "slope"), strict=True):
-                kink = line[quantity].mask((line.t > 0) & (line.t.shift() < 0) & (quantity == "slope"))  # no upright line through a jump
-                axis.plot(line.t, kink, **style(name))
+                jump = (line.slope.diff().abs() > 0.7) & (quantity == "slope")  # no upright line through a jump
+                axis.plot(line.t, line[quantity].mask(jump), **style(name))
         axes[0, column].set(title=scenario, ylim=(-0.05, 2.6))
         axes[1, column].set(xlabel=meaning, ylim=(-3.2, 3.2))
     axes[0, 0].set_ylabel("loss (cut at 2.6)")
@@ -158,18 +201,18 @@ def field(table):
     columns = min(4, len(names))
     figure, axes = _panels(-(-len(names) // columns), columns, 3.0, 3.0, sharex=True, sharey=True)
     sizes = np.hypot(table.dx, table.dy)
-    norm = LogNorm(np.quantile(sizes[sizes > FLAT], 0.02), sizes.max())
+    seen = sizes[(sizes > FLAT) & np.isfinite(sizes)]
+    norm = LogNorm(np.quantile(seen, 0.02), seen.max()) if len(seen) else None
     for axis, name in zip(axes.flat, names, strict=False):
         part = table[table.loss == name]
         size = np.hypot(part.dx, part.dy)
-        moving, still = part[size > FLAT], part[size <= FLAT]
-        arrows = axis.quiver(
-            moving.x, moving.y, moving.dx / size[size > FLAT], moving.dy / size[size > FLAT], size[size > FLAT],
-            norm=norm, cmap="viridis_r", scale=22, width=0.006, pivot="mid",
-        )  # fmt: skip
+        pulled = (size > FLAT) & np.isfinite(size)
+        moving, still, size = part[pulled], part[~pulled], size[pulled]
+        look = dict(norm=norm, cmap="viridis_r", scale=22, width=0.006, pivot="mid")
+        arrows = axis.quiver(moving.x, moving.y, moving.dx / size, moving.dy / size, size, **look)
         axis.plot(still.x, still.y, "x", color="#D55E00", markersize=3.5, markeredgewidth=0.8)
         _box(axis, (-0.5, -0.5, 0.5, 0.5), TRUE)
-        axis.set(title=f"{LOSSES[name].label}: no pull at {len(still) / len(part):.0%}", aspect="equal")
+        axis.set(title=f"{LOSSES[name].label}: no pull at {len(still) / len(part):.1%}", aspect="equal")
         axis.grid(False)
     for axis in axes.flat[len(names) :]:
         axis.set_visible(False)
@@ -184,7 +227,7 @@ def steepness(table):
         middle = (part.iou_low + part.iou_high) / 2
         left.plot(middle, part["median"], marker="o", markersize=3, **style(name))
         left.fill_between(middle, part.q25, part.q75, color=style(name)["color"], alpha=0.12, linewidth=0)
-    left.set(xlabel="IoU (0: disjoint)", ylabel="‖∂loss/∂corners‖, median and quartiles", ylim=(0, min(4, 1.1 * table.q75.max())))
+    left.set(xlabel="IoU (0: disjoint)", ylabel="‖∂loss/∂corners‖, median and quartiles", ylim=(0, np.nanmin([4, 1.1 * table.q75.max()])))
     left.legend(ncols=2)
     part = table[table.loss == table.loss.iloc[0]].dropna()
     right.plot((part.iou_low + part.iou_high) / 2, part.correlation, marker="o", markersize=4, color="black")
@@ -255,16 +298,19 @@ def filmstrip(table, target, frames=(0, 0.025, 0.1, 0.25, 0.5, 1)):
     rows = list(table.groupby(["gradients", "loss"], sort=False))
     shown = sorted({round(frame * table.step.max()) for frame in frames})
     reach = {axis: (table[axis] - table[size].abs() / 2, table[axis] + table[size].abs() / 2) for axis, size in (("x", "w"), ("y", "h"))}
+    reach = {axis: [edge.replace([np.inf, -np.inf], np.nan).clip(-20, 40) for edge in edges] for axis, edges in reach.items()}
     limits = {axis: (min(low.min(), 9.5) - 0.25, max(high.max(), 10.5) + 0.25) for axis, (low, high) in reach.items()}
     shape = (limits["y"][1] - limits["y"][0]) / (limits["x"][1] - limits["x"][0])
     figure, axes = _panels(len(rows), len(shown), 1.75, 0.35 + 1.55 * min(shape, 1.3), sharex=True, sharey=True)
     x, y, w, h = target
     for line, ((gradients, name), part) in zip(axes, rows, strict=True):
         for axis, row in zip(line, part[part.step.isin(shown)].itertuples(), strict=True):
-            _box(axis, (x - w / 2, y - h / 2, x + w / 2, y + h / 2), TRUE, linewidth=3.5)
-            _box(axis, (row.x - row.w / 2, row.y - row.h / 2, row.x + row.w / 2, row.y + row.h / 2), PREDICTED, linewidth=1.3)
+            _box(axis, (x - w / 2, y - h / 2, x + w / 2, y + h / 2), TRUE, linewidth=3.5, label="target")
+            moved = (row.x - row.w / 2, row.y - row.h / 2, row.x + row.w / 2, row.y + row.h / 2)
+            _box(axis, moved, PREDICTED, linewidth=1.3, label="prediction")
             axis.set_title(f"step {row.step}, IoU {row.iou:.2f}", fontsize=8)
             axis.set(xlim=limits["x"], ylim=limits["y"][::-1])
             _picture(axis)
         line[0].set_ylabel(f"{LOSSES[name].label},\n{gradients}", fontsize=9)
+    _legend_below(figure, axes[0, 0])
     return figure

@@ -14,17 +14,17 @@ BEGIN, END = "<!-- made by giou-repro publish: begin -->\n", "<!-- end -->\n"
 
 
 def publish(run_folder, project=None):
-    """Copy a complete run of committed code to results/published/<notebook>/ and rewrite the README's table. Returns the new folder.
+    """Copy a run to results/published/<notebook>/ and rewrite the README's table. Returns the new folder.
 
-    Taken: run.json, the figures as PNG, the tables up to 400 kB. Raises ValueError for a run that is not complete or whose code was not
-    committed; the copy that was there before is replaced in one move.
+    Taken: run.json, the figures as PNG, the tables up to 400 kB. The copy that was there before is replaced in one move, once the new table
+    could be made. Raises ValueError for a folder without a run, and for a run that is not complete, not the runner's, not of scale "paper",
+    or of code that is not committed, a loss from elsewhere included.
     """
     project = Path(project or store.project_folder())
+    if not (Path(run_folder) / "run.json").is_file():
+        raise ValueError(f"{run_folder} is not a run folder: it has no run.json; name results/<notebook>/<run-id>")
     record = json.loads((Path(run_folder) / "run.json").read_text())
-    if record["status"] != "complete":
-        raise ValueError(f"{run_folder} is {record['status']}; only complete runs are published")
-    if record["dirty"] is not False:
-        raise ValueError(f"{run_folder} ran code that is not committed; commit, run again, and publish that")
+    _check(run_folder, record)
     place = project / "results" / "published" / record["notebook"]
     fresh, old = place.with_name(f".{place.name}.new"), place.with_name(f".{place.name}.old")
     for leftover in (fresh, old):
@@ -33,29 +33,46 @@ def publish(run_folder, project=None):
     for source in [Path(run_folder) / name for name in ("run.json", *record["outputs"])]:
         if source.suffix == ".png" or source.name == "run.json" or (source.suffix == ".csv" and source.stat().st_size <= LARGEST):
             shutil.copyfile(source, fresh / source.relative_to(run_folder))
+    readme = project / "README.md"
+    text = with_table(readme.read_text(), published_runs(project) | {record["notebook"]: fresh})
     if place.exists():
         place.rename(old)
     fresh.rename(place)
     shutil.rmtree(old, ignore_errors=True)
-    readme = project / "README.md"
-    store.write_atomic(readme, with_table(readme.read_text(), project / "results" / "published"))
+    store.write_atomic(readme, text)
     return place
 
 
-def with_table(readme, folder):
-    """The README's text with the part between its marks made new from the published runs in `folder`."""
+def _check(run_folder, record):
+    own = [name for name in record["given"].get("losses", []) if ":" in name]
+    reasons = {
+        f"it is {record['status']}": record["status"] != "complete",
+        "it was not made by giou-repro run, so its notebook is elsewhere": not record["runner"],
+        "its code is not committed": record["dirty"] is not False,
+        f"its loss {', '.join(own)} is not part of the package": bool(own),
+        'its scale is not "paper"': record["parameters"].get("scale") != "paper",
+    }
+    wrong = [reason for reason, holds in reasons.items() if holds]
+    if wrong:
+        raise ValueError(f"{run_folder} cannot be published: {'; '.join(wrong)}")
+
+
+def published_runs(project):
+    """The folders of the runs that are published: notebook → folder."""
+    return {path.parent.name: path.parent for path in (Path(project) / "results" / "published").glob("[0-9]*/run.json")}
+
+
+def with_table(readme, runs):
+    """The README's text with the part between its marks made new from published runs (notebook → folder)."""
     before, rest = readme.split(BEGIN)
     after = rest.split(END)[1]
-    return before + BEGIN + reproduced(folder) + END + after
+    return before + BEGIN + reproduced(runs) + END + after
 
 
-def reproduced(folder):
-    """The table "what was reproduced", in Markdown, from the published runs that are there."""
-    rows = []
-    if (folder / "01_metric" / "run.json").exists():
-        rows += _metric_rows(folder / "01_metric")
-    if (folder / "03_simulation" / "run.json").exists():
-        rows += _simulation_rows(folder / "03_simulation")
+def reproduced(runs):
+    """The table "what was reproduced", in Markdown, from published runs (notebook → folder)."""
+    makers = {"01_metric": _metric_rows, "03_simulation": _simulation_rows}
+    rows = [row for notebook, maker in makers.items() if notebook in runs for row in maker(runs[notebook])]
     return "\n".join(["| what | paper | ours | shown in |", "|---|---|---|---|", *rows]) + "\n"
 
 
@@ -75,7 +92,7 @@ def _simulation_rows(folder):
     sweep = pd.read_csv(folder / "step_sizes.csv")
     best = sweep.loc[sweep.groupby("loss").error.idxmin()].set_index("loss")
     millions, last = published.CURVE_CASES / 1e6, against.index.get_level_values("step").max()
-    names = [name for name in published.PUBLISHED if ("published", name) in ends.index]
+    names = [name for name in published.PUBLISHED if ("published", name) in ends.index and ("exact", name) in ends.index]
 
     def listed(value):
         return ", ".join(f"{LOSSES[name].label} {value(name)}" for name in names)

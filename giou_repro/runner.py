@@ -15,9 +15,13 @@ import papermill
 from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 from papermill.iorw import LocalHandler, papermill_io
-from pydantic import TypeAdapter, ValidationError
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 
 from giou_repro import doctor, store
+from giou_repro.losses import select
+
+TYPES = dict(Literal=Literal, NonNegativeInt=NonNegativeInt, PositiveInt=PositiveInt, PositiveFloat=PositiveFloat)  # beside Python's own
+QUIET = {"extra_arguments": ["--log-level=ERROR"]}  # a kernel says on every start that its loopback traffic is not encrypted
 
 
 class ParameterError(ValueError):
@@ -55,13 +59,13 @@ def declared_parameters(notebook):
     for name, entry in papermill.inspect_notebook(str(notebook)).items():
         default = ast.literal_eval(entry["default"])
         written = entry["inferred_type_name"]
-        kind = eval(written, {"Literal": Literal}) if written != "None" else type(default)  # the notebook is about to be run anyway
+        kind = eval(written, TYPES) if written != "None" else type(default)  # the notebook is about to be run anyway
         found[name] = Parameter(name, kind | None if default is None else kind, default, entry["help"])
     return found
 
 
 def check_parameters(declared, given):
-    """Return `given` (name → value) where each is declared and of its type; otherwise raise ParameterError naming the remedy."""
+    """Return `given` (name → value) where each is declared and of its type, and losses exist; else raise ParameterError with the remedy."""
     for name, value in given.items():
         if name not in declared:
             close = difflib.get_close_matches(name, declared, n=1)
@@ -69,11 +73,22 @@ def check_parameters(declared, given):
             raise ParameterError(f"unknown parameter {name!r}; {hint}The parameters are {', '.join(declared)}")
         try:
             TypeAdapter(declared[name].type).validate_python(value, strict=True)
-        except ValidationError:
-            kind = declared[name].type
-            wanted = kind.__name__ if isinstance(kind, type) else str(kind)
-            raise ParameterError(f"parameter {name!r} must be {wanted}, got {value!r}: {declared[name].help}") from None
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"].lower()
+            raise ParameterError(f"parameter {name!r} is {value!r}, but {reason} ({declared[name].help})") from None
+        if name == "run_dir":
+            raise ParameterError("run_dir is made by the runner; --results FOLDER says where")
+    _check_losses(given.get("losses"))
     return given
+
+
+def _check_losses(names):
+    """Import what the notebook will import, so that a loss that is not there is told before a kernel starts."""
+    if names is not None:
+        try:
+            select(names)
+        except ValueError as error:
+            raise ParameterError(str(error)) from None
 
 
 def run_notebook(name, given, results=None, progress=True):
@@ -99,6 +114,7 @@ def run_notebook(name, given, results=None, progress=True):
             given | {"run_dir": str(folder)},
             kernel_name="python3",
             progress_bar=dict(desc=path.stem) if progress else False,
+            **QUIET,
         )
         if not run.record.get("notebook_finished"):
             raise RunFailed("the notebook ended without run.finish()")

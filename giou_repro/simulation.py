@@ -84,9 +84,11 @@ def simulate(
     The same arguments on the same hardware give the same result. Raises ValueError, naming the argument, for a value it cannot use.
     """
     names = select(losses)
-    points = _draw_points(n_points, seed) if points is None else _given_points(points)
+    drawn = points is None
+    points = _draw_points(_whole("n_points", n_points, 1), _whole("seed", seed, 0)) if drawn else _given_points(points)
+    steps = _whole("steps", steps, 1)
     chosen = _checked_cases(trajectories, len(points))
-    _check(names, steps, gradients, encoding, optimizer, dtype, step_size)
+    _check(names, dict(gradients=gradients, encoding=encoding, optimizer=optimizer, dtype=dtype, iou_factor=iou_factor, compile=compile))
     device = _resolve_device(device)
     clock = _clock(steps, step_size, schedule).to(device, getattr(torch, dtype))
     update, slots = OPTIMIZERS[optimizer]
@@ -112,7 +114,8 @@ def simulate(
                 paths.append(_path_table(name, watched, path, goal, overlap, encoding))
             curves.append(_curve_table(name, sums, len(points) * CASES_PER_POINT))
             seconds[name] = round(time.perf_counter() - started, 3)
-    settings = dict(losses=names, n_points=len(points), steps=steps, gradients=gradients, seed=seed, dtype=dtype, device=str(device))
+    settings = dict(losses=names, n_points=len(points), steps=steps, gradients=gradients, dtype=dtype, device=str(device))
+    settings |= dict(seed=seed, points=None) if drawn else dict(seed=None, points=points.tolist())
     settings |= dict(encoding=encoding, step_size=step_size, schedule=schedule, iou_factor=iou_factor, optimizer=optimizer, seconds=seconds)
     result = Simulation(*(pd.concat(tables, ignore_index=True) for tables in (curves, final, paths)), settings)
     _warn_of_lost_cases(result.final)
@@ -126,43 +129,50 @@ def case_number(point: int, target: int, area: int, shape: int) -> int:
 
 def _draw_points(n_points, seed):
     """(n, 2) anchor points uniform in the disc."""
-    if not isinstance(n_points, int) or n_points < 1:
-        raise ValueError(f"n_points must be a whole number of at least 1, got {n_points!r}")
     u1, u2 = np.random.default_rng(seed).random((2, n_points))
     radius, angle = RADIUS * np.sqrt(u1), 2 * np.pi * u2
     return np.stack((CENTRE[0] + radius * np.cos(angle), CENTRE[1] + radius * np.sin(angle)), 1)
 
 
 def _given_points(points):
-    points = np.asarray(points, dtype=np.float64)
+    try:
+        points = np.asarray(points, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"points must be an (n, 2) array of x and y, got {points!r}") from None
     if points.ndim != 2 or points.shape[1] != 2 or len(points) == 0 or not np.isfinite(points).all():
         raise ValueError(f"points must be a finite (n, 2) array of x and y with n of at least 1, got shape {points.shape}")
     return points
 
 
 def _checked_cases(trajectories, n_points):
-    cases = np.asarray(trajectories, dtype=np.int64)
-    last = n_points * CASES_PER_POINT
-    if cases.ndim != 1 or ((cases < 1) | (cases > last)).any():
+    cases, last = np.asarray(trajectories), n_points * CASES_PER_POINT
+    if cases.size == 0:
+        cases = cases.astype(np.int64)
+    if cases.dtype.kind not in "iu" or cases.ndim != 1 or ((cases < 1) | (cases > last)).any():
         raise ValueError(f"trajectories must be a list of case numbers from 1 to {last}, got {trajectories!r}")
     return np.unique(cases)
 
 
-def _check(names, steps, gradients, encoding, optimizer, dtype, step_size):
-    choices = dict(gradients=(gradients, ("exact", "published")), encoding=(encoding, ("cxcywh", "xyxy")))
-    choices |= dict(optimizer=(optimizer, tuple(OPTIMIZERS)), dtype=(dtype, ("float32", "float64")))
-    for argument, (value, allowed) in choices.items():
-        if value not in allowed:
-            raise ValueError(f"{argument} must be one of {', '.join(allowed)}, got {value!r}")
-    if not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
-    if not (step_size > 0 and math.isfinite(step_size)):
-        raise ValueError(f"step_size must be a positive number, got {step_size!r}")
-    if gradients == "published":
+def _whole(argument, value, least):
+    """`value` as an int; ValueError naming the argument where it is not a whole number of at least `least`."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{argument} must be a whole number of at least {least}, got {value!r}")
+    return int(value)
+
+
+CHOICES = dict(gradients=("exact", "published"), encoding=("cxcywh", "xyxy"), optimizer=("plain", "adam"), dtype=("float32", "float64"))
+CHOICES |= dict(iou_factor=(True, False), compile=(True, False, "auto"))
+
+
+def _check(names, chosen):
+    for argument, value in chosen.items():
+        if not any(value is allowed or (isinstance(value, str) and value == allowed) for allowed in CHOICES[argument]):
+            raise ValueError(f"{argument} must be one of {', '.join(map(str, CHOICES[argument]))}, got {value!r}")
+    if chosen["gradients"] == "published":
         unknown = [name for name in names if name not in published.PUBLISHED]
         if unknown:
             raise ValueError(f'gradients="published" exist for {", ".join(published.PUBLISHED)} only, not for {", ".join(unknown)}; use "exact"')
-        if encoding != "cxcywh":
+        if chosen["encoding"] != "cxcywh":
             raise ValueError('gradients="published" are in centre and size; use encoding="cxcywh"')
 
 
@@ -177,6 +187,8 @@ def _resolve_device(device):
 
 def _clock(steps, step_size, schedule):
     """(steps + 1, 3): rate and Adam's two bias corrections for each step; a last row of rate 0 only measures."""
+    if not isinstance(step_size, int | float | np.number) or not (step_size > 0 and math.isfinite(step_size)):
+        raise ValueError(f"step_size must be a positive number, got {step_size!r}")
     k = np.arange(1, steps + 1)
     if isinstance(schedule, str):
         if schedule not in ("paper", "constant"):
@@ -185,8 +197,8 @@ def _clock(steps, step_size, schedule):
         rates = step_size / divisor * np.ones(steps)
     else:
         rates = step_size * np.asarray(schedule, dtype=np.float64)
-        if rates.shape != (steps,):
-            raise ValueError(f"schedule must have one factor for each of the {steps} steps, got {rates.shape}")
+        if rates.shape != (steps,) or not np.isfinite(rates).all():
+            raise ValueError(f"schedule must have one finite factor for each of the {steps} steps, got {schedule!r}")
     corrections = [1 - beta**k for beta in ADAM_BETAS]
     return torch.from_numpy(np.stack((np.append(rates, 0), *(np.append(c, 1) for c in corrections)), 1))
 
@@ -224,7 +236,8 @@ def _exact(loss, encoding):
         return tuple(-g for g in gradient)
 
     def overlap(state, target):
-        return boxes.iou(boxes.convert(state, encoding, "xyxy"), boxes.convert(target, encoding, "xyxy"))
+        decoded = boxes.convert(state, encoding, "xyxy"), boxes.convert(target, encoding, "xyxy")
+        return 1 - boxes.areas(*boxes.axes(*decoded)).missed  # of the same terms as the losses, which the compiler shares
 
     return ascent, overlap
 
@@ -232,7 +245,7 @@ def _exact(loss, encoding):
 def _takes_columns(loss):
     """Whether the loss gives the same on four columns as on (..., 4) boxes, as any written with ``boxes.columns`` does: the fast path."""
     pred, target = torch.tensor([[0.0, 0, 2, 1], [1, 0, 3, 3], [0, 0, 1, 1]]), torch.tensor([[0.5, 0, 2, 2], [1, 0, 3, 3], [4, 4, 5, 7]])
-    expected = loss(pred, target)
+    expected = loss(pred.clone().requires_grad_(), target).detach()
     try:
         value = loss.function(pred.unbind(-1), target.unbind(-1))
     except Exception:  # a user's function may fail in any way on columns

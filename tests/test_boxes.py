@@ -79,6 +79,8 @@ def test_unknown_format_is_named():
 def test_wrong_shape_is_named():
     with pytest.raises(ValueError, match=r"last dimension of 4, got shape \(3, 5\)"):
         boxes.iou(torch.zeros(3, 5), UNIT)
+    with pytest.raises(TypeError, match="got list"):
+        boxes.iou([0, 0, 1, 1], UNIT)
 
 
 def test_enclosing_box():

@@ -14,7 +14,7 @@ from giou_repro import doctor
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
-    *("boxes", "store", "losses", "published", "simulation", "metric", "landscape", "convergence"),
+    *("boxes", "shapes", "store", "losses", "published", "simulation", "metric", "landscape", "convergence"),
     *("findings", "plotting", "publish", "doctor", "runner", "__main__"),
 ]
 

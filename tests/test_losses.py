@@ -133,6 +133,14 @@ def test_disjoint_boxes_iou_has_no_gradient_giou_grows_the_box_towards_it():
     assert right < 0  # and the far edge away: the box grows first (claim G6)
 
 
+@pytest.mark.parametrize("name", ["giou", "diou", "ciou", "eiou", "siou", "inner_giou", "mpdiou"])
+@pytest.mark.parametrize("place", [[1.0, 0, 2, 1], [1.0, 1, 2, 2], [0.2, 0, 0.2, 1]])  # beside, at a corner, a segment
+def test_boxes_that_touch_or_have_no_width_are_pulled_too(name, place):
+    pred = tensor(place, requires_grad=True)
+    gradient = torch.autograd.grad(LOSSES[name](pred, tensor([0.0, 0, 1, 1])), pred)[0]
+    assert gradient.abs().max() > 0.01
+
+
 def test_flipped_corners_are_sorted_and_gradient_flows():
     target = tensor([0.0, 0, 1, 1])
     flipped = tensor([2.0, 2, 0.5, 0.5], requires_grad=True)
@@ -156,9 +164,25 @@ def test_a_loss_that_reduces_is_named(user_module):
         LOSSES["summed"](torch.zeros(3, 4), torch.zeros(3, 4))
 
 
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda pred, target: None, "returned NoneType"),
+        (lambda pred, target: (pred - target).detach().abs().sum(-1), "has no gradient"),
+        (lambda pred, target: (pred - target.add_(1)).abs().sum(-1), "changes its arguments in place"),
+    ],
+)
+def test_a_loss_that_cannot_work_is_named(user_module, function, message):
+    loss("broken")(function)
+    with pytest.raises(ValueError, match=f"broken: .*{message}"):
+        LOSSES["broken"](torch.zeros(3, 4, requires_grad=True), torch.zeros(3, 4))
+
+
 def test_names_of_the_package_are_kept():
     with pytest.raises(ValueError, match="'giou' is a loss of the package"):
         loss("giou")(lambda pred, target: pred)
+    with pytest.raises(TypeError, match="with a name"):
+        loss(lambda pred, target: pred)
     with pytest.raises(ValueError, match="identifier"):
         loss("my loss")
     with pytest.raises(ValueError, match="space must be one of"):

@@ -4,14 +4,12 @@ import pandas as pd
 import pytest
 
 from giou_repro import store
-from giou_repro.publish import BEGIN, END, publish, with_table
-
-PUBLISHED = store.project_folder() / "results" / "published"
+from giou_repro.publish import BEGIN, END, publish, published_runs, with_table
 
 
 @pytest.fixture
 def finished(tmp_path):
-    run = store.open_run("02_loss_landscape", tmp_path / "runs", dict(seed=0))
+    run = store.open_run("02_loss_landscape", tmp_path / "runs", dict(seed=0, scale="paper"), runner=True)
     run.save_table("small", pd.DataFrame(dict(a=[1])))
     run.save_table("large", pd.DataFrame(dict(a=range(100_000))))
     run.close("complete")
@@ -34,9 +32,17 @@ def test_publishing_again_replaces(finished, tmp_path):
     assert [path.name for path in (tmp_path / "results" / "published").iterdir()] == ["02_loss_landscape"]
 
 
-@pytest.mark.parametrize(
-    ("entries", "message"), [(dict(status="failed"), "only complete"), (dict(dirty=True), "not committed"), (dict(dirty=None), "not committed")]
-)
+REFUSED = [
+    (dict(status="failed"), "it is failed"),
+    (dict(dirty=True), "not committed"),
+    (dict(dirty=None), "not committed"),
+    (dict(runner=False), "not made by giou-repro run"),
+    (dict(given=dict(losses=["giou", "scratch:mine"])), "scratch:mine is not part of the package"),
+    (dict(parameters=dict(scale="smoke")), 'scale is not "paper"'),
+]
+
+
+@pytest.mark.parametrize(("entries", "message"), REFUSED)
 def test_others_are_refused(finished, tmp_path, entries, message):
     finished.update(**entries)
     with pytest.raises(ValueError, match=message):
@@ -44,12 +50,26 @@ def test_others_are_refused(finished, tmp_path, entries, message):
     assert not (tmp_path / "results").exists()
 
 
+def test_a_folder_without_a_run_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"has no run\.json; name results/<notebook>/<run-id>"):
+        publish(tmp_path, tmp_path)
+
+
+def test_what_cannot_be_tabled_leaves_all_as_it_was(finished, tmp_path):
+    finished.update(notebook="03_simulation")  # without the tables of one
+    readme = (tmp_path / "README.md").read_text()
+    with pytest.raises(OSError):
+        publish(finished.folder, tmp_path)
+    assert (tmp_path / "README.md").read_text() == readme
+    assert not (tmp_path / "results" / "published" / "03_simulation").exists()
+
+
 def test_the_readmes_table_is_what_the_published_runs_say():
     readme = (store.project_folder() / "README.md").read_text()
-    assert with_table(readme, PUBLISHED) == readme
+    assert with_table(readme, published_runs(store.project_folder())) == readme
 
 
-@pytest.mark.parametrize("record", sorted(PUBLISHED.glob("*/run.json")), ids=lambda path: path.parent.name)
-def test_published_runs_are_complete_and_of_committed_code(record):
-    entries = store.Run(record.parent).record
+@pytest.mark.parametrize("folder", published_runs(store.project_folder()).values(), ids=lambda path: path.name)
+def test_published_runs_are_complete_and_of_committed_code(folder):
+    entries = store.Run(folder).record
     assert (entries["status"], entries["dirty"]) == ("complete", False)

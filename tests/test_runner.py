@@ -14,7 +14,12 @@ import pytest
 from giou_repro import runner, store
 from giou_repro.__main__ import main
 
-PARAMETERS = 'seed = 0  # the seed\nsize = None  # type: float a size\nlosses = ["l1"]  # type: list[str] losses\nrun_dir = None  # type: str folder'
+PARAMETERS = """\
+seed = 0  # type: NonNegativeInt the seed
+size = None  # type: float a size
+losses = ["l1"]  # type: list[str] losses
+run_dir = None  # type: str folder
+"""
 START = "from giou_repro import store\nrun = store.start('small', run_dir, dict(seed=seed, size=size, losses=losses))"
 
 
@@ -45,7 +50,7 @@ def test_a_run_is_complete_with_its_page(small, tmp_path):
 
 def test_declared_parameters(small):
     declared = runner.declared_parameters(small)
-    assert declared["seed"].type is int
+    assert declared["seed"].help == "the seed"
     assert declared["size"].type == float | None
     assert declared["losses"].default == ["l1"]
     assert declared["size"].help == "a size"
@@ -55,13 +60,17 @@ def test_declared_parameters(small):
     ("given", "message"),
     [
         (dict(sede=1), "unknown parameter 'sede'; did you mean 'seed'"),
-        (dict(seed="1"), "'seed' must be int, got '1'"),
-        (dict(seed=1.5), "'seed' must be int, got 1.5"),
-        (dict(seed=None), "'seed' must be int, got None"),
-        (dict(seed=True), "'seed' must be int, got True"),
-        (dict(size="big"), r"'size' must be float \| None, got 'big'"),
-        (dict(losses="giou"), r"'losses' must be list\[str\], got 'giou'"),
-        (dict(losses=[1]), r"'losses' must be list\[str\]"),
+        (dict(seed="1"), "'seed' is '1', but input should be a valid integer"),
+        (dict(seed=1.5), "'seed' is 1.5, but"),
+        (dict(seed=None), "'seed' is None, but"),
+        (dict(seed=True), "'seed' is True, but"),
+        (dict(size="big"), "'size' is 'big', but input should be a valid number"),
+        (dict(losses="giou"), "'losses' is 'giou', but input should be a valid list"),
+        (dict(seed=-1), "greater than or equal to 0"),
+        (dict(run_dir="/tmp/x"), "--results FOLDER"),
+        (dict(losses=["giuo"]), "unknown loss 'giuo'; did you mean 'giou'"),
+        (dict(losses=["no_such:mine"]), "no module 'no_such'"),
+        (dict(losses=[1]), r"'losses' is \[1\], but"),
     ],
 )
 def test_wrong_parameters_are_refused(small, given, message):
@@ -70,7 +79,7 @@ def test_wrong_parameters_are_refused(small, given, message):
 
 
 def test_right_parameters_are_taken(small):
-    given = dict(seed=3, size=2, losses=["a", "b"])
+    given = dict(seed=3, size=2, losses=["iou", "giou"])
     assert runner.check_parameters(runner.declared_parameters(small), given) == given
 
 
