@@ -12,7 +12,8 @@ def main(arguments=None):
     parser = _parser()
     options = parser.parse_args(arguments)
     for number in (signal.SIGTERM, signal.SIGHUP):  # so that a run that is ended marks itself failed
-        signal.signal(number, lambda received, _: sys.exit(128 + received))
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, lambda received, _: sys.exit(128 + received))
     try:
         return options.command(options)
     except KeyboardInterrupt:

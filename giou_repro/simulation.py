@@ -232,8 +232,7 @@ def _exact(loss, encoding):
 
     def ascent(state, target):
         goal = boxes.convert(target, encoding, decode)
-        gradient = torch.func.grad(lambda moving: function(boxes.convert(moving, encoding, decode), goal).sum())(state)
-        return tuple(-g for g in gradient)
+        return tuple(-g for g in _gradient(lambda moving: function(boxes.convert(moving, encoding, decode), goal).sum(), state))
 
     def overlap(state, target):
         decoded = boxes.convert(state, encoding, "xyxy"), boxes.convert(target, encoding, "xyxy")
@@ -242,10 +241,20 @@ def _exact(loss, encoding):
     return ascent, overlap
 
 
+def _gradient(objective, state):
+    """The derivative of `objective` by each column of `state`: in the form the compiler can follow, or in the one every loss supports."""
+    if torch.compiler.is_compiling():
+        return torch.func.grad(objective)(state)
+    with torch.enable_grad():
+        moving = tuple(column.detach().requires_grad_() for column in state)
+        return torch.autograd.grad(objective(moving), moving, materialize_grads=True)
+
+
 def _takes_columns(loss):
     """Whether the loss gives the same on four columns as on (..., 4) boxes, as any written with ``boxes.columns`` does: the fast path."""
     pred, target = torch.tensor([[0.0, 0, 2, 1], [1, 0, 3, 3], [0, 0, 1, 1]]), torch.tensor([[0.5, 0, 2, 2], [1, 0, 3, 3], [4, 4, 5, 7]])
-    expected = loss(pred.clone().requires_grad_(), target).detach()
+    with torch.enable_grad():
+        expected = loss(pred.clone().requires_grad_(), target).detach()
     try:
         value = loss.function(pred.unbind(-1), target.unbind(-1))
     except Exception:  # a user's function may fail in any way on columns

@@ -147,6 +147,27 @@ def test_a_users_loss_runs_in_the_engine(user_module):
     assert run.curves.mean_iou.iloc[-1] > 0.95
 
 
+class Cubed(torch.autograd.Function):
+    """An operation with a derivative of its own, in the classic form that functional transforms do not know."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 3 * ctx.saved_tensors[0] ** 2 * gradient
+
+
+def test_a_loss_with_its_own_backward_or_without_some_columns_runs(user_module):
+    loss("cubed")(lambda pred, target: Cubed.apply((pred - target).abs().sum(-1)))
+    loss("sideways")(lambda pred, target: (boxes.columns(pred)[0] - boxes.columns(target)[0]) ** 2)
+    with torch.no_grad():  # whatever the caller's mode
+        run = quiet(["cubed", "sideways"], points=BESIDE, steps=3, step_size=1e-3)
+    assert run.curves.error.groupby(run.curves.loss).last().lt(run.curves.error.iloc[0]).all()
+
+
 def test_compiled_and_plain_steps_agree(user_module):
     loss("mine")(on_boxes)
     options = dict(points=BESIDE, steps=20, dtype="float64")
