@@ -105,5 +105,5 @@ def _simulation_rows(folder):
     return [
         f"| simulation, error after {last} steps, millions, gradients as published | {paper} | {printed} | 03 |",
         f"| the same with exact gradients | – | {exact} | 03 |",
-        f"| the same, each at its best step size, from {swept:,} of the cases | – | {tuned} | 03 |",
+        f"| the same, each at its best step size, scaled from {swept:,} cases | – | {tuned} | 03 |",
     ]
