@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import torch
 
+POLICIES = ("sort", "clamp", "raise")
 FORMATS = ("xyxy", "xywh", "cxcywh")
 
 
@@ -89,6 +90,8 @@ def repair(box, policy="sort"):
     policy "sort" exchanges the corners (the GIoU paper's algorithm 2, and what every loss here does by itself), "clamp" makes the box empty
     at its first corner, "raise" raises ValueError with the count. Gradients flow through both repairs.
     """
+    if policy not in POLICIES:
+        raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {policy!r}")
     x1, y1, x2, y2 = columns(box)
     flipped = int(((x2 < x1) | (y2 < y1)).sum())
     if policy == "raise" and flipped:
@@ -97,23 +100,22 @@ def repair(box, policy="sort"):
         valid = (torch.minimum(x1, x2), torch.minimum(y1, y2), torch.maximum(x1, x2), torch.maximum(y1, y2))
     elif policy == "clamp":
         valid = (x1, y1, torch.maximum(x1, x2), torch.maximum(y1, y2))
-    elif policy == "raise":
-        valid = (x1, y1, x2, y2)
     else:
-        raise ValueError(f"policy must be 'sort', 'clamp' or 'raise', got {policy!r}")
+        valid = (x1, y1, x2, y2)
     return torch.stack(valid, -1), flipped
 
 
 class Axis(NamedTuple):
     """Two intervals along one axis.
 
-    low, high: how far the first one's lower and upper edge lie beyond the second's;  both: the sum of their lengths;
+    low, high: how far the first one's lower and upper edge lie beyond the second's;  first, second: their lengths;
     hull: the length of the interval around both, kept above zero.
     """
 
     low: torch.Tensor
     high: torch.Tensor
-    both: torch.Tensor
+    first: torch.Tensor
+    second: torch.Tensor
     hull: torch.Tensor
 
     @property
@@ -124,16 +126,12 @@ class Axis(NamedTuple):
     @property
     def growth(self):
         """The first one's length less the second's."""
-        return self.high - self.low
-
-    def is_point(self):
-        """Whether both are one and the same point."""
-        return (self.both == 0) & (self.low == 0)
+        return self.first - self.second
 
     def scaled(self, ratio):
         """The same intervals, each scaled about its own centre."""
-        half = ratio * self.growth / 2
-        return _axis(self.centre - half, self.centre + half, ratio * self.both)
+        half = ratio * (self.high - self.low) / 2  # to the last digit near equal intervals, where growth has lost some
+        return _axis(self.centre - half, self.centre + half, ratio * self.first, ratio * self.second)
 
     def shares(self):
         """Of the interval around both: the shares of what they have in common, of what only one of them has (once as the sum and once as
@@ -142,7 +140,7 @@ class Axis(NamedTuple):
         apart = low.abs() + high.abs()  # 0: the same interval; 1: they touch; 2: two points
         common = torch.relu(1 - apart)  # where boxes touch, its slope is 0 and that of the gap 1: they are pulled as disjoint ones
         gap = apart - 1 + common
-        return common, apart - 2 * gap, high - low, gap
+        return common, apart - 2 * gap, self.growth / self.hull, gap
 
 
 def axes(a, b):
@@ -156,12 +154,12 @@ def compare(a1, a2, b1, b2):
     """The `Axis` of the interval from a1 to a2 and that from b1 to b2, each (...). Flipped ones are sorted, without a branch."""
     a, b = a2 - a1, b2 - b1
     a_flip, b_flip = torch.relu(-a), torch.relu(-b)
-    return _axis(a1 - b1 - a_flip + b_flip, a2 - b2 + a_flip - b_flip, a + 2 * a_flip + (b + 2 * b_flip))
+    return _axis(a1 - b1 - a_flip + b_flip, a2 - b2 + a_flip - b_flip, a + 2 * a_flip, b + 2 * b_flip)
 
 
-def _axis(low, high, both):
-    hull = (both + low.abs() + high.abs()) / 2
-    return Axis(low, high, both, hull.clamp(min=torch.finfo(hull.dtype).tiny))
+def _axis(low, high, first, second):
+    hull = (first + second + low.abs() + high.abs()) / 2
+    return Axis(low, high, first, second, hull.clamp(min=torch.finfo(hull.dtype).tiny))
 
 
 class Areas(NamedTuple):
@@ -182,30 +180,32 @@ class Areas(NamedTuple):
         return torch.where(self.both > 0, self.one / self.union, 1)
 
 
-def areas(x, y, common=None):
+def areas(x, y):
     """The `Areas` of two boxes from their x and y `Axis`: sums of positive terms, none a difference of nearly equal numbers.
 
-    An axis along which both boxes are one and the same point does not count: two equal segments have IoU 1. `common`, the shares in
-    common along x and y, replaces those of the axes, which are right to 1e-7 (float32) of the hull only.
+    An axis along which both boxes are one and the same point does not count: two equal segments have IoU 1.
     """
     (x_common, x_one, x_difference, x_gap), (y_common, y_one, y_difference, y_gap) = x.shares(), y.shares()
-    if common is not None:
-        x_common, y_common = common
     corners, crossed = x_one * y_one, x_difference * y_difference
-    one = x_common * y_one + y_common * x_one + (corners + crossed) / 2
-    neither = (corners - crossed) / 2 + x_gap + y_gap - x_gap * y_gap
+    one = x_common * y_one + y_common * x_one + _not_negative(corners + crossed) / 2
+    neither = _not_negative(corners - crossed) / 2 + x_gap + y_gap - x_gap * y_gap
     return Areas(x_common * y_common, one, neither)
+
+
+def _not_negative(values):
+    """Rounding noise below zero made zero; at zero itself the slope stays, which clamp and relu would take away."""
+    return torch.where(values < 0, 0, values)
 
 
 def iou(a, b):
     """Intersection over union (...) of xyxy boxes, in [0, 1]: |A∩B| / |A∪B|, right to the last digits however little they overlap."""
     ax1, ay1, ax2, ay2 = columns(a)
     bx1, by1, bx2, by2 = columns(b)
-    x, y = compare(ax1, ax2, bx1, bx2), compare(ay1, ay2, by1, by2)
-    width, height = _common(ax1, ax2, bx1, bx2), _common(ay1, ay2, by1, by2)
-    common = torch.where(x.is_point(), 1, width / x.hull), torch.where(y.is_point(), 1, height / y.hull)
-    found = areas(x, y, common)
-    return found.both / found.union
+    wide, a_wide, b_wide = _shares(ax1, ax2, bx1, bx2)
+    high, a_high, b_high = _shares(ay1, ay2, by1, by2)
+    both = wide * high
+    union = a_wide * a_high + b_wide * b_high - both
+    return both / union.clamp(min=torch.finfo(union.dtype).tiny)
 
 
 def giou(a, b):
@@ -213,7 +213,11 @@ def giou(a, b):
     return iou(a, b) - areas(*axes(a, b)).neither
 
 
-def _common(a1, a2, b1, b2):
-    """The length two intervals have in common, from their edges."""
-    low = torch.maximum(torch.minimum(a1, a2), torch.minimum(b1, b2))
-    return torch.relu(torch.minimum(torch.maximum(a1, a2), torch.maximum(b1, b2)) - low)
+def _shares(a1, a2, b1, b2):
+    """Of the interval around two: the shares that lie in both, in the first and in the second, from the edges; 1 where all is one point."""
+    a_low, a_high, b_low, b_high = torch.minimum(a1, a2), torch.maximum(a1, a2), torch.minimum(b1, b2), torch.maximum(b1, b2)
+    common = torch.relu(torch.minimum(a_high, b_high) - torch.maximum(a_low, b_low))
+    hull = torch.maximum(a_high, b_high) - torch.minimum(a_low, b_low)
+    point = hull == 0
+    hull = torch.where(point, 1, hull)
+    return tuple(torch.where(point, 1, length / hull) for length in (common, a_high - a_low, b_high - b_low))

@@ -51,14 +51,18 @@ class Loss:
         """
         shape = self._checked_shape(pred, target)
         box = boxes.at_least_float32(pred)
-        if box.dtype != pred.dtype and box.requires_grad:
-            box.register_hook(lambda gradient: _within(gradient, pred.dtype))
+        goal = boxes.at_least_float32(target)
+        for wide, given in ((box, pred), (goal, target)):
+            if wide.dtype != given.dtype and wide.requires_grad:
+                wide.register_hook(lambda gradient, dtype=given.dtype: _within(gradient, dtype))
+        if invalid not in boxes.POLICIES:
+            raise ValueError(f"{self.name}: invalid must be one of {', '.join(boxes.POLICIES)}, got {invalid!r}")
         if invalid != "sort" and self.space == "boxes":
             box, _ = boxes.repair(box, invalid)
-        versions = box._version, target._version
-        value = self.function(box, boxes.at_least_float32(target), **options)
+        before = _versions(box, goal)
+        value = self.function(box, goal, **options)
         self._check_value(value, shape, box)
-        if (box._version, target._version) != versions:
+        if _versions(box, goal) != before:
             raise ValueError(f"{self.name}: the function changes its arguments in place; work on copies, as in pred - target")
         dtype = pred.dtype if pred.is_floating_point() else torch.get_default_dtype()
         return value if value.dtype == dtype else (_within(value, dtype).detach() + (value - value.detach())).to(dtype)
@@ -80,6 +84,12 @@ class Loss:
             return torch.broadcast_shapes(pred.shape, target.shape)[:-1]
         except RuntimeError:
             raise ValueError(f"{self.name}: pred {tuple(pred.shape)} and target {tuple(target.shape)} do not broadcast") from None
+
+
+def _versions(*tensors):
+    """How often each tensor was changed in place; None where torch does not count."""
+    counted = not torch.compiler.is_compiling() and not any(tensor.is_inference() for tensor in tensors)
+    return [tensor._version for tensor in tensors] if counted else None
 
 
 def _within(values, dtype):
@@ -188,7 +198,7 @@ def l2(pred, target):
 )
 def smooth_l1(pred, target):
     distances = [(p - t).abs() for p, t in _coordinates(pred, target)]
-    return sum(torch.where(d < 1, d.square() / 2, d - 0.5) for d in distances)
+    return sum(torch.where(d < 1, d.clamp(max=1).square() / 2, d - 0.5) for d in distances)
 
 
 @loss(
@@ -200,11 +210,10 @@ def smooth_l1(pred, target):
     paper="Pang et al., Libra R-CNN, CVPR 2019, L_b; α = 0.5, γ = 1.5",
 )
 def balanced_l1(pred, target, *, alpha=0.5, gamma=1.5):
-    b = math.expm1(gamma / alpha)
-    near = [(p - t).abs().clamp(max=1) for p, t in _coordinates(pred, target)]
-    beyond = [torch.relu((p - t).abs() - 1) for p, t in _coordinates(pred, target)]
-    # at d = 1 the first branch has the value and the slope of the second: γ + γ/b − α and γ
-    return sum(alpha / b * (b * d + 1) * torch.log1p(b * d) - alpha * d + gamma * e for d, e in zip(near, beyond, strict=True))
+    b = math.expm1(_positive("gamma", gamma) / _positive("alpha", alpha))
+    distances = [(p - t).abs() for p, t in _coordinates(pred, target)]
+    near = [alpha / b * (b * d + 1) * torch.log1p(b * d) - alpha * d for d in (d.clamp(max=1) for d in distances)]
+    return sum(torch.where(d < 1, close, gamma * d + gamma / b - alpha) for d, close in zip(distances, near, strict=True))
 
 
 @loss("iou", label="IoU", formula="1 − IoU", range="[0, 1]", paper="Rezatofighi et al., GIoU, CVPR 2019, algorithm 2")
@@ -241,7 +250,7 @@ def diou(pred, target):
     label="CIoU",
     formula="1 − IoU + ρ²/c² + α v; v = 4/π² (atan w*/h* − atan w/h)², α = v / (1 − IoU + v + 1e-7), constant in the gradient",
     range="[0, 3)",
-    paper="Zheng et al., DIoU, AAAI 2020, eqs. 8 to 11; the 1e-7 is the authors' code's",
+    paper="Zheng et al., DIoU, AAAI 2020, eqs. 8 to 11; the 1e-7 is that of the authors' simulation code",
 )
 def ciou(pred, target):
     x, y = boxes.axes(pred, target)
@@ -266,12 +275,12 @@ def eiou(pred, target):
 @loss(
     "focal_eiou",
     label="focal EIoU",
-    formula="IoU^γ · EIoU, the weight IoU^γ constant in the gradient: 0 for disjoint boxes",
+    formula="IoU^γ · EIoU: 0 for disjoint boxes",
     range="[0, 4)",
-    paper="Zhang et al., Focal and Efficient IOU Loss, 2021, L_Focal-EIOU; γ = 0.5",
+    paper="Zhang et al., Focal and Efficient IOU Loss, 2021, L_Focal-EIOU; γ = 0.5; the weight held constant in the gradient is our choice",
 )
 def focal_eiou(pred, target, *, gamma=0.5):
-    return boxes.iou(pred, target).detach() ** gamma * eiou(pred, target)
+    return boxes.iou(pred, target).detach() ** _positive("gamma", gamma) * eiou(pred, target)
 
 
 @loss(
@@ -283,6 +292,7 @@ def focal_eiou(pred, target, *, gamma=0.5):
 )
 def siou(pred, target, *, theta=4):
     x, y = boxes.axes(pred, target)
+    _positive("theta", theta, least=1)
     angle = _angle_cost(x, y)
     distance = sum(-torch.expm1((angle - 2) * (axis.centre / axis.hull).square()) for axis in (x, y))
     shape = sum((-torch.expm1(-_relative_growth(axis))) ** theta for axis in (x, y))
@@ -322,7 +332,7 @@ def alpha_diou(pred, target, *, alpha=3):
     "wiou",
     label="WIoU v1",
     formula="exp(ρ²/c²) · (1 − IoU), c² constant in the gradient",
-    range="[0, e)",
+    range="[0, e]",
     paper="Tong et al., Wise-IoU, 2023, L_WIoUv1 (v2 and v3 need a running mean over training and are left out)",
 )
 def wiou(pred, target):
@@ -335,11 +345,11 @@ def wiou(pred, target):
     "mpdiou",
     label="MPDIoU",
     formula="1 − IoU + (d₁² + d₂²)/(w² + h²): distances of the two corners over the image's diagonal",
-    range="[0, 3)",
+    range="[0, 3]",
     paper="Ma and Xu, MPDIoU, 2023, algorithm 2; without image_size the enclosing box stands for the image",
 )
 def mpdiou(pred, target, *, image_size=None):
-    """`image_size`: (width, height), numbers or tensors that broadcast against the boxes (...)."""
+    """`image_size`: (width, height) above 0, numbers or tensors that broadcast against the boxes (...)."""
     x, y = boxes.axes(pred, target)
     width, height = (x.hull, y.hull) if image_size is None else (torch.as_tensor(side).to(x.hull).expand_as(x.hull) for side in image_size)
     unit = torch.maximum(width, height).detach()
@@ -355,6 +365,7 @@ def mpdiou(pred, target, *, image_size=None):
     paper="Zhang et al., Inner-IoU, 2023, L_Inner-IoU; ratio = 0.75",
 )
 def inner_iou(pred, target, *, ratio=0.75):
+    _positive("ratio", ratio)
     return boxes.areas(*(axis.scaled(ratio) for axis in boxes.axes(pred, target))).missed
 
 
@@ -384,6 +395,13 @@ def piou(pred, target):
 
 def _coordinates(pred, target):
     return zip(columns(pred), columns(target), strict=True)
+
+
+def _positive(keyword, value, least=0):
+    """A keyword's value; ValueError naming it where it is not a number above 0 (or of at least `least`)."""
+    if not isinstance(value, int | float) or not (value > 0 and value >= least and math.isfinite(value)):
+        raise ValueError(f"{keyword} must be a number {f'of at least {least}' if least else 'above 0'}, got {value!r}")
+    return value
 
 
 def _tiny(values):
@@ -417,20 +435,20 @@ def _angle_cost(x, y):
 def _relative_growth(axis):
     """|w − w*| / max(w, w*), in [0, 1]; 0 where both are 0."""
     growth = axis.growth.abs()
-    return growth / ((axis.both + growth) / 2).clamp(min=_tiny(growth))
+    return growth / torch.maximum(axis.first, axis.second).clamp(min=_tiny(growth))
 
 
 def _power(share, alpha):
     """share^α of a number in [0, 1], with a finite slope at 0 for α below 1 too."""
-    return share.clamp(min=_tiny(share)) ** alpha if alpha < 1 else share**alpha
+    return torch.where(share > 0, share.clamp(min=_tiny(share)) ** _positive("alpha", alpha), 0)
 
 
 def _one_minus_power(missed, alpha):
     """1 − (1 − missed)^α without loss of digits near missed = 0."""
-    return -torch.expm1(alpha * torch.log1p(-missed.clamp(max=1 - torch.finfo(missed.dtype).eps)))
+    return -torch.expm1(_positive("alpha", alpha) * torch.log1p(-missed.clamp(max=1 - torch.finfo(missed.dtype).eps)))
 
 
 def _in_units_of_the_target(axis):
     """The distances of both edges over the target's length, held at 40: further away exp(−P²) is 0 to the last digit."""
-    length = ((axis.both - axis.growth) / 2).clamp(min=_tiny(axis.both))
+    length = axis.second.clamp(min=_tiny(axis.second))
     return torch.minimum(axis.low.abs() + axis.high.abs(), 40 * length) / length

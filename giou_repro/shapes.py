@@ -61,7 +61,7 @@ def polygon_iou(a, b):
 def polygon_giou(a, b):
     """Generalized IoU (...) of convex polygons (..., k, 2) and (..., m, 2), in [-1, 1]; C is the convex hull of both."""
     both, union, hull = _polygon_areas(a, b)
-    return both / union - torch.relu(hull - union) / hull
+    return both / union - (hull - union) / hull
 
 
 def intersection_area(a, b):
@@ -104,7 +104,10 @@ def _polygon_areas(a, b):
     a, b = a.expand(*shape, *a.shape[-2:]), b.expand(*shape, *b.shape[-2:])
     origin = torch.cat((a, b), -2).mean(-2, keepdim=True).detach()  # near both, so that far-off ones lose no digits
     a, b = a - origin, b - origin
-    both, first, second, hull = intersection_area(a, b), polygon_area(a), polygon_area(b), hull_area(torch.cat((a, b), -2))
+    unit = torch.cat((a, b), -2).abs().amax((-2, -1), keepdim=True).detach()  # of their size, so that no area over- or underflows
+    a, b = (polygon / torch.where(unit > 0, unit, 1) for polygon in (a, b))
+    first, second, hull = polygon_area(a), polygon_area(b), hull_area(torch.cat((a, b), -2))
+    both = torch.minimum(intersection_area(a, b), torch.minimum(first, second))  # a point's or segment's edges cut nothing
     tiny = torch.finfo(both.dtype).tiny
     return both, (first + second - both).clamp(min=tiny), hull.clamp(min=tiny)
 
@@ -125,7 +128,10 @@ def _signed_area(polygon):
 
 def _cut(polygon, start, direction):
     """The part of a convex polygon (..., k, 2) to the left of a line, in k + 1 places; all places at the origin where nothing is left."""
-    side = _cross(direction, polygon - start)
+    x, y = (polygon - start).unbind(-1)
+    side = direction[..., 0] * y - direction[..., 1] * x
+    noise = 4 * torch.finfo(side.dtype).eps * ((direction[..., 0] * y).abs() + (direction[..., 1] * x).abs())
+    side = torch.where(side.abs() <= noise, 0, side)  # or a vertex on the line would cross it back and forth
     inside, next_inside = side >= 0, side.roll(-1, -1) >= 0
     crossing = inside != next_inside
     share = side / torch.where(crossing, side - side.roll(-1, -1), 1)

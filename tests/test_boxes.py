@@ -45,6 +45,14 @@ def test_a_long_flat_and_a_long_upright_box():
     assert boxes.iou(flat, upright).item() == pytest.approx(5e-9, rel=1e-6)
 
 
+def test_iou_of_crossing_thin_boxes_stays_below_one():
+    generator = torch.Generator().manual_seed(0)
+    corners = (torch.rand(2, 20_000, 4, generator=generator) * 12 * 2.3 - 13.8).exp() * (torch.rand(2, 20_000, 4, generator=generator) - 0.5).sign()
+    overlap = boxes.iou(*corners)  # coordinates from 1e-6 to 1e6, either sign
+    assert (overlap.min() >= 0) and (overlap.max() <= 1 + 1e-6)
+    torch.testing.assert_close(overlap.double(), boxes.iou(*corners.double()), rtol=2e-6, atol=0)
+
+
 def test_pairs_come_from_broadcasting(random_boxes):
     a, b = random_boxes(5, seed=1), random_boxes(7, seed=2)
     assert boxes.iou(a[:, None], b[None]).shape == (5, 7)
@@ -89,7 +97,7 @@ def test_enclosing_box():
 
 def test_an_axis_by_hand():
     axis = boxes.compare(*tensor([1.0, 4, 2, 8]))  # 1 to 4 and 2 to 8: 2 in common, 1 and 4 alone, 7 around both
-    assert (axis.low, axis.high, axis.both, axis.hull) == (-1, -4, 9, 7)
+    assert (axis.low, axis.high, axis.first, axis.second, axis.hull) == (-1, -4, 3, 6, 7)
     assert (axis.centre, axis.growth) == (-2.5, -3)
     assert [round(7 * share.item(), 5) for share in axis.shares()] == [2, 5, -3, 0]
     apart = boxes.compare(*tensor([4.0, 3, 5, 6]))  # flipped, and a gap of 1

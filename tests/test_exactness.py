@@ -112,6 +112,31 @@ def test_every_finite_input_gives_a_finite_value_and_gradient(name, dtype):
         assert (value >= -1e-6).all()
 
 
+PAIRS_MET = [  # boxes that have once broken a loss
+    ([0.35027379, 0, 0.35225365, 103186.664], [-100512.828, 7135.45898, 1000, 7135.46094]),
+    ([1e7, 0.1, 1, -1e5], [1e15, 0, 0.5, 2e-30]),
+    ([1e15, 9.999999e-31, 1e5, 1.0000001e-30], [1, 640, 3e14, 640]),
+    ([1e6, 1e6, 1e6 + 1, 1e6 + 2], [0, 0, 2, 1]),
+]
+
+
+@every_loss
+@pytest.mark.parametrize(("pred", "target"), PAIRS_MET)
+def test_pairs_that_have_once_broken_a_loss(name, pred, target):
+    pred, target = tensor([pred], requires_grad=True), tensor([target])
+    value = LOSSES[name](pred, target)
+    (gradient,) = torch.autograd.grad(value.sum(), pred)
+    assert gradient.isfinite().all()
+    (worst,), (truth,) = error(name, pred.detach(), target)
+    assert worst < 2e-6 * max(1, truth)
+
+
+@every_loss
+def test_half_precision_targets_get_finite_gradients_too(name):
+    pred, target = awkward_boxes(torch.float16)[:4000], awkward_boxes(torch.float16)[4000:8000].requires_grad_()
+    assert torch.autograd.grad(LOSSES[name](pred, target).float().sum(), target)[0].isfinite().all()
+
+
 @every_loss
 def test_integer_boxes_of_every_type(name):
     pred, target = [[3, 1, 250, 200]], [[3, 1, 250, 100]]

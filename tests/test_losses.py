@@ -110,6 +110,32 @@ def test_ciou_adds_the_aspect_term():
     assert LOSSES["ciou"](pred, target).item() == pytest.approx(0.5 + 0.25 / 5 + v * v / (0.5 + v), rel=1e-5)
 
 
+def test_balanced_l1_pulls_at_a_distance_of_one():
+    pred = tensor([1.0, 0, 5, 5], requires_grad=True)
+    assert torch.autograd.grad(LOSSES["balanced_l1"](pred, tensor([0.0, 0, 4, 5])), pred)[0].tolist() == [1.5, 0, 1.5, 0]
+
+
+@every_loss
+def test_inference_mode_and_compilation(loss):
+    pred, target = tensor([[0.0, 0, 1, 1]]), tensor([[0.5, 0.5, 1.5, 1.5]])
+    expected = loss(pred, target)
+    with torch.inference_mode():
+        assert torch.equal(loss(pred + 0, target + 0), expected)
+    torch.compiler.reset()  # or the ninth loss here would exceed the versions kept of one function
+    compiled = torch.compile(lambda p, t: loss(p, t), fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(pred, target), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "keyword"),
+    [("alpha_giou", "alpha"), ("alpha_iou", "alpha"), ("inner_giou", "ratio"), ("focal_eiou", "gamma"), ("siou", "theta"), ("balanced_l1", "alpha")],
+)
+def test_keywords_out_of_range_are_named(name, keyword):
+    for wrong in (0, -1, math.nan, "3"):
+        with pytest.raises(ValueError, match=f"{keyword} must be a number"):
+            LOSSES[name](*QUARTER, **{keyword: wrong})
+
+
 @pytest.mark.parametrize(("name", "oracle"), [("giou", torchvision.ops.generalized_box_iou_loss), ("diou", torchvision.ops.distance_box_iou_loss)])
 def test_agrees_with_torchvision(name, oracle, random_boxes):
     pred, target = random_boxes(500, seed=1).requires_grad_(), random_boxes(500, seed=2)

@@ -115,6 +115,32 @@ def test_disjoint_polygons_pull_together():
     assert gradient[:, 0].sum() < 0  # GIoU grows as the square moves left
 
 
+def test_nearly_identical_polygons_have_iou_one():
+    generator = torch.Generator().manual_seed(0)
+    box = torch.rand(5_000, 5, generator=generator, dtype=torch.float64) + tensor([0, 0, 0.1, 0.1, 0])
+    for dtype, bound in ((torch.float64, 1e-13), (torch.float32, 1e-5)):
+        polygon = shapes.rotated(box).to(dtype)
+        nudge = 1 + torch.finfo(dtype).eps * torch.randint(-1, 2, polygon.shape, generator=generator)
+        assert (1 - shapes.polygon_iou(polygon, polygon * nudge)).abs().max() < bound
+
+
+def test_a_polygon_without_area_has_no_overlap():
+    point = torch.full((3, 2), 0.5, dtype=torch.float64)
+    assert shapes.polygon_iou(SQUARE, point) == 0
+    assert shapes.polygon_iou(point, SQUARE) == 0
+
+
+def test_size_does_not_matter():
+    for scale in (1e-20, 1e200):
+        assert shapes.polygon_giou(SQUARE * scale, (SQUARE + 1) * scale).item() == pytest.approx(-1 / 3)
+
+
+def test_polygons_that_share_an_edge_are_pulled():
+    pred = (SQUARE + tensor([1.0, 0])).requires_grad_()
+    (gradient,) = torch.autograd.grad(shapes.polygon_giou(pred, SQUARE), pred)
+    assert gradient[:, 0].sum() < -0.1  # GIoU grows as the square moves left
+
+
 def test_pairs_and_empty_batches():
     generator = torch.Generator().manual_seed(1)
     a, b = convex(generator, 3, 4), convex(generator, 5, 6)
