@@ -118,12 +118,9 @@ def _vertices(polygon):
     return at_least_float32(polygon)
 
 
-def _cross(a, b):
-    return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
-
-
 def _signed_area(polygon):
-    return _cross(polygon, polygon.roll(-1, -2)).sum(-1) / 2
+    x, y = polygon.unbind(-1)
+    return (x * y.roll(-1, -1) - y * x.roll(-1, -1)).sum(-1) / 2
 
 
 def _cut(polygon, start, direction):
