@@ -1,0 +1,87 @@
+"""YOLOv3: the anchor and cell that answer for a box, the encoding and its inverse, and what each loss compares."""
+
+import pytest
+import torch
+
+from giou_repro import LOSSES, detectors
+from giou_repro.detectors.yolov3 import ANCHORS
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return detectors.build("yolov3", 2, "giou", image_size=416)
+
+
+def test_there_are_10647_predictions_at_416_pixels(model):
+    assert len(model.places) == 3 * (52**2 + 26**2 + 13**2) == 10647
+
+
+@pytest.mark.parametrize(("anchor", "stride"), [(0, 8), (2, 8), (3, 16), (5, 16), (6, 32), (8, 32)])
+def test_a_box_shaped_as_an_anchor_is_answered_by_it_in_the_cell_of_its_centre(model, anchor, stride):
+    width, height = ANCHORS[anchor]
+    place = model.places[model._assign(torch.tensor([[200.0 - width / 2, 100 - height / 2, 200 + width / 2, 100 + height / 2]]))[0]]
+    assert place.tolist() == [200 // stride, 100 // stride, stride, width, height]
+
+
+def test_a_centre_on_the_far_edge_belongs_to_the_last_cell(model):
+    place = model.places[model._assign(torch.tensor([[406.0, 409.5, 426, 422.5]]))[0]]
+    assert place[:3].tolist() == [51, 51, 8]
+
+
+def test_zero_raw_outputs_decode_to_the_anchor_in_the_middle_of_its_cell(model):
+    decoded = model.decode(model.encoding(torch.zeros(10647, 7)), model.places)
+    assert decoded[0].tolist() == [4 - 5, 4 - 6.5, 4 + 5, 4 + 6.5]
+
+
+@pytest.mark.parametrize("loss", ["l2", "giou"])
+def test_a_perfect_prediction_costs_the_box_loss_nothing(loss):
+    model = detectors.build("yolov3", 2, loss, image_size=96)
+    truth = torch.tensor([[20.0, 30, 44, 62]])
+    index = model._assign(truth)
+    column, row, stride, width, height = model.places[index[0]].tolist()
+    raw = torch.zeros(1, len(model.places), 7)
+    offset = torch.tensor([32 / stride - column, 46 / stride - row])
+    raw[0, index[0], :2], raw[0, index[0], 2:4] = offset.logit(), torch.tensor([24 / width, 32 / height]).log()
+    losses, positives = model._losses(raw, [{"boxes": truth, "labels": torch.tensor([1])}])
+    assert losses["box"] == pytest.approx(0, abs=1e-5)
+    assert (positives["count"], positives["disjoint"]) == (1, 0) and positives["iou"] == pytest.approx(1, abs=1e-5)
+
+
+def test_background_is_what_overlaps_no_truth_by_more_than_half(model):
+    raw = torch.zeros(1, len(model.places), 7)
+    target = {"boxes": model.decode(model.encoding(raw[0]), model.places)[:1], "labels": torch.tensor([0])}
+    background = model._background(raw, [target])
+    assert not background[0, 0] and background[0, 1]  # itself; its neighbour, 8 of 10 pixels further: IoU 2/18
+    assert background.sum() == len(model.places) - 1
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_trains_it_and_empty_images_are_background(name):
+    torch.manual_seed(0)
+    model = detectors.build("yolov3", 2, name, image_size=64).train()
+    targets = [
+        {"boxes": torch.tensor([[8.0, 8, 40, 40]]), "labels": torch.tensor([0])},
+        {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0).long()},
+    ]
+    losses, positives = model(torch.rand(2, 3, 64, 64), targets)
+    sum(losses.values()).backward()
+    assert positives["count"] == 1
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+    assert model.neck.heads[1][-1].weight.grad.abs().sum() > 0
+    assert set(losses) == {"box", "objectness", "classification"}
+
+
+def test_detections_are_sorted_and_inside_the_image():
+    model = detectors.build("yolov3", 2, "giou", image_size=64).eval()
+    for head in model.neck.heads:
+        torch.nn.init.zeros_(head[-1].bias)  # an object everywhere
+    [found] = model(torch.rand(1, 3, 64, 64))
+    assert found["boxes"].shape == (len(found["scores"]), 4) and 0 < len(found["scores"]) <= 100
+    assert (found["scores"].diff() <= 0).all()
+    assert found["boxes"].min() >= 0 and found["boxes"].max() <= 64 and set(found["labels"].tolist()) <= {0, 1}
+
+
+def test_a_size_that_strides_do_not_divide_is_refused():
+    with pytest.raises(ValueError, match="multiple of 32"):
+        detectors.build("yolov3", 2, "giou", image_size=100)
