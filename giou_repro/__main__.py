@@ -1,10 +1,20 @@
-"""The command line: giou-repro run | losses | publish | doctor. Thin; `giou-repro COMMAND --help` says what each takes."""
+"""The command line: giou-repro run | sweep | losses | data | publish | report | verify | doctor. `giou-repro COMMAND --help` says what each takes."""
 
 import argparse
 import json
 import os
 import signal
 import sys
+
+TRAIN = {  # the parameters of 04_train_detector that have a flag of their own
+    "detector": "yolov3, faster_rcnn, mask_rcnn, retinanet or fcos",
+    "dataset": "shapes (generated), a Pascal VOC folder, or a COCO JSON",
+    "loss": "a name in LOSSES, or my_module:mine",
+    "weight": "of the box loss",
+    "scale": "smoke, laptop or paper",
+    "seed": "a whole number",
+}
+TRAIN_HELP = "Killed, the same command goes on from its checkpoint. Several GPUs: torchrun --nproc-per-node 2 --max-restarts 3 -m giou_repro train …"
 
 
 def main(arguments=None):
@@ -35,13 +45,56 @@ def _parser():
     run.add_argument("--parameters", action="store_true", help="list the notebooks' parameters and stop")
     run.set_defaults(command=_run)
 
+    train = commands.add_parser(
+        "train", help="train one detector, without a kernel", description="What notebook 04_train_detector runs. " + TRAIN_HELP
+    )
+    for name, text in TRAIN.items():
+        train.add_argument(f"--{name}", help=text)
+    train.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="any other parameter")
+    train.add_argument("--results", metavar="FOLDER", help="where run folders go; the project's results/ by default")
+    train.add_argument("--parameters", action="store_true", help="list the parameters and stop")
+    train.set_defaults(command=_train, notebooks=["04_train_detector"], losses=None)
+
+    sweep = commands.add_parser("sweep", help="run many runs from a file, on this machine or a cluster; the same command runs what is left over")
+    sweep.add_argument("file", metavar="FILE", help="as sweeps/reproduce.yaml; docs/sweeps.md says what it may hold")
+    sweep.add_argument("--workers", type=_count, metavar="N", help="runs at a time; one a core by default, 8 jobs on a cluster")
+    place = sweep.add_mutually_exclusive_group()
+    place.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster that runs, as tcp://host:8786")
+    place.add_argument("--cluster", choices=("slurm", "pbs", "lsf"), help="start the workers as jobs, by the options under cluster: in the file")
+    sweep.add_argument("--scale", help="smoke, laptop or paper, instead of the file's")
+    sweep.add_argument("--losses", help="comma-separated, your own as my_module:mine, instead of the file's")
+    sweep.add_argument("--results", metavar="FOLDER", help="where run folders go; the project's results/ by default")
+    sweep.add_argument("--dry-run", action="store_true", help="list the runs, and which are complete already, and stop")
+    sweep.set_defaults(command=_sweep)
+
     losses = commands.add_parser("losses", help="list the losses: formula, range, space, paper")
     losses.add_argument("--markdown", action="store_true", help="as the table of LOSSES.md")
     losses.set_defaults(command=_losses)
 
+    data = commands.add_parser("data", help="check a data set, or fetch one").add_subparsers(required=True, metavar="WHAT")
+    check = data.add_parser("check", help="list every defect of a data set, and what is done about each; exit status 1 where there is one")
+    check.add_argument("path", metavar="PATH", help="a Pascal VOC folder, a COCO JSON or a folder of such, or a name: voc2007, voc2012, shapes")
+    check.add_argument("--split", help="one of its splits; all of it by default")
+    check.add_argument("--classes", help="comma-separated; any other is unknown")
+    check.set_defaults(command=_data_check)
+    download = data.add_parser("download", help="fetch Pascal VOC into data/")
+    download.add_argument("name", help="voc2007 or voc2012")
+    download.set_defaults(command=_data_download)
+
     publish = commands.add_parser("publish", help="copy complete runs of committed code to results/published/ and renew the README's table")
     publish.add_argument("runs", nargs="+", metavar="RUN_FOLDER")
     publish.set_defaults(command=_publish)
+
+    report = commands.add_parser("report", help="write the report, one page, from the newest runs; renew results/published/claims.csv")
+    report.add_argument("--results", metavar="FOLDER", help="where run folders are; the project's results/ by default")
+    report.add_argument("--out", metavar="FILE", help="the page; report.html in the results folder by default")
+    report.add_argument("--scale", choices=("smoke", "laptop", "paper"), default="laptop", help="smaller runs do not count; laptop by default")
+    report.set_defaults(command=_report)
+
+    verify = commands.add_parser("verify", help="run again what is published and compare; exit status 1 where a number is not what it was")
+    verify.add_argument("--scale", choices=("smoke", "laptop", "paper"), help="smaller samples get wider tolerances; as published by default")
+    verify.add_argument("--results", metavar="FOLDER", help="where run folders go; the project's results/ by default")
+    verify.set_defaults(command=_verify)
 
     doctor = commands.add_parser("doctor", help="say what is wrong with the environment, and the remedy")
     doctor.set_defaults(command=_doctor)
@@ -81,7 +134,7 @@ def _run(options):
 
 def _given(options, declared):
     """The parameters of a command line: name → value. Text parameters stay text, the others are read as JSON."""
-    words = [(name, getattr(options, name)) for name in ("scale", "seed") if getattr(options, name) is not None]
+    words = [(name, getattr(options, name)) for name in TRAIN if getattr(options, name, None) is not None]
     given = {name: _value(text, name in declared and declared[name].type is str) for name, text in [*words, *options.parameter]}
     return given | ({"losses": [name.strip() for name in options.losses.split(",")]} if options.losses is not None else {})
 
@@ -100,10 +153,108 @@ def _print_outputs(run):
         print(f"  {kind:<8} {'  '.join(name for name in record['outputs'] if name.endswith(suffix))}")
 
 
+def _train(options):
+    from giou_repro import runner, store, training
+
+    path = runner.find_notebook("04_train_detector")
+    declared = runner.declared_parameters(path)
+    if options.parameters:
+        return _run(options)
+    try:
+        given = runner.check_parameters(declared, _given(options, declared))
+        parameters = {parameter.name: parameter.default for parameter in declared.values()} | given
+        config = training.configure(**{name: value for name, value in parameters.items() if name != "run_dir"})
+    except (ImportError, ValueError) as error:
+        print(f"giou-repro: {error}", file=sys.stderr)
+        return 2
+    rank, world = training.join()
+    results = os.path.join(options.results or store.project_folder() / "results", path.stem)
+    run = store.resume_or_open(path.stem, results, parameters, given, runner=True) if rank == 0 else None
+    if training.shared(run and run.complete, world):
+        if rank == 0:
+            print(f"this run is complete already, in {run.folder}")
+        return 0
+    return _train_into(run, config)
+
+
+def _train_into(run, config):
+    from giou_repro import findings, plotting, training
+
+    try:
+        if run:
+            run.update(parameters=config.model_dump())
+        trained = training.train(config, run)
+        if run:
+            training.save(trained, run)
+            run.save_figure("curves", plotting.training_curves(trained.curves, config.loss))
+            run.save_figure("detections", plotting.detections(trained.val, trained.detections, trained.names))
+            run.save_figure("thresholds", plotting.thresholds(trained.thresholds))
+            run.close("complete")
+            print(findings.trained(trained.evaluation.iloc[0], trained.curves).replace("**", "").replace("`", ""))
+            _print_outputs(run)
+        return 0
+    except BaseException as error:
+        if run:
+            run.close("failed", error=f"{type(error).__name__}: {error}")
+        if not isinstance(error, training.TrainingError | ValueError | OSError):
+            raise
+        print(f"giou-repro: {error}", file=sys.stderr)
+        return 1
+
+
+def _count(text):
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return number
+
+
+def _sweep(options):
+    from giou_repro import store, sweep
+
+    results = options.results or store.project_folder() / "results"
+    losses = [name.strip() for name in options.losses.split(",")] if options.losses is not None else None
+    try:
+        file = sweep.read(options.file)
+        cells = sweep.expand(file, options.scale, losses, options.results)
+        if options.dry_run:
+            print(sweep.report(sweep.planned(cells, results)))
+            return 0
+        with sweep.connect(file, cells, options.workers, options.scheduler, options.cluster) as place:
+            rows = sweep.run(file, cells, results, place)
+    except (sweep.SweepError, sweep.SchedulerLost) as error:
+        print(f"giou-repro: {error}", file=sys.stderr)
+        return 2 if isinstance(error, sweep.SweepError) else 1
+    print(f"{sweep.report(rows)}\ntable in {sweep.table_path(file, results)}")
+    return 0 if rows.status.isin(["ran", "complete already"]).all() else 1
+
+
 def _losses(options):
     from giou_repro.losses import table
 
     print(table(markdown=options.markdown), end="")
+    return 0
+
+
+def _data_check(options):
+    from giou_repro import datasets
+
+    classes = tuple(name.strip() for name in options.classes.split(",")) if options.classes else None
+    try:
+        return 1 if datasets.report(options.path, options.split, classes) else 0
+    except (OSError, ValueError, ImportError) as error:
+        print(f"giou-repro: {error}", file=sys.stderr)
+        return 2
+
+
+def _data_download(options):
+    from giou_repro import datasets
+
+    try:
+        print(datasets.download(options.name))
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        print(f"giou-repro: {error}", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -117,6 +268,40 @@ def _publish(options):
         print(f"giou-repro: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _report(options):
+    from pathlib import Path
+
+    from giou_repro import publish, report, store
+
+    results = Path(options.results or store.project_folder() / "results")
+    out = Path(options.out or results / "report.html")
+    try:
+        runs = report.write(results, out, options.scale)
+        ledger = publish.refresh(results.parent) if (results / "published").is_dir() else None
+    except (OSError, ValueError) as error:
+        print(f"giou-repro: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(f"{name:<20}{folder}" for name, folder in runs.items()))
+    print(f"renewed: {results / 'published' / 'claims.csv'}\n" * (ledger is not None) + f"the report: {out}")
+    return 0
+
+
+def _verify(options):
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # or every kernel prints a debugger's warning
+    from giou_repro import runner, verify
+
+    try:
+        table = verify.verify(options.scale, results=options.results)
+    except FileNotFoundError as error:
+        print(f"giou-repro: {error}", file=sys.stderr)
+        return 2
+    except (runner.RunFailed, RuntimeError) as error:
+        print(f"giou-repro: {error}", file=sys.stderr)
+        return 1
+    print(table.to_string(index=False, na_rep="–", float_format="{:.4g}".format))
+    return 1 if (table.ok == verify.NO).any() else 0
 
 
 def _doctor(options):

@@ -167,3 +167,42 @@ def single_boxes(table):
     sizes = table.assign(area=(table.w * table.h).abs()).groupby(["gradients", "loss", "start"], sort=False).area.max()
     words = [f"{LOSSES[loss].label} {gradients}, {start}, {area:.1f}" for (gradients, loss, start), area in sizes.items() if area > 1.2]
     return f"**What we see.** Boxes that grew to more than 1.2 times their area on the way, and to how many: {'; '.join(words) or 'none'}."
+
+
+def trained(row, curves):
+    """What one training run came to."""
+    measured = curves.dropna(subset="AP")
+    start, end = curves.mean_iou.iloc[0], curves.mean_iou.iloc[-1]
+    return (
+        f"**AP {row.AP:.3f}** (AP50 {row.AP50:.3f}, AP75 {row.AP75:.3f}; by GIoU {row.AP_giou:.3f}) after {int(measured.epoch.iloc[-1])} epochs. "
+        f"The positives' mean IoU went from {start:.2f} in the first epoch to {end:.2f} in the last; {row.disjoint:.1%} of them were disjoint from "
+        f"their target. {row.images_per_second:.0f} images a second. One run says nothing about which loss is better: that takes `05_compare_losses`."
+    )
+
+
+def paired(table):
+    """What the paired differences allow to say, one sentence a setting and measure."""
+    lines = []
+    for setting, part in table.groupby("setting", sort=False):
+        lines.append(f"**{setting}**\n")
+        for row in part[part.measure.isin(["AP", "AP75", "AP_giou"])].itertuples():
+            measure, names = row.measure.replace("_giou", " by GIoU"), f"{LOSSES[row.loss].label} against {LOSSES[row.against].label}"
+            interval = f", 95 % interval {row.low:+.3f} to {row.high:+.3f}" if row.n >= 3 else ""
+            lines.append(f"- {measure}, {names}: {row.difference:+.3f}{interval} (n = {row.n}): **{row.verdict}**")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def apart(table):
+    """From convergence.apart."""
+    words = [
+        f"{LOSSES[row.loss].label} {row.gradients} {row.solved / row.cases:.0%} ({row.grew / row.cases:.0%} grew, median {row.growth:.1f} times)"
+        for row in table.itertuples()
+    ]
+    return f"**What we see.** Of the {table.cases.max()} boxes that start apart, these ended above IoU .5: {'; '.join(words)}."
+
+
+def ledger(table):
+    """From claims.ledger."""
+    words = [f"{len(part)} {verdict} ({', '.join(part.id)})" for verdict, part in table.groupby("verdict", sort=False)]
+    return f"**What we see.** {'; '.join(words)}."

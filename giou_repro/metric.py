@@ -120,6 +120,12 @@ def pairs(kind, n, seed):
     return pd.DataFrame(dict(kind=kind, iou=iou, giou=boxes.giou(a, b), shorthand=shorthand, overlap=iou > 0))
 
 
+def ranges(tables):
+    """Between which values GIoU lies (claim B2), for overlapping and for disjoint pairs of each kind: kind, overlap, pairs, lowest, highest."""
+    groups = pd.concat(tables).groupby(["kind", "overlap"], sort=False).giou
+    return groups.agg(pairs="count", lowest="min", highest="max").reset_index()
+
+
 def rotated_pair(angle):
     """A 4 x 1 rectangle turned by `angle` degrees, beside an upright 2 x 3 one: polygons (4, 2), (4, 2)."""
     turned = shapes.rotated(_tensor([2.5, 0.5, 4, 1, np.deg2rad(angle)]))

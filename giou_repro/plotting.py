@@ -1,5 +1,6 @@
 """One function a figure: tables in, matplotlib figure out. Each loss has one colour and line style in every figure."""
 
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -313,4 +314,152 @@ def filmstrip(table, target, frames=(0, 0.025, 0.1, 0.25, 0.5, 1)):
             _picture(axis)
         line[0].set_ylabel(f"{LOSSES[name].label},\n{gradients}", fontsize=9)
     _legend_below(figure, axes[0, 0])
+    return figure
+
+
+def training_curves(table, loss):
+    """Box loss, mean IoU of the positives and AP by epoch (training.Trained.curves)."""
+    figure, axes = _panels(1, 3)
+    measures = (("box", "weighted box loss"), ("mean_iou", "mean IoU of positives"), ("AP", "AP (validation)"))
+    for axis, (column, label) in zip(axes[0], measures, strict=True):
+        shown = table.dropna(subset=column)
+        axis.plot(shown.epoch, shown[column], **style(loss) | ({"marker": "o"} if column == "AP" else {}))
+        axis.set(xlabel="epoch", ylabel=label)
+        axis.set_ylim(bottom=0)
+    _legend_below(figure, axes[0][0])
+    return figure
+
+
+def thresholds(table):
+    """AP against the threshold of the match, by IoU and by GIoU (columns criterion, threshold, AP)."""
+    figure, axes = _panels(1, 1, width=4)
+    for criterion, line in (("iou", "-"), ("giou", "--")):
+        shown = table[table.criterion == criterion]
+        axes[0][0].plot(shown.threshold, shown.AP, color="#222222", linestyle=line, marker="o", markersize=3, label=f"by {LABELS[criterion]}")
+    axes[0][0].set(xlabel="threshold of a match", ylabel="AP", ylim=(0, None))
+    axes[0][0].legend()
+    return figure
+
+
+LABELS = {"iou": "IoU", "giou": "GIoU"}
+
+
+def detections(packed, found, names, rows=2, columns=4, score=0.3):
+    """Validation squares with their true boxes and the predicted ones above `score`, evenly drawn from the set."""
+    figure, axes = _panels(rows, columns, width=2.6, height=2.7)
+    for index, axis in zip(np.linspace(0, len(packed) - 1, rows * columns).round().astype(int), axes.flat, strict=True):
+        axis.imshow(packed.images[index].permute(1, 2, 0).cpu().numpy())
+        for corners in packed.truths[index]["boxes"].tolist():
+            _box(axis, corners, "#00E05A", linewidth=2.4)
+        detection = found[index]
+        for corners, label, value in zip(*(detection[key].tolist() for key in ("boxes", "labels", "scores")), strict=True):
+            if value >= score:
+                _box(axis, corners, "#FF3DBE", linewidth=1.1)
+                axis.text(corners[0], corners[1] - 1, f"{names[label]} {value:.2f}", fontsize=5, color="white", backgroundcolor="#00000099").set_bbox(
+                    {"facecolor": "#000000", "alpha": 0.55, "pad": 0.6, "linewidth": 0}
+                )
+        _picture(axis)
+    return figure
+
+
+def every_run(table):
+    """AP, AP75 and AP by GIoU of every run as dots, by loss, their means as bars; a row a setting."""
+    settings = table.setting.unique()
+    measures = (("AP", "AP"), ("AP75", "AP75"), ("AP_giou", "AP by GIoU"))
+    figure, axes = _panels(len(settings), len(measures), width=3.2, height=2.6)
+    for row, setting in zip(axes, settings, strict=True):
+        part = table[table.setting == setting]
+        names = list(part.loss.unique())
+        for axis, (column, label) in zip(row, measures, strict=True):
+            for place, name in enumerate(names):
+                values = part[part.loss == name][column]
+                look = style(name)
+                axis.plot(place + np.linspace(-0.12, 0.12, len(values)), values, "o", color=look["color"], markersize=4, alpha=0.75)
+                axis.hlines(values.mean(), place - 0.3, place + 0.3, color=look["color"], linewidth=2.2)
+            axis.set(ylabel=label, xticks=range(len(names)))
+            axis.set_xticklabels([LOSSES[name].label for name in names], rotation=30 if len(names) > 4 else 0)
+        row[0].set_title(_wrapped(setting), fontsize=8, loc="left")
+    return figure
+
+
+def _wrapped(text, width=58):
+    return "\n".join(textwrap.wrap(text, width))
+
+
+def paired(table):
+    """Paired differences to the baseline with their 95 % intervals; a row a setting, a panel a measure (comparison.paired)."""
+    settings, measures = table.setting.unique(), table.measure.unique()
+    figure, axes = _panels(len(settings), len(measures), width=2.2, height=2.2, sharey="row")
+    for row, setting in zip(axes, settings, strict=True):
+        for axis, measure in zip(row, measures, strict=True):
+            part = table[(table.setting == setting) & (table.measure == measure)]
+            for place, entry in enumerate(part.itertuples()):
+                color = style(entry.loss)["color"]
+                axis.hlines(place, entry.low, entry.high, color=color, linewidth=2)
+                axis.plot(entry.difference, place, "o", color=color, fillstyle="full" if entry.verdict in ("better", "worse") else "none")
+            axis.axvline(0, color="#999999", linewidth=1)
+            axis.set(xlabel=f"Δ {measure.replace('_giou', ' by GIoU')}", yticks=range(len(part)), ylim=(-0.6, max(len(part), 1) - 0.4))
+            axis.set_yticklabels([f"{LOSSES[e.loss].label} − {LOSSES[e.against].label} (n {e.n})" for e in part.itertuples()])
+            axis.locator_params(axis="x", nbins=4)
+        row[0].set_title(_wrapped(setting), fontsize=8, loc="left")
+    return figure
+
+
+def curves_by_loss(table):
+    """Box loss as share of its first value, mean IoU of positives and AP by epoch, mean over seeds; a row a setting."""
+    settings = table.setting.unique()
+    figure, axes = _panels(len(settings), 3, height=2.6)
+    measures = (("classification", "classification loss"), ("mean_iou", "mean IoU of positives"), ("AP", "AP (validation)"))
+    for row, setting in zip(axes, settings, strict=True):
+        part = table[table.setting == setting]
+        for name in part.loss.unique():
+            runs = part[part.loss == name].groupby("epoch")
+            for axis, (column, label) in zip(row, measures, strict=True):
+                means = runs[column].mean().dropna()
+                axis.plot(means.index, means, **style(name) | ({"marker": "o", "markersize": 3} if column == "AP" else {}))
+                axis.set(xlabel="epoch", ylabel=label)
+        row[0].set_title(_wrapped(setting), fontsize=8, loc="left")
+    _legend_of_all(figure, axes[:, 0])
+    return figure
+
+
+def _legend_of_all(figure, axes):
+    """One legend below for the lines of several axes, each label once."""
+    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), 7))
+
+
+def thresholds_by_loss(table):
+    """AP against the threshold of the match, mean over seeds, by IoU (left) and by GIoU; below, the difference to the first loss."""
+    settings = table.setting.unique()
+    figure, axes = _panels(len(settings), 3, height=2.6)
+    for row, setting in zip(axes, settings, strict=True):
+        part = table[table.setting == setting]
+        means = part.groupby(["loss", "criterion", "threshold"], sort=False).AP.mean()
+        names = list(part.loss.unique())
+        for name in names:
+            for axis, criterion in zip(row, ("iou", "giou"), strict=False):
+                axis.plot(means[name, criterion].index, means[name, criterion], **style(name))
+                axis.set(xlabel=f"threshold of {LABELS[criterion]}", ylabel="AP", ylim=(0, None))
+            gain = means[name, "iou"] - means[names[0], "iou"]
+            row[2].plot(gain.index, gain, **style(name))
+        row[2].set(xlabel="threshold of IoU", ylabel=f"AP − AP of {LOSSES[names[0]].label}")
+        row[0].set_title(_wrapped(setting), fontsize=8, loc="left")
+    _legend_of_all(figure, axes[:, 0])
+    return figure
+
+
+def weights(table):
+    """AP against the weight of the box loss, mean and 95 % interval, a panel a setting (comparison.weights)."""
+    settings = table.setting.unique()
+    figure, axes = _panels(1, len(settings), width=4)
+    for axis, setting in zip(axes[0], settings, strict=True):
+        part = table[table.setting == setting]
+        for name in part.loss.unique():
+            line = part[part.loss == name]
+            axis.plot(line.weight, line["mean"], marker="o", **style(name))
+            axis.fill_between(line.weight, line.low, line.high, color=style(name)["color"], alpha=0.15, linewidth=0)
+        axis.set(xscale="log", xlabel="weight of the box loss", ylabel="AP")
+        axis.set_title(_wrapped(setting), fontsize=8, loc="left")
+    _legend_of_all(figure, axes[0])
     return figure

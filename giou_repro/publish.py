@@ -1,4 +1,4 @@
-"""results/published/: the committed copy of finished runs, and the README's table made from it."""
+"""results/published/: the committed copy of finished runs, and the README's table and ledger made from it."""
 
 import json
 import shutil
@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pandas as pd
 
-from giou_repro import published, store
+from giou_repro import claims, published, store
 from giou_repro.losses import LOSSES
 from giou_repro.simulation import CASES_PER_POINT
 
 LARGEST = 400_000  # bytes of a table; larger ones stay in the run folder
 BEGIN, END = "<!-- made by giou-repro publish: begin -->\n", "<!-- end -->\n"
+LEDGER_BEGIN, LEDGER_END = "<!-- claims, made by giou-repro publish: begin -->\n", "<!-- claims end -->\n"
 
 
 def publish(run_folder, project=None):
-    """Copy a run to results/published/<notebook>/ and rewrite the README's table. Returns the new folder.
+    """Copy a run to results/published/<notebook>/, renew claims.csv beside it and the README's table and ledger. Returns the new folder.
 
     Taken: run.json, the figures as PNG, the tables up to 400 kB. The copy that was there before is replaced in one move, once the new table
     could be made. Raises ValueError for a folder without a run, and for a run that is not complete, not the runner's, not of scale "paper",
@@ -34,14 +35,28 @@ def publish(run_folder, project=None):
     for source in [Path(run_folder) / name for name in ("run.json", *record["outputs"])]:
         if source.suffix == ".png" or source.name == "run.json" or (source.suffix == ".csv" and source.stat().st_size <= LARGEST):
             shutil.copyfile(source, fresh / source.relative_to(run_folder))
-    readme = project / "README.md"
-    text = with_table(readme.read_text(), published_runs(project) | {record["notebook"]: fresh})
+    readme, runs = project / "README.md", published_runs(project) | {record["notebook"]: fresh}
+    ledger = claims.ledger(runs)
+    text = with_ledger(with_table(readme.read_text(), runs), ledger)
     if place.exists():
         place.rename(old)
     fresh.rename(place)
     shutil.rmtree(old, ignore_errors=True)
+    store.write_atomic(place.with_name("claims.csv"), ledger[claims.COLUMNS].to_csv(index=False))
     store.write_atomic(readme, text)
     return place
+
+
+def refresh(project):
+    """Renew results/published/claims.csv, and the README's table and ledger, from the published runs. Returns the ledger, or None without runs."""
+    runs = published_runs(project)
+    if not runs:
+        return None
+    ledger, readme = claims.ledger(runs), Path(project) / "README.md"
+    text = with_ledger(with_table(readme.read_text(), runs), ledger)
+    store.write_atomic(Path(project) / "results" / "published" / "claims.csv", ledger[claims.COLUMNS].to_csv(index=False))
+    store.write_atomic(readme, text)
+    return ledger
 
 
 def _check(run_folder, record):
@@ -68,6 +83,16 @@ def with_table(readme, runs):
     before, rest = readme.split(BEGIN)
     after = rest.split(END)[1]
     return before + BEGIN + reproduced(runs) + END + after
+
+
+def with_ledger(readme, ledger):
+    """The README's text with the part between the ledger's marks made new from claims.ledger; unchanged without the marks."""
+    if LEDGER_BEGIN not in readme:
+        return readme
+    before, rest = readme.split(LEDGER_BEGIN)
+    after = rest.split(LEDGER_END)[1]
+    rows = [f"| {row.id} | {row.claim} | **{row.verdict}** | {row.words} |" for row in ledger.itertuples()]
+    return before + LEDGER_BEGIN + "\n".join(["| | claim | verdict | measured |", "|---|---|---|---|", *rows]) + "\n" + LEDGER_END + after
 
 
 def reproduced(runs):

@@ -8,22 +8,30 @@
         figures/          *.png and *.pdf
 
 ``run.json`` says "running" from the first moment, then "complete" or "failed". Every file is written beside its place and moved into it,
-so that a kill at any moment leaves the old file or the new one.
+so that a kill at any moment leaves the old file or the new one. The process that works on a run holds a lock on ``.lock`` in its folder,
+which the system takes back when that process ends, however it ends; so a "running" run that nobody holds was killed, and can be resumed.
 """
 
+import fcntl
 import hashlib
+import importlib.machinery
 import importlib.metadata
 import io
 import json
 import os
 import platform
+import re
 import subprocess
+import sys
 import time
+import weakref
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
+SOURCES = (".py", ".mplstyle", ".toml")  # what of the package decides about results
 PACKAGES = ("giou-repro", "torch", "torchvision", "numpy", "pandas", "scipy", "matplotlib", "papermill")
 
 
@@ -45,15 +53,28 @@ def write_atomic(path, content):
 
 
 class Run:
-    """One run folder; `start` and `open_run` make it."""
+    """One run folder; `start`, `open_run` and `resume_or_open` make it."""
 
     def __init__(self, folder):
         self.folder = Path(folder)
+        self._release = lambda: None
 
     @property
     def record(self):
         """The contents of run.json."""
         return json.loads((self.folder / "run.json").read_text())
+
+    @property
+    def complete(self):
+        """Whether the run came to its end and everything it made is on disk."""
+        return self.record["status"] == "complete"
+
+    def hold(self):
+        """Take the run's lock for as long as this object lives or until `close`; False where another holder has it."""
+        file = _lock(self.folder / ".lock")
+        if file is not None:
+            self._release = weakref.finalize(self, os.close, file)
+        return file is not None
 
     def update(self, **entries):
         """Set entries of run.json."""
@@ -98,6 +119,7 @@ class Run:
         """End the run as "complete" or "failed", with its wall time and the sha256 of every output."""
         seconds = round(time.time() - datetime.fromisoformat(self.record["started"]).timestamp(), 1)
         self.update(status=status, wall_seconds=seconds, outputs=self._outputs(), **entries)
+        self._release()
 
     def _save(self, name, content):
         path = self.folder / name
@@ -118,19 +140,108 @@ def start(notebook, run_dir, parameters):
     finished run, which is never overwritten.
     """
     if run_dir is None:
-        return open_run(notebook, project_folder() / "results" / notebook, parameters)
+        return _create(_fresh_folder(project_folder() / "results" / notebook), notebook, parameters, given={}, runner=False)
     run = Run(run_dir)
     if not (run.folder / "run.json").exists():
+        run.folder.mkdir(parents=True, exist_ok=True)
         return _create(run.folder, notebook, parameters, given={}, runner=False)
     record = run.record
     if record["status"] != "running":
         raise FileExistsError(f"run_dir {run_dir} holds a {record['status']} run of {record['notebook']}; name another folder, or none")
-    run.update(parameters=parameters)
+    run.update(parameters=parameters, hardware=hardware())
     return run
 
 
-def open_run(notebook, results, parameters, given=None, runner=False):
-    """Make a fresh run folder under the folder `results`, named by time and commit, with its run.json."""
+def open_run(notebook, results, parameters, given=None, runner=False, inputs=()):
+    """Make a fresh run folder under the folder `results`, named by time and commit, with its run.json.
+
+    `notebook`, `parameters` and `inputs` are those of `address`; `given` are the parameters that the caller set; `runner` says that the
+    runner, not the notebook, will call the run complete.
+    """
+    found = address(notebook, parameters, inputs)
+    return _create(_fresh_folder(results), _name(notebook), parameters, given, runner, found)
+
+
+def resume_or_open(notebook, results, parameters, given=None, runner=False, inputs=(), wait=False):
+    """The run with this address under the folder `results`: complete, resumed, or fresh. Arguments as of `open_run`.
+
+    A complete run is returned as it is (``run.complete`` is True). One that was killed or failed, and that no live process holds, is
+    "running" again in its old folder, so that training goes on from its checkpoint; without a file or folder named checkpoint* its
+    metrics begin anew. Otherwise the folder is fresh. Where a live process is at work on the same run, `wait` says to wait for its end
+    rather than to run it a second time.
+    """
+    wanted = address(notebook, parameters, inputs)
+    told = False
+    while True:
+        with _decision(results):
+            alike = find_runs(results, wanted)
+            complete = [run for run in alike if run.complete]
+            free = [] if complete else [run for run in alike[:1] if run.hold()]
+            if complete or (free and free[0].complete):  # it may have come to its end between the two looks
+                return (complete or free)[0]
+            if free:
+                return _resume(free[0], _name(notebook), parameters, given, runner, wanted)
+            if not (alike and wait):
+                return _create(_fresh_folder(results), _name(notebook), parameters, given, runner, wanted)
+        if not told:
+            print(f"waiting for the process that is at work on the same run in {alike[0].folder}", file=sys.stderr)
+            told = True
+        time.sleep(0.5)
+
+
+def find_runs(results, wanted):
+    """The runs under the folder `results` that have the address `wanted`, newest first."""
+    runs = [Run(path.parent) for path in sorted(Path(results).glob("*/run.json"), reverse=True)]
+    return [run for run in runs if run.record.get("address") == wanted]
+
+
+def complete_runs(results):
+    """Address → the newest complete run with it, of the runs under the folder `results`."""
+    runs = [Run(path.parent) for path in sorted(Path(results).glob("*/run.json"))]
+    return {record["address"]: run for run in runs if (record := run.record)["status"] == "complete" and record.get("address")}
+
+
+def address(notebook, parameters, inputs=()):
+    """What makes a run what it is, in 16 hexadecimal digits: equal addresses, equal runs.
+
+    It covers the notebook's name and cells (`notebook` is a path, or a name in the notebooks folder), the parameters (name → value, the
+    declared defaults included; ``run_dir`` does not count), the package's sources, those of a user's loss named as ``my_module:mine``, and
+    `inputs`, the addresses of runs whose results this one reads. Contents of data sets and versions of other packages are not covered.
+    """
+    counted = {name: value for name, value in parameters.items() if name != "run_dir"}
+    package = Path(__file__).parent
+    sources = {path.relative_to(package).as_posix(): path.read_text() for path in sorted(package.rglob("*")) if path.suffix in SOURCES}
+    content = [_name(notebook), _cells(notebook), counted, sources, _users_sources(counted), sorted(inputs)]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _name(notebook):
+    return Path(notebook).stem if Path(notebook).suffix == ".ipynb" else str(notebook)
+
+
+def _cells(notebook):
+    """Kind and text of each cell; none where there is no such notebook."""
+    path = Path(notebook) if Path(notebook).suffix == ".ipynb" else project_folder() / "notebooks" / f"{notebook}.ipynb"
+    if not path.is_file():
+        return []
+    return [[cell["cell_type"], "".join(cell["source"])] for cell in json.loads(path.read_text())["cells"]]
+
+
+def _users_sources(parameters):
+    """The text of the modules that are named as ``module:function`` in the parameters, a package's modules all."""
+    named = set(re.findall(r'"(\w+)(?:\.\w+)*:[A-Za-z_]\w*"', json.dumps(parameters, ensure_ascii=False)))
+    found = {}
+    importlib.invalidate_caches()
+    for module in sorted(named):
+        spec = importlib.machinery.PathFinder.find_spec(module, [os.getcwd(), *sys.path])
+        folders = list(spec.submodule_search_locations or []) if spec else []
+        files = [path for folder in folders for path in sorted(Path(folder).rglob("*.py"))]
+        files = files or ([Path(spec.origin)] if spec and spec.origin and spec.origin.endswith(".py") else [])
+        found[module] = [path.read_text() for path in files]
+    return found
+
+
+def _fresh_folder(results):
     commit = git_commit()[0]
     while True:
         now = datetime.now(UTC)
@@ -139,17 +250,60 @@ def open_run(notebook, results, parameters, given=None, runner=False):
             folder.mkdir(parents=True)
         except FileExistsError:
             continue
-        return _create(folder, notebook, parameters, given or {}, runner)
+        return folder
 
 
-def _create(folder, notebook, parameters, given, runner):
-    folder.mkdir(parents=True, exist_ok=True)
+def _create(folder, notebook, parameters, given, runner, found=None):
+    run = Run(folder)
+    run.hold()  # before run.json is there to be found
+    write_atomic(folder / "run.json", json.dumps(_first_record(run, notebook, parameters, given, runner, found), indent=2) + "\n")
+    return run
+
+
+def _resume(run, notebook, parameters, given, runner, found):
+    """Set a run that was killed or failed to "running" again; `earlier` in run.json says when it was started before."""
+    before = run.record
+    if not any(run.folder.glob("checkpoint*")):
+        (run.folder / "metrics.jsonl").unlink(missing_ok=True)
+    record = _first_record(run, notebook, parameters, given, runner, found)
+    record["earlier"] = [*before.get("earlier", []), before["started"]]
+    write_atomic(run.folder / "run.json", json.dumps(record, indent=2) + "\n")
+    return run
+
+
+def _first_record(run, notebook, parameters, given, runner, found):
     commit, dirty = git_commit()
-    record = dict(status="running", notebook=notebook, run=folder.name, runner=runner, parameters=parameters, given=given)
-    record |= dict(seed=parameters.get("seed"), started=datetime.now(UTC).isoformat(), commit=commit, dirty=dirty)
-    record |= dict(versions=versions(), hardware=hardware())
-    write_atomic(folder / "run.json", json.dumps(record, indent=2) + "\n")
-    return Run(folder)
+    record = dict(status="running", notebook=notebook, run=run.folder.name, address=found, runner=runner, parameters=parameters)
+    record |= dict(given=given or {}, seed=parameters.get("seed"), started=datetime.now(UTC).isoformat(), commit=commit, dirty=dirty)
+    later = runner and "torch" not in sys.modules  # the kernel that joins the run says it
+    return record | dict(versions=versions(), hardware=None if later else hardware())
+
+
+@contextmanager
+def _decision(results):
+    """Which run is whose is decided by one process at a time."""
+    Path(results).mkdir(parents=True, exist_ok=True)
+    file = _lock(Path(results) / ".lock", wait=True)
+    try:
+        yield
+    finally:
+        os.close(file)
+
+
+def _lock(path, wait=False):
+    """The descriptor of a file, locked, or None where it is locked already. The system unlocks it when the process ends, however it ends.
+
+    On file systems without locks (some network ones, by their mount options) raises OSError."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)  # not inherited by programs that this process starts
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        os.close(file)
+        return None
+    except OSError as error:
+        os.close(file)
+        raise OSError(error.errno, f"{path} cannot be locked ({error.strerror}); put the results on a file system with locks (flock)") from None
+    return file
 
 
 def git_commit():

@@ -14,8 +14,10 @@ from giou_repro import doctor
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
-    *("boxes", "shapes", "store", "losses", "published", "simulation", "metric", "landscape", "convergence"),
-    *("findings", "plotting", "publish", "doctor", "runner", "__main__"),
+    *("boxes", "shapes", "store", "losses", "statistics", "scenes", "defects", "voc", "coco", "datasets", "evaluation", "detectors"),
+    *("batches", "training"),
+    *("published", "simulation", "metric", "landscape", "convergence", "comparison"),
+    *("findings", "plotting", "claims", "publish", "report", "doctor", "runner", "verify", "sweep", "__main__"),
 ]
 
 

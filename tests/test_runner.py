@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import nbformat
 import papermill
@@ -148,6 +149,37 @@ def test_ended_run_says_failed(tmp_path):
     assert process.wait(60) == 143
     assert run.record["status"] == "failed"
     assert _ends(kernel)
+
+
+def _execute(tmp_path, cell, **options):
+    book = notebook(tmp_path / "ends.ipynb", "print('so far', flush=True)", cell, "run.finish()")
+    run = store.open_run(book, tmp_path / "results", {}, runner=True)
+    with pytest.raises(runner.RunFailed) as failure:
+        runner.execute(run, Path(book), {}, **options)
+    return run, failure
+
+
+def test_a_dead_kernel_is_no_error_of_a_cell(tmp_path):
+    run, failure = _execute(tmp_path, "import os, time; print('the end', flush=True); time.sleep(1); os.kill(os.getpid(), 9)")
+    assert failure.type is runner.KernelDied
+    assert run.record["error"] == "kernel died in cell 5"
+    assert runner.last_lines(run.folder) == "the end"
+
+
+def test_a_run_that_takes_too_long_is_ended(tmp_path):
+    run, failure = _execute(tmp_path, "import time; time.sleep(100)", timeout=5)
+    assert failure.type is runner.RunFailed
+    assert run.record["error"].startswith("timed out after 5 s")
+
+
+def test_the_last_lines_are_those_of_the_failing_cell(tmp_path):
+    run, _ = _execute(tmp_path, "print(1)\n1 / 0")
+    assert run.record["error"] == "cell 5: ZeroDivisionError: division by zero"
+    assert runner.last_lines(run.folder, 1) == "ZeroDivisionError: division by zero"
+
+
+def test_a_whole_number_for_a_float_is_one(small):
+    assert repr(runner.check_parameters(runner.declared_parameters(small), dict(size=2))) == "{'size': 2.0}"
 
 
 def test_unknown_notebook_is_named(capsys):

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from threading import Timer
 
 import numpy as np
 import pandas as pd
@@ -91,3 +93,151 @@ def test_killed_at_any_moment_no_file_is_half_written(tmp_path, delay):
     assert run.record["status"] == "running"
     table = run.folder / "table.csv"
     assert not table.exists() or len(pd.read_csv(table)) == 20000
+
+
+def _resumable(tmp_path, **parameters):
+    return store.resume_or_open("n", tmp_path / "n", dict(seed=0) | parameters)
+
+
+def test_equal_runs_have_equal_addresses(tmp_path):
+    one = store.address("n", dict(seed=0, size=2.5, run_dir=None))
+    assert one == store.address("n", dict(size=2.5, seed=0, run_dir="/elsewhere"))
+    others = [
+        store.address("n", dict(seed=1, size=2.5)),
+        store.address("m", dict(seed=0, size=2.5)),
+        store.address("n", dict(seed=0, size=2.5), ["0"]),
+    ]
+    assert len({one, *others}) == 4
+    assert len(one) == 16
+    assert int(one, 16) >= 0
+
+
+def _book(path, *cells):
+    path.write_text(json.dumps(dict(cells=[dict(cell_type="code", source=source, outputs=[]) for source in cells])))
+    return path
+
+
+def test_the_notebooks_cells_are_part_of_the_address_and_its_outputs_are_not(tmp_path):
+    path = _book(tmp_path / "n.ipynb", "a = 1", "b = 2")
+    first = store.address(str(path), {})
+    book = json.loads(path.read_text())
+    book["cells"][0]["outputs"] = [dict(output_type="stream", text="1")]
+    path.write_text(json.dumps(book))
+    assert store.address(str(path), {}) == first
+    assert store.address(str(_book(path, "a = 1", "b = 3")), {}) != first
+
+
+def test_a_notebook_by_name_and_by_path_is_the_same():
+    path = store.project_folder() / "notebooks" / "03_simulation.ipynb"
+    assert store.address("03_simulation", dict(seed=1)) == store.address(path, dict(seed=1))
+    assert store.address("03_simulation", dict(seed=1)) != store.address("no_such", dict(seed=1))
+
+
+def test_changed_code_is_another_address(tmp_path, monkeypatch):
+    package = tmp_path / "giou_repro"
+    (package / "detectors").mkdir(parents=True)
+    (package / "detectors" / "one.py").write_text("a = 1")
+    monkeypatch.setattr(store, "__file__", str(package / "store.py"))
+    first = store.address("n", {})
+    (package / "detectors" / "one.pyc").write_text("compiled")
+    assert store.address("n", {}) == first
+    (package / "detectors" / "one.py").write_text("a = 2")
+    assert store.address("n", {}) != first
+
+
+@pytest.mark.parametrize("parameters", [dict(loss="scratch:mine"), dict(losses=["iou", "scratch:mine"])], ids=["loss", "losses"])
+def test_the_users_own_loss_is_part_of_the_address(user_module, parameters):
+    user_module("scratch", "def mine(p, t): return 1")
+    first = store.address("n", parameters)
+    assert store.address("n", parameters) == first
+    user_module("scratch", "def mine(p, t): return 2")
+    assert store.address("n", parameters) != first
+
+
+def test_a_complete_run_is_returned_as_it_is(tmp_path):
+    run = _resumable(tmp_path)
+    assert not run.complete
+    run.save_table("table", pd.DataFrame(dict(a=[1])))
+    run.close("complete")
+    before = (run.folder / "run.json").read_bytes()
+    again = _resumable(tmp_path)
+    assert (again.folder, again.complete) == (run.folder, True)
+    assert (run.folder / "run.json").read_bytes() == before
+    assert _resumable(tmp_path, seed=1).folder != run.folder
+
+
+def test_a_run_of_the_runner_is_found_too(tmp_path):
+    run = store.open_run("n", tmp_path / "n", dict(seed=0, run_dir=None))
+    run.close("complete")
+    assert _resumable(tmp_path).folder == run.folder
+
+
+def test_a_failed_run_goes_on_in_its_folder(tmp_path):
+    run = _resumable(tmp_path)
+    (run.folder / "checkpoint.pt").write_text("half way")
+    run.log(step=1)
+    run.update(notebook_finished=True)
+    started = run.record["started"]
+    run.close("failed", error="cell 3")
+    again = _resumable(tmp_path)
+    assert again.folder == run.folder
+    assert (again.record["status"], again.record["earlier"]) == ("running", [started])
+    assert not {"error", "outputs", "wall_seconds", "notebook_finished"} & set(again.record)
+    assert (again.folder / "checkpoint.pt").read_text() == "half way"
+    assert (again.folder / "metrics.jsonl").exists()
+
+
+def test_without_a_checkpoint_metrics_begin_anew(tmp_path):
+    run = _resumable(tmp_path)
+    run.log(step=1)
+    run.close("failed")
+    assert not (_resumable(tmp_path).folder / "metrics.jsonl").exists()
+
+
+HOLDER = """
+import sys, time
+from giou_repro import store
+run = store.resume_or_open("n", sys.argv[1] + "/n", dict(seed=0))
+print(run.folder, flush=True)
+sys.stdin.readline()
+run.close("complete")
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """A process at work on the run that `_resumable` asks for, until its input is closed, and its folder."""
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield process, Path(process.stdout.readline().strip())
+        process.kill()
+
+
+def test_a_run_that_is_worked_on_is_left_alone(tmp_path, holder):
+    _, folder = holder
+    assert _resumable(tmp_path).folder != folder
+    assert store.Run(folder).record["status"] == "running"
+
+
+def test_a_killed_run_is_free_at_once(tmp_path, holder):
+    process, folder = holder
+    process.kill()
+    process.wait()
+    run = _resumable(tmp_path)
+    assert run.folder == folder
+    assert len(run.record["earlier"]) == 1
+
+
+def test_who_waits_gets_the_complete_run_of_the_other(tmp_path, holder, capsys):
+    process, folder = holder
+    Timer(1, process.stdin.close).start()
+    run = store.resume_or_open("n", tmp_path / "n", dict(seed=0), wait=True)
+    assert (run.folder, run.complete) == (folder, True)
+    assert str(folder) in capsys.readouterr().err
+
+
+def test_many_at_once_open_one_run(tmp_path):
+    command = [sys.executable, "-c", HOLDER.replace("dict(seed=0)", "dict(seed=0), wait=True"), str(tmp_path)]
+    processes = [subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    assert len({process.communicate(timeout=60)[0].splitlines()[0] for process in processes}) == 1
+    (folder,) = (path for path in (tmp_path / "n").iterdir() if path.is_dir())
+    assert store.Run(folder).complete

@@ -62,7 +62,10 @@ class Darknet(nn.Module):
 
 
 class Neck(nn.Module):
-    """YOLOv3's top-down path: at each stride `mixing` convolutions (five in the paper), then a 3 × 3 and the prediction; the coarser scale is upsampled and joined."""
+    """YOLOv3's top-down path: at each stride `mixing` convolutions (five in the paper), then a 3 × 3 and the prediction.
+
+    The coarser scale is upsampled and joined.
+    """
 
     def __init__(self, channels, outputs, mixing):
         super().__init__()

@@ -1,0 +1,206 @@
+"""Images made ready once, batches made on the device: what keeps a processor or a GPU from waiting for files.
+
+`pack` reads a data set once, resizes every image into a square (ratio kept, grey padding) of bytes, and keeps the squares: on the device where they
+take less than half of its free memory, else in a file that is mapped. `Batches` draws seeded batches from them and augments them on the device.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional
+from torchvision.transforms.v2 import functional as images_of
+from tqdm.auto import tqdm
+
+from giou_repro import datasets
+
+GREY = 114  # the padding of letterboxed images, as Darknet's descendants have it
+LEAST_VISIBLE = 0.2  # a box with less than this share of its area left in the augmented image is dropped
+
+
+@dataclass
+class Packed:
+    """Squares uint8 (N, 3, S, S); for each, its truth (boxes in pixels of the square), and how it lies in its image: (scale, left, top)."""
+
+    images: torch.Tensor
+    truths: list
+    places: torch.Tensor
+    sizes: torch.Tensor  # (N, 2) height, width of the images as they are
+    skipped: list  # why each image that could not be read was left out
+
+    def __len__(self):
+        return len(self.truths)
+
+    def original(self, detection, index):
+        """A detection or truth of square `index`, in pixels of the image as it is, clipped to it."""
+        scale, left, top = self.places[index].tolist()
+        height, width = self.sizes[index].tolist()
+        boxes = (detection["boxes"].cpu() - torch.tensor([left, top, left, top])) / scale
+        return {**detection, "boxes": boxes.clamp(min=0).minimum(torch.tensor([width, height, width, height]))}
+
+
+def pack(dataset, size, masks=False, limit=None, cache=None, device="cpu"):
+    """Letterbox every image of `dataset`, or the first `limit`, to `size` × `size`; returns Packed.
+
+    cache: a folder; sets read from files are kept there as bytes, named by their checksum, and reused. An image that cannot be read is left out
+    and named in `skipped`.
+    """
+    count = min(limit or len(dataset), len(dataset))
+    if cache is None or dataset.name == "shapes":
+        images = np.empty((count, 3, size, size), np.uint8)
+        rest = _fill(images, dataset, size, masks)
+    else:
+        name = hashlib.sha256(json.dumps([dataset.checksum, dataset.split, size, masks, count]).encode()).hexdigest()[:12]
+        images, rest = _cached(Path(cache) / f"{dataset.name}-{dataset.split}-{size}-{name}", dataset, count, size, masks)
+    images = torch.from_numpy(images)[: len(rest["truths"])]
+    return Packed(_resident(images, device), rest["truths"], rest["places"], rest["sizes"], rest["skipped"])
+
+
+def _resident(images, device):
+    """On a GPU with room: there. On a CPU with room: in memory. Else as they are, a mapped file read batch by batch."""
+    free = torch.cuda.mem_get_info(device)[0] if torch.device(device).type == "cuda" else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if images.nbytes > free / 2:
+        return images
+    return images.to(device) if torch.device(device).type == "cuda" else images.clone()
+
+
+def _cached(folder, dataset, count, size, masks):
+    if not (folder / "truths.pt").exists():
+        beside = folder.with_name(f".{folder.name}.{os.getpid()}")
+        beside.mkdir(parents=True, exist_ok=True)
+        images = np.lib.format.open_memmap(beside / "images.npy", mode="w+", dtype=np.uint8, shape=(count, 3, size, size))
+        torch.save(_fill(images, dataset, size, masks), beside / "truths.pt")
+        images.flush()
+        try:
+            os.replace(beside, folder)
+        except OSError:  # another process was first: its files are the same
+            shutil.rmtree(beside)
+    return np.load(folder / "images.npy", mmap_mode="c"), torch.load(folder / "truths.pt", weights_only=True)
+
+
+def _fill(images, dataset, size, masks):
+    rest = {"truths": [], "places": [], "sizes": [], "skipped": []}
+    for index in tqdm(range(len(images)), desc=f"{dataset.name} {dataset.split}: reading", disable=None, leave=False):
+        try:
+            image, truth = dataset[index]
+        except datasets.Unreadable as error:
+            rest["skipped"].append(str(error))
+            continue
+        square, place = letterbox(image, size)
+        images[len(rest["truths"])] = square.numpy()
+        rest["truths"].append(_squared(truth, place, size, masks))
+        rest["places"].append(place)
+        rest["sizes"].append(image.shape[1:])
+    return rest | {"places": torch.tensor(rest["places"]).view(-1, 3), "sizes": torch.tensor(rest["sizes"]).view(-1, 2)}
+
+
+def letterbox(image, size):
+    """uint8 (3, H, W) → (uint8 (3, size, size), (scale, left, top)): resized with its ratio kept, centred on grey."""
+    height, width = image.shape[1:]
+    scale = size / max(height, width)
+    new = max(round(height * scale), 1), max(round(width * scale), 1)
+    top, left = (size - new[0]) // 2, (size - new[1]) // 2
+    square = torch.full((3, size, size), GREY, dtype=torch.uint8)
+    resized = image if new == (height, width) else images_of.resize(image, list(new), antialias=True)
+    square[:, top : top + new[0], left : left + new[1]] = resized
+    return square, (scale, float(left), float(top))
+
+
+def _squared(truth, place, size, masks):
+    scale, left, top = place
+    kept = {key: truth[key] for key in ("image_id", "labels", "difficult", "crowd")}
+    kept["boxes"] = truth["boxes"] * scale + torch.tensor([left, top, left, top])
+    kept["area"] = truth["area"]
+    if masks:
+        height, width = truth["masks"].shape[1:]
+        new = round(height * scale), round(width * scale)
+        square = torch.zeros(len(truth["masks"]), size, size, dtype=torch.bool)
+        resized = functional.interpolate(truth["masks"][None].float(), new)[0] if len(square) else square[:, : new[0], : new[1]]
+        square[:, int(top) : int(top) + new[0], int(left) : int(left) + new[1]] = resized.bool()
+        kept["masks"] = torch.from_numpy(np.packbits(square.numpy(), -1))
+    return kept
+
+
+def training_truth(truth):
+    """What a detector is trained on: crowds and difficult objects are left out, as the paper does."""
+    keep = ~(truth["difficult"] | truth["crowd"])
+    return {key: truth[key][keep] for key in ("boxes", "labels", "masks") if key in truth}
+
+
+def batch(packed, indices, device, augment=None):
+    """Squares `indices` as floats (B, 3, S, S) in 0..1 and their training truths, augmented by the generator `augment` where one is given."""
+    images = packed.images[indices.to(packed.images.device)].to(device, non_blocking=True).float().div_(255)
+    targets = [training_truth(packed.truths[index]) for index in indices.tolist()]
+    if augment is not None:
+        images, targets = augmented(images, targets, augment)
+    for target in targets:
+        for key, value in target.items():
+            target[key] = value.to(device, non_blocking=True)
+        if "masks" in target:
+            target["masks"] = _unpacked(target["masks"], images.shape[-1])
+    return images, targets
+
+
+def _unpacked(masks, size):
+    """Packed bits (n, S, S / 8) → bool (n, S, S); masks that were already opened pass."""
+    if masks.dtype == torch.bool:
+        return masks
+    return torch.from_numpy(np.unpackbits(masks.cpu().numpy(), -1, count=size)).to(masks.device).bool()
+
+
+def augmented(images, targets, generator, scale=(0.7, 1.4), shift=0.2, colour=0.3):
+    """Flip, zoom, move and recolour each image (B, 3, S, S), its boxes and masks with it. Draws from `generator`, a CPU one, so that seeds agree."""
+    count, size = len(images), images.shape[-1]
+    draw = torch.rand(8, count, generator=generator)
+    zoom = (torch.tensor(scale).log()[0] + draw[0] * (torch.tensor(scale).log()[1] - torch.tensor(scale).log()[0])).exp()
+    flip = (draw[1] < 0.5).float() * -2 + 1
+    moves = (draw[2:4] * 2 - 1) * shift
+    # a point p of the square (centre 0, half side 1) goes to (zoom · flip · p) + 2 · move
+    theta = torch.zeros(count, 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1] = flip / zoom, 1 / zoom
+    theta[:, 0, 2], theta[:, 1, 2] = -2 * moves[0] * flip / zoom, -2 * moves[1] / zoom
+    grid = functional.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)
+    grey = GREY / 255
+    moved = functional.grid_sample(images - grey, grid, align_corners=False) + grey
+    gain = ((draw[4:7] * 2 - 1) * colour).exp().T[:, :, None, None].to(images.device)
+    common = ((draw[7] * 2 - 1) * colour).to(images.device)[:, None, None, None]
+    moved = (moved * gain.pow(0.5) + common * 0.5).clamp_(0, 1)
+    answers = [
+        _moved(target, *m, s, grid[i], z, f) for i, (target, m, s, z, f) in enumerate(zip(targets, moves.T, [size] * count, zoom, flip, strict=True))
+    ]
+    return moved, answers
+
+
+def _moved(target, right, down, size, grid, zoom, flip):
+    middle = size / 2
+    corners = (target["boxes"] - middle) * zoom
+    x = corners[:, [0, 2]] * flip
+    x = x.sort(1).values + right * size + middle
+    y = corners[:, [1, 3]] + down * size + middle
+    full = torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], 1)
+    clipped = full.clamp(0, size)
+    sides = clipped[:, 2:] - clipped[:, :2]
+    keep = (sides.prod(1) >= LEAST_VISIBLE * (full[:, 2:] - full[:, :2]).prod(1)) & (sides.amin(1) >= 2)
+    answer = {"boxes": clipped[keep], "labels": target["labels"][keep]}
+    if "masks" in target:
+        masks = _unpacked(target["masks"][keep], size).float().to(grid.device)
+        answer["masks"] = functional.grid_sample(masks[None], grid[None], mode="nearest", align_corners=False)[0] > 0.5
+    return answer
+
+
+def mixed_seed(*numbers):
+    """One seed from several whole numbers, so that (seed 0, epoch 1) and (seed 1, epoch 0) draw differently."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def order(count, batch_size, seed, epoch):
+    """The batches of an epoch: a list of index tensors, every image once; a last short batch is kept unless it is the smaller part of one."""
+    generator = torch.Generator().manual_seed(mixed_seed(seed, epoch))
+    shuffled = torch.randperm(count, generator=generator)
+    batches = list(shuffled.split(batch_size))
+    return batches[:-1] if len(batches) > 1 and len(batches[-1]) * 2 < batch_size else batches

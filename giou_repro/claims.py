@@ -1,0 +1,362 @@
+"""The ledger: every claim of the papers, and its verdict, computed from the tables of complete runs. Its words are in claims.toml.
+
+A run is given by its folder (run.json and tables). Each `_<id>` function decides one claim: it takes the claim's tables (name → pandas table) and
+the run's parameters, and returns value, low, high, n, verdict and a sentence. What a value and its interval are, and what makes the claim hold, is
+said in claims.toml under `decided_by`. A claim whose run or tables are missing, or too few to decide, is "not tested at this scale".
+"""
+
+import json
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from giou_repro import comparison, statistics
+from giou_repro.losses import LOSSES
+
+HOLDS, CONDITION, FAILS, UNTESTED = "holds", "holds with a condition", "does not hold", "not tested at this scale"
+COLUMNS = ["id", "claim", "decided_by", "value", "low", "high", "n", "verdict", "run", "command"]
+WAYS = ("published", "exact")  # gradients of the simulation
+HALF_A_POINT, A_POINT = 0.005, 0.01  # of AP
+TABLES = {1: "YOLOv3, VOC 2007", 2: "YOLOv3, COCO", 4: "Faster R-CNN, VOC 2007", 5: "Faster R-CNN, COCO", 7: "Mask R-CNN, COCO"}
+BOOK = tomllib.loads(Path(__file__).with_name("claims.toml").read_text())
+
+
+def ledger(runs):
+    """The verdicts from run folders (notebook → folder): a row a claim, with COLUMNS and source and words (what was found, in a sentence)."""
+    return pd.DataFrame([_row(name, entry, runs.get(entry["notebook"])) for name, entry in BOOK["claims"].items()])
+
+
+def _row(name, entry, folder):
+    found, run = _untested("no run of this notebook"), ""
+    command = f"giou-repro run {entry['notebook']}"
+    if folder is not None:
+        record = json.loads((Path(folder) / "run.json").read_text())
+        run, command = f"{record['notebook']}/{record['run']}", repeat(record)
+        missing = [table for table in entry["tables"] if not (Path(folder) / f"{table}.csv").exists()]
+        if missing:
+            found = _untested(f"the run has no table {', '.join(missing)}")
+        elif record["status"] == "complete":
+            tables = {table: pd.read_csv(Path(folder) / f"{table}.csv") for table in entry["tables"]}
+            try:
+                found = DECIDERS[name](tables, record["parameters"])
+            except (KeyError, AttributeError) as error:  # of another version, or with other losses
+                found = _untested(f"the run's tables lack what decides: {error}")
+            except ValueError as error:
+                found = _untested(str(error))
+    about = dict(id=name, claim=entry["claim"], decided_by=entry["decided_by"], run=run, command=command)
+    return {column: (about | found)[column] for column in COLUMNS} | dict(source=entry["source"], words=found["words"])
+
+
+def repeat(record):
+    """The command that makes a run again, from its run.json."""
+    given = dict(record["given"])
+    flags = [f"--{name} {given.pop(name)}" for name in ("scale", "seed") if name in given]
+    flags += [f"-p {name} {shlex.quote(value if isinstance(value, str) else json.dumps(value))}" for name, value in given.items()]
+    return " ".join(["giou-repro run", record["notebook"], *flags])
+
+
+def paper_tables():
+    """The GIoU paper's tables: table, detector, data, loss, AP, AP75, AP_giou, AP75_giou, as text; a question mark: as recalled."""
+    return pd.DataFrame(BOOK["paper"]["rows"], columns=["table", "detector", "data", "loss", "AP", "AP75", "AP_giou", "AP75_giou"])
+
+
+def _found(value, interval, n, verdict, words):
+    low, high = interval
+    return dict(value=float(value), low=float(low), high=float(high), n=int(n), verdict=verdict, words=words)
+
+
+def _untested(words):
+    return _found(np.nan, (np.nan, np.nan), 0, UNTESTED, words)
+
+
+def _graded(*parts):
+    """The verdict from whether each part of a claim holds: all, some or none; of a part that is None the runs say too little."""
+    if None in parts and not {True, False} <= set(parts):
+        return UNTESTED
+    return HOLDS if all(parts) else CONDITION if any(parts) else FAILS
+
+
+def _above(interval, bar):
+    """Whether a number is above `bar`, by its interval: True, False, or None where the interval holds the bar."""
+    low, high = interval
+    return True if low > bar else False if high <= bar else None
+
+
+def _below(interval, bar):
+    return {True: False, False: True, None: None}[_above(interval, bar)]
+
+
+def _both(*parts):
+    """Whether all of several parts hold, each True, False or None."""
+    return False if False in parts else None if None in parts else True
+
+
+# ---- 01: the metric
+
+
+def _g1(tables, parameters):
+    figure = tables["figure_1"].groupby("panel").iou.agg(np.ptp)
+    spread = tables["spread"]
+    at = spread[(spread.measure == "iou") & (spread.distance == 7)].set_index("norm")
+    row = at.loc["l2"]
+    holds = (figure >= 0.3).all() and (at.q95 - at.q05 >= 0.1).all()
+    words = f"At ℓ2 distance 7, nine in ten predictions have an IoU of {row.q05:.2f} to {row.q95:.2f}; figure 1 spans {figure.min():.2f} and more."
+    return _found(row["median"], (row.q05, row.q95), parameters["n_pairs"], HOLDS if holds else FAILS, words)
+
+
+def _property(name):
+    def decide(tables, parameters):
+        checks = tables["properties"][tables["properties"].claim == name]
+        if checks.empty:
+            return _untested("the run did not check it")
+        told = re.search(r"on (\d+) disjoint pairs", " ".join(checks.property))
+        n = int(told[1]) if told else parameters["n_pairs"]
+        if not checks.holds.all():
+            return _found(np.nan, (np.nan, np.nan), n, FAILS, f"Broken: {'; '.join(checks.property[~checks.holds])}.")
+        return _found(0, (0, 1 - 0.05 ** (1 / n)), n, HOLDS, f"{len(checks)} of {len(checks)} checks hold on {n:,} random cases; none against it.")
+
+    return decide
+
+
+def _b1(tables, parameters):
+    table = tables["rank_correlation"]
+    one = table[(table.targets == "one") & (table.norm == "l1")].sort_values("size")
+    n = parameters["n_pairs"] // 10 * 10  # ten repeats of a tenth
+    tiny, large = (statistics.share_interval(round(share * n), n) for share in (one.wrong_pairs.iloc[0], one.wrong_pairs.iloc[-1]))
+    if _below(tiny, 0.01) is False:
+        verdict = CONDITION if tiny[1] < large[0] else FAILS
+    else:
+        verdict = {True: HOLDS, False: FAILS, None: UNTESTED}[_both(_below(tiny, 0.01), _above(large, 0.01))]
+    words = (
+        f"{one.wrong_pairs.iloc[-1]:.0%} of the pairs are ranked wrongly for large errors, and still {one.wrong_pairs.iloc[0]:.0%} for tiny ones: "
+        "smaller errors help, but the side that is wrong matters at any size."
+    )
+    return _found(one.wrong_pairs.iloc[0], tiny, n, verdict, words)
+
+
+def _b2(tables, parameters):
+    table = tables["ranges"].set_index(["kind", "overlap"])
+    corners, equal = table.loc[("corners", True)], table.loc[("equal", True)]
+    apart = table.xs(False, level="overlap")
+    holds = corners.lowest < 0 and equal.lowest >= -0.5 and apart.lowest.min() >= -1 and apart.highest.max() <= 0
+    words = f"Overlapping pairs go down to {corners.lowest:.2f} (equal sizes {equal.lowest:.2f}), disjoint ones from {apart.highest.max():.2f} to "
+    words += f"{apart.lowest.min():.2f}."
+    return _found(corners.lowest, (-1, 1), corners.pairs, HOLDS if holds else FAILS, words)
+
+
+# ---- 02: the loss landscape
+
+
+def _g7(tables, parameters):
+    table = tables["steepness"].set_index(["loss", "iou_high"])
+    giou, iou = table.loc[("giou", 0.1)], table.loc[("iou", 0.1)]
+    ratio = giou["median"] / iou["median"]
+    error = np.hypot(*(1.2533 * (row.q75 - row.q25) / 1.349 / np.sqrt(row.pairs) / row["median"] for row in (giou, iou)))  # of a median
+    interval = ratio * (1 - 1.96 * error), ratio * (1 + 1.96 * error)
+    top = table.loc[("giou", 1.0)]
+    together = np.tanh(np.arctanh(min(top.correlation, 1 - 1e-12)) + np.array([-1.96, 1.96]) / np.sqrt(top.pairs - 3))
+    words = f"GIoU is {ratio:.1f} times as steep as IoU below IoU .1; above .9 they correlate with {top.correlation:.4f}."
+    return _found(ratio, interval, giou.pairs, _graded(_above(interval, 1), _above(together, 0.99)), words)
+
+
+# ---- 03: the simulation, with published and with exact gradients
+
+
+def _apart(tables, loss, count):
+    """(share, its interval, cases) of each way: how many of the boxes that start apart did what `count` counts."""
+    table = tables["apart"].set_index(["gradients", "loss"])
+    found = {}
+    for way in WAYS:
+        row = table.loc[(way, loss)]
+        found[way] = row[count] / row.cases, statistics.share_interval(row[count], row.cases), row.cases
+    return found
+
+
+def _g6(tables, parameters):
+    (grew, grew_range, n), (shrank, shrank_range, _) = (_apart(tables, "giou", count)["exact"] for count in ("grew", "hull_shrank"))
+    nearly_all, most = (_both(_above(grew_range, bar), _above(shrank_range, bar)) for bar in (0.9, 0.5))
+    verdict = UNTESTED if None in (nearly_all, most) else HOLDS if nearly_all else CONDITION if most else FAILS
+    return _found(grew, grew_range, n, verdict, f"{grew:.0%} of the boxes grow before they meet their target, {shrank:.0%} shrink the enclosing box.")
+
+
+def _z1(tables, parameters):
+    solved = _apart(tables, "iou", "solved")
+    share, interval, n = solved["exact"]
+    words = f"{share:.0%} of them end above IoU .5 with exact gradients, {solved['published'][0]:.0%} with the published."
+    return _found(share, interval, n, _graded(*(_below(solved[way][1], 0.05) for way in WAYS)), words)
+
+
+def _z4(tables, parameters):
+    giou, diou = (_apart(tables, loss, "grew") for loss in ("giou", "diou"))
+    growth = tables["apart"].set_index(["gradients", "loss"]).growth
+    words = f"GIoU enlarges {giou['exact'][0]:.0%} of the boxes, DIoU {diou['exact'][0]:.0%} (median {growth['exact', 'giou']:.1f} and "
+    words += f"{growth['exact', 'diou']:.1f} times; published gradients {growth['published', 'giou']:.1f} and {growth['published', 'diou']:.1f})."
+    share, interval, n = diou["exact"]
+    only_giou = [_both(_above(giou[way][1], 0.9), _below(diou[way][1], 0.1)) for way in WAYS]
+    return _found(share, interval, n, _graded(*only_giou), words)
+
+
+def _pair(tables, loss, against, way):
+    """Final error of `loss` less that of `against`: (difference, low, high, points)."""
+    table = tables["differences"].set_index(["run", "loss", "against"])
+    if (way, loss, against) in table.index:
+        row = table.loc[(way, loss, against)]
+        return row.difference, row.low, row.high, row.points
+    row = table.loc[(way, against, loss)]
+    return -row.difference, -row.high, -row.low, row.points
+
+
+def _z2(tables, parameters):
+    standings = tables["standings"].set_index(["run", "loss"])
+    half, error = standings.half_step.fillna(np.inf), standings.error
+    slower = [
+        _both(
+            bool(half[way, "giou"] > half[way, "diou"]),
+            _above(_pair(tables, "giou", "diou", way)[1:3], 0),
+            bool(error[way, "giou"] > 10 * error[way, "diou"]),
+        )
+        for way in WAYS
+    ]
+    value, low, high, n = _pair(tables, "giou", "diou", "published")
+    words = "; ".join(f"with {way} gradients GIoU ends at {error[way, 'giou']:.3f} and DIoU at {error[way, 'diou']:.3f}" for way in WAYS)
+    return _found(value, (low, high), n, _graded(*slower), f"{words[0].upper()}{words[1:]}.")
+
+
+def _start(tables):
+    """The mean error of a case at the start."""
+    return tables["curves_published"].error.iloc[0]
+
+
+def _z3(tables, parameters):
+    table = tables["alignment"].set_index(["run", "loss"])
+    rows = {way: table.loc[(way, "giou")] for way in WAYS}
+    large = [_both(_above((row["low"], row["high"]), 0), bool(row.aligned > max(1.5 * row.diagonal, _start(tables) / 10))) for row in rows.values()]
+    row = rows["published"]
+    words = "; ".join(f"{way} gradients: {row.aligned:.3f} aligned, {row.diagonal:.3f} diagonal" for way, row in rows.items())
+    return _found(row.aligned - row.diagonal, (row.low, row.high), row.points, _graded(*large), f"{words[0].upper()}{words[1:]}.")
+
+
+def _z5(tables, parameters):
+    table = tables["points"].set_index(["run", "loss"])
+    rows = {way: table.loc[(way, "diou")] for way in WAYS}
+    row = rows["published"]
+    words = "; ".join(f"{way} gradients: mean {row.error:.3f}, worst point {row.worst:.3f}" for way, row in rows.items())
+    flat = [bool(row.worst < _start(tables) / 100) for row in rows.values()]
+    return _found(row.error, (row.low, row.high), row.points, _graded(*flat), f"{words[0].upper()}{words[1:]}.")
+
+
+def _z6(tables, parameters):
+    half = tables["standings"].set_index(["run", "loss"]).half_step.fillna(np.inf)
+    as_fast = [
+        _both(bool(half[way, "ciou"] <= half[way, "diou"]), _below(_pair(tables, "ciou", "diou", way)[1:3], _start(tables) / 1000)) for way in WAYS
+    ]
+    value, low, high, n = _pair(tables, "ciou", "diou", "published")
+    words = "; ".join(f"{way} gradients: half the error after {half[way, 'ciou']:.0f} steps, DIoU {half[way, 'diou']:.0f}" for way in WAYS)
+    return _found(value, (low, high), n, _graded(*as_fast), f"{words[0].upper()}{words[1:]}.")
+
+
+# ---- 05: detectors
+
+
+def settings(detectors):
+    """The runs of each setting, each loss at one weight (its best, chosen on other seeds): name of the setting → runs."""
+    by = ["setting"] if "setting" in detectors else list(statistics.GROUP)
+    parts = {", ".join(map(str, key)): statistics.at_best_weight(group) for key, group in detectors.groupby(by, sort=False)}
+    return {name: group.assign(setting=name) for name, group in parts.items()}
+
+
+def _compared(detectors, measure, chain=False):
+    """Comparisons of GIoU with each setting's coordinate loss (and with `chain`, by way of IoU), on paired seeds."""
+    tables = []
+    for group in settings(detectors).values():
+        base = _coordinate_loss(group.loss.unique())
+        pairs = [("giou", base), *([("giou", "iou"), ("iou", base)] if chain else [])]
+        tables.append(statistics.compare(group, measure, pairs, by=("setting",)))
+    table = pd.concat(tables) if tables else pd.DataFrame()
+    return table[table.n >= statistics.LEAST].reset_index(drop=True) if len(table) else table
+
+
+def _coordinate_loss(losses):
+    """The detector's own loss, MSE or smooth ℓ1, whichever was run; None without one."""
+    return next((name for name in comparison.BASELINES if name in list(losses)), None)
+
+
+def _gain(table):
+    """The comparison of GIoU with the coordinate loss that has the most runs."""
+    return table[(table.loss == "giou") & (table.against != "iou")].sort_values("n", kind="stable", ascending=False).iloc[0]
+
+
+def _g9(tables, parameters):
+    detectors = tables["detectors"]
+    measures = [name for name in comparison.MEASURES if detectors[name].notna().all()]
+    found = [_compared(detectors, measure, chain=True) for measure in measures]
+    table = pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+    if table.empty or not ((table.loss == "giou") & (table.against != "iou")).any():
+        return _untested("fewer than three paired runs of GIoU and a coordinate loss")
+    in_ap = statistics.judged(table[table.measure == "AP"])
+    complete = len(measures) == 4 and (table.groupby("setting").size() == 12).all()
+    if complete and (table.low > 0).all():
+        verdict = HOLDS
+    elif (in_ap.verdict == "better").any():
+        verdict = CONDITION
+    else:
+        verdict = FAILS if (in_ap.verdict == "worse").any() or (in_ap.high < HALF_A_POINT).all() else UNTESTED
+    row, counts = _gain(in_ap), in_ap.verdict.value_counts()
+    words = f"Of the chain's {len(in_ap)} differences in AP, {counts.get('better', 0)} are better, {counts.get('worse', 0)} worse, "
+    words += f"{counts.get('not distinguishable', 0)} not distinguishable. {_in_words(row)}"
+    return _found(row.difference, (row.low, row.high), row.n, verdict, words)
+
+
+def _in_words(row):
+    return f"{row.setting}: {LOSSES[row.loss].label} {row.difference:+.3f} {row.measure} to {LOSSES[row.against].label}."
+
+
+def _g10(tables, parameters):
+    detectors = tables["detectors"].assign(tilt=lambda t: t.AP75 - t.AP)
+    gains = _compared(detectors, "AP")
+    gains = gains[gains.verdict == "better"] if len(gains) else gains
+    if gains.empty:
+        return _untested("no setting in which GIoU gains AP beyond chance, so there is no gain to place")
+    tilts, lows = (_compared(detectors, name).set_index("setting").loc[gains.setting] for name in ("tilt", "AP50"))
+    tilts = statistics.judged(tilts.reset_index())
+    sits, still = (tilts.verdict == "better").all(), ((lows.low > -A_POINT) & (lows.high < A_POINT)).all()
+    row = _gain(tilts)
+    if not sits:
+        lost = (tilts.verdict == "worse").any() or (tilts.high < HALF_A_POINT).all()
+        verdict = CONDITION if (tilts.verdict == "better").any() else FAILS if lost else UNTESTED
+    else:
+        verdict = HOLDS if still else CONDITION
+    words = f"{row.setting}: AP75 gains {row.difference:+.3f} more than AP; AP50 changes by {lows.loc[row.setting].difference:+.3f}."
+    return _found(row.difference, (row.low, row.high), row.n, verdict, words)
+
+
+def _g11(tables, parameters):
+    gains = {}
+    for group in settings(tables["detectors"]).values():
+        values = group.pivot(index="seed", columns="loss", values="AP")
+        base = _coordinate_loss(values)
+        if {"giou", base} <= set(values):
+            gain = (values.giou - values[base]).dropna()
+            gains.setdefault((group.dataset.iloc[0], group.detector.iloc[0]), (gain, group.disjoint.mean()))
+    stages = [(data, name) for data, detector in gains if detector == "yolov3" for name in ("faster_rcnn", "mask_rcnn") if (data, name) in gains]
+    pairs = [(gains[data, "yolov3"], gains[data, name]) for data, name in stages]
+    pairs = [(one, two) for one, two in pairs if min(len(one[0]), len(two[0])) >= statistics.LEAST]
+    if not pairs:
+        return _untested("no data set with three paired runs of YOLOv3 and of a two-stage detector")
+    (one, one_apart), (two, two_apart) = pairs[0]
+    low, high = stats.ttest_ind(one, two, equal_var=False).confidence_interval(statistics.LEVEL)
+    value = one.mean() - two.mean()
+    verdict = (HOLDS if one_apart > two_apart else CONDITION) if low > 0 else FAILS if high < HALF_A_POINT else UNTESTED
+    words = f"GIoU gains {one.mean():+.3f} AP with YOLOv3, {one_apart:.1%} of whose positives are disjoint, and {two.mean():+.3f} with two stages, "
+    words += f"{two_apart:.1%}."
+    return _found(value, (low, high), min(len(one), len(two)), verdict, words)
+
+
+DECIDERS = {"G1": _g1, "G6": _g6, "G7": _g7, "G9": _g9, "G10": _g10, "G11": _g11, "B1": _b1, "B2": _b2}
+DECIDERS |= {name: _property(name) for name in ("G2", "G3", "G4", "G5", "G8")}
+DECIDERS |= {"Z1": _z1, "Z2": _z2, "Z3": _z3, "Z4": _z4, "Z5": _z5, "Z6": _z6}

@@ -1,0 +1,261 @@
+"""Every claim has what decides it; verdicts follow the tables, from made-up ones whose answer is plain to ones the notebooks write."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from giou_repro import claims, convergence, landscape, metric, simulate, store
+from giou_repro.claims import CONDITION, FAILS, HOLDS, UNTESTED
+from giou_repro.publish import published_runs
+
+IDS = [*(f"G{n}" for n in range(1, 12)), "B1", "B2", *(f"Z{n}" for n in range(1, 7))]
+
+
+def folder(place, notebook, tables, **entries):
+    """A run folder with the tables (name → table)."""
+    record = dict(status="complete", notebook=notebook, run="20260101T000000-000-abcdef0", given={}, parameters={"n_pairs": 20_000}) | entries
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "run.json").write_text(json.dumps(record))
+    for name, table in tables.items():
+        table.to_csv(place / f"{name}.csv", index=False)
+    return place
+
+
+def decide(name, **tables):
+    """The finding of one claim from its tables."""
+    return claims.DECIDERS[name](tables, {"n_pairs": 20_000})
+
+
+def test_the_book_is_whole():
+    assert list(claims.BOOK["claims"]) == IDS
+    assert set(claims.DECIDERS) == set(IDS)
+    for entry in claims.BOOK["claims"].values():
+        assert entry["decided_by"] and entry["source"] and entry["tables"]
+    assert set(claims.paper_tables().table) == set(claims.TABLES) == {1, 2, 4, 5, 7}
+
+
+def test_without_runs_nothing_is_decided():
+    table = claims.ledger({})
+    assert table.id.tolist() == IDS
+    assert set(table.verdict) == {UNTESTED}
+    assert table[["value", "low", "high"]].isna().all().all()
+    assert list(table)[: len(claims.COLUMNS)] == claims.COLUMNS
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """Run folders as notebooks 01 to 03 write them, small."""
+    place, losses = tmp_path_factory.mktemp("runs"), ["iou", "giou", "diou", "ciou"]
+    first = dict(figure_1=metric.figure_1(["l1"]), spread=metric.spread([], [7.0], 2_000, 0), properties=metric.properties(2_000, 0))
+    first |= dict(ranges=metric.ranges([metric.pairs(kind, 2_000, 0) for kind in ("equal", "corners")]))
+    first |= dict(rank_correlation=metric.rank_correlation([0.001, 1.0], 200, 10, 0))
+    options = dict(n_points=30, steps=60, progress=False)
+    runs = {way: simulate(losses, gradients=way, **options) for way in ("published", "exact")}
+
+    def both(measure):
+        return pd.concat([measure(result).assign(run=way) for way, result in runs.items()])
+
+    third = dict(standings=both(convergence.standings), points=both(lambda r: convergence.by_point(r.final)))
+    third |= dict(differences=both(lambda r: convergence.differences(r.final)), alignment=both(lambda r: convergence.alignment(r.final)))
+    third |= dict(apart=pd.concat([convergence.apart(losses, gradients=way, **options) for way in runs]))
+    third |= dict(curves_published=convergence.curves(runs["published"]))
+    return {
+        "01_metric": folder(place / "1", "01_metric", first),
+        "02_loss_landscape": folder(place / "2", "02_loss_landscape", dict(steepness=landscape.steepness(["iou", "giou"], 20_000, 0))),
+        "03_simulation": folder(place / "3", "03_simulation", third),
+    }
+
+
+def test_the_notebooks_tables_decide_every_claim_but_the_detectors(real):
+    table = claims.ledger(real).set_index("id")
+    tested = table[table.n > 0]
+    assert list(tested.index) == [name for name in IDS if name not in ("G9", "G10", "G11")]
+    assert (table.verdict[["G1", "G2", "G3", "G4", "G5", "G7", "G8", "B2"]] == HOLDS).all()
+    assert (table.verdict["Z1"], table.value["Z1"]) == (UNTESTED, 0)  # none of too few boxes
+    assert ((tested.low <= tested.value) & (tested.value <= tested.high) & (tested.n > 0)).all()
+    assert table.run["Z2"] == "03_simulation/20260101T000000-000-abcdef0"
+
+
+def test_a_run_that_is_missing_a_table_or_its_end_decides_nothing(real, tmp_path):
+    tables = {"ranges": pd.read_csv(real["01_metric"] / "ranges.csv")}
+    part = claims.ledger({"01_metric": folder(tmp_path / "a", "01_metric", tables)}).set_index("id")
+    assert part.verdict.B2 == HOLDS
+    assert part.words.G1 == "the run has no table figure_1, spread"
+    running = claims.ledger({"01_metric": folder(tmp_path / "b", "01_metric", tables, status="running")})
+    assert set(running.verdict) == {UNTESTED}
+    other = claims.ledger({"01_metric": folder(tmp_path / "c", "01_metric", {"ranges": tables["ranges"].drop(columns="lowest")})}).set_index("id")
+    assert other.verdict.B2 == UNTESTED
+
+
+def test_the_papers_numbers_decide_nothing(real, monkeypatch):
+    before = claims.ledger(real)
+    monkeypatch.setitem(claims.BOOK, "paper", {"rows": []})
+    pd.testing.assert_frame_equal(claims.ledger(real), before)
+
+
+def test_the_command_repeats_what_was_given():
+    record = dict(notebook="03_simulation", given=dict(scale="paper", seed=1, losses=["iou", "giou"], device="cpu"))
+    assert claims.repeat(record) == """giou-repro run 03_simulation --scale paper --seed 1 -p losses '["iou", "giou"]' -p device cpu"""
+
+
+def test_one_broken_property_breaks_the_claim():
+    table = pd.DataFrame(dict(claim=["G2", "G2", "G3"], property=["first", "second", "third"], measured=0.0, holds=[True, False, True]))
+    broken = decide("G2", properties=table)
+    assert (broken["verdict"], broken["words"]) == (FAILS, "Broken: second.")
+    kept = decide("G3", properties=table)
+    assert kept["verdict"] == HOLDS
+    assert kept["high"] == pytest.approx(3 / 20_000, rel=0.01)  # the rule of three
+
+
+def _simulated(published, exact, half):
+    """standings and differences of GIoU and DIoU: final errors (GIoU, DIoU) of both ways, and GIoU's steps to half the error (DIoU's: 20)."""
+    rows = [
+        dict(run=way, loss=loss, error=e)
+        for way, pair in (("published", published), ("exact", exact))
+        for loss, e in zip(("giou", "diou"), pair, strict=True)
+    ]
+    standings = pd.DataFrame(rows).assign(half_step=lambda t: np.where(t.loss == "giou", half, 20))
+    gaps = [dict(run=way, loss="diou", against="giou", points=9, difference=d - g) for way, (g, d) in (("published", published), ("exact", exact))]
+    return dict(standings=standings, differences=pd.DataFrame(gaps).assign(low=lambda t: t.difference - 0.01, high=lambda t: t.difference + 0.01))
+
+
+@pytest.mark.parametrize(
+    ("published", "exact", "half", "verdict"),
+    [
+        ((0.9, 0.01), (0.9, 0.01), 50, HOLDS),
+        ((0.9, 0.01), (0.019, 0.001), 50, HOLDS),
+        ((0.9, 0.01), (0.01, 0.0005), 50, UNTESTED),  # the interval of the difference holds 0
+        ((0.9, 0.01), (0.02, 0.03), 50, CONDITION),  # as it is: only with the published gradients
+        ((0.9, 0.5), (0.02, 0.03), 50, FAILS),  # not ten times as much
+        ((0.9, 0.01), (0.9, 0.01), 10, FAILS),  # not slower
+        ((0.9, 0.01), (0.9, 0.01), np.nan, HOLDS),  # never half the error
+    ],
+)
+def test_z2_weighs_published_against_exact_gradients(published, exact, half, verdict):
+    found = decide("Z2", **_simulated(published, exact, half))
+    assert found["verdict"] == verdict
+    assert found["value"] == pytest.approx(published[0] - published[1])
+    assert (found["low"], found["high"]) == pytest.approx((found["value"] - 0.01, found["value"] + 0.01))
+
+
+def test_too_few_cases_decide_nothing():
+    table = _apart(iou=(0, 0, 0), giou=(20, 20, 20), diou=(20, 0, 20)).assign(cases=20)
+    assert {decide(name, apart=table)["verdict"] for name in ("Z1", "Z4", "G6")} == {UNTESTED}
+    assert claims._graded(True, None) == claims._graded(None, False) == UNTESTED
+    assert claims._graded(True, None, False) == CONDITION
+
+
+def _apart(**counts):
+    ways = ("exact", "published")
+    rows = [
+        dict(gradients=way, loss=loss, cases=100, **dict(zip(("solved", "grew", "hull_shrank"), counts[loss], strict=True)))
+        for way in ways
+        for loss in counts
+    ]
+    return pd.DataFrame(rows).assign(growth=1.5)
+
+
+def test_what_becomes_of_boxes_that_start_apart():
+    table = _apart(iou=(0, 0, 0), giou=(90, 100, 100), diou=(100, 0, 100))
+    assert [decide(name, apart=table)["verdict"] for name in ("Z1", "Z4", "G6")] == [HOLDS] * 3
+    table = _apart(iou=(20, 0, 0), giou=(90, 100, 70), diou=(100, 60, 100))
+    assert [decide(name, apart=table)["verdict"] for name in ("Z1", "Z4", "G6")] == [FAILS, FAILS, CONDITION]
+
+
+def test_z3_z5_and_z6_by_hand():
+    curves = pd.DataFrame(dict(error=[4.0, 1.0]))
+    rows = [("published", "giou", 2.0, 0.8, 1.0, 1.4), ("exact", "giou", 0.04, 0.015, 0.02, 0.03)]
+    alignment = pd.DataFrame(rows, columns=["run", "loss", "aligned", "diagonal", "low", "high"]).assign(points=50)
+    assert decide("Z3", alignment=alignment, curves_published=curves)["verdict"] == CONDITION
+    points = pd.DataFrame(dict(run=["published", "exact"], loss="diou", points=50, error=0.01, low=0.0, high=0.02, worst=[0.03, 0.05]))
+    assert decide("Z5", points=points, curves_published=curves)["verdict"] == CONDITION  # the bar is .04
+    standings = pd.DataFrame(dict(run=["published", "exact"] * 2, loss=["ciou"] * 2 + ["diou"] * 2, half_step=[10, 10, 12, 9]))
+    gaps = pd.DataFrame(dict(run=["published", "exact"], loss="ciou", against="diou", points=50, difference=0.0, low=-0.001, high=0.001))
+    assert decide("Z6", standings=standings, differences=gaps, curves_published=curves)["verdict"] == CONDITION
+
+
+def detectors(gain, n=5, noise=0.001, ap50=0.0, detector="yolov3", disjoint=0.2, seed=0):
+    """Runs of l2, IoU and GIoU with gains in AP of 0, gain/2 and gain, twice that in AP75, and ap50 in AP50."""
+    rng, rows = np.random.default_rng(seed), []
+    for run in range(n):
+        common = rng.normal(0, 0.01)
+        for share, loss in zip((0, 0.5, 1), ("l2", "iou", "giou"), strict=True):
+            ap, ap75, giou, giou75, half = 0.4 + common + rng.normal(0, noise, 5)
+            row = dict(dataset="voc", detector=detector, loss=loss, weight=1.0, seed=run, disjoint=disjoint, AP=ap + share * gain)
+            row |= dict(AP50=half + share * ap50, AP75=ap75 + 2 * share * gain, AP_giou=giou + share * gain, AP75_giou=giou75 + 2 * share * gain)
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def test_g9_by_known_gains():
+    found = decide("G9", detectors=detectors(0.05))
+    assert found["verdict"] == HOLDS
+    assert (found["low"] < 0.05 < found["high"], found["n"]) == (True, 5)
+    assert decide("G9", detectors=detectors(-0.05))["verdict"] == FAILS
+    assert decide("G9", detectors=detectors(0.0))["verdict"] == FAILS  # surely less than half a point
+    assert decide("G9", detectors=detectors(0.0, noise=0.02))["verdict"] == UNTESTED  # too noisy to say
+    assert decide("G9", detectors=detectors(0.05, n=2))["verdict"] == UNTESTED
+    both = pd.concat([detectors(0.05), detectors(0.0, detector="faster_rcnn")])
+    assert decide("G9", detectors=both)["verdict"] == CONDITION
+    assert decide("G9", detectors=detectors(0.05).drop(columns="AP_giou").assign(AP_giou=np.nan))["verdict"] == CONDITION
+
+
+def test_g10_places_the_gain():
+    assert decide("G10", detectors=detectors(0.05))["verdict"] == HOLDS
+    assert decide("G10", detectors=detectors(0.05, ap50=0.05))["verdict"] == CONDITION
+    flat = detectors(0.05)
+    assert decide("G10", detectors=flat.assign(AP75=flat.AP - 0.1))["verdict"] == FAILS
+    assert decide("G10", detectors=detectors(0.0))["verdict"] == UNTESTED  # no gain to place
+
+
+def test_g11_compares_stages():
+    one, two = detectors(0.05), detectors(0.01, detector="faster_rcnn", disjoint=0.01, seed=1)
+    found = decide("G11", detectors=pd.concat([one, two]))
+    assert found["verdict"] == HOLDS
+    assert found["value"] == pytest.approx(0.04, abs=0.003)
+    assert decide("G11", detectors=pd.concat([one, two.assign(disjoint=0.5)]))["verdict"] == CONDITION
+    assert decide("G11", detectors=pd.concat([one, two.assign(AP=one.AP.to_numpy())]))["verdict"] == FAILS
+    assert decide("G11", detectors=one)["verdict"] == UNTESTED
+
+
+def test_b1_by_hand():
+    table = pd.DataFrame(dict(targets="one", norm="l1", size=[0.001, 1.0], wrong_pairs=[0.06, 0.16]))
+    assert decide("B1", rank_correlation=table)["verdict"] == CONDITION
+    assert decide("B1", rank_correlation=table.assign(wrong_pairs=[0.001, 0.16]))["verdict"] == HOLDS
+    assert decide("B1", rank_correlation=table.assign(wrong_pairs=[0.16, 0.16]))["verdict"] == FAILS
+    assert decide("B1", rank_correlation=table.assign(wrong_pairs=[0.0, 0.0]))["verdict"] == FAILS
+
+
+def test_the_simulations_tables_by_hand():
+    final = pd.DataFrame(dict(loss=["iou"] * 3 + ["giou"] * 3, point=[1, 2, 3] * 2, error=np.array([4, 6, 8, 1, 2, np.inf]) * 343))
+    by_point = convergence.by_point(final).set_index("loss")
+    assert by_point.loc["iou", ["points", "error", "worst"]].tolist() == [3, 6, 8]
+    assert (by_point.low.iou + by_point.high.iou, np.isnan(by_point.low.giou)) == (pytest.approx(12), True)
+    (gap,) = convergence.differences(final).to_dict("records")
+    assert (gap["loss"], gap["against"], gap["points"], gap["difference"]) == ("giou", "iou", 2, -3.5)
+
+
+def test_boxes_that_start_apart_by_hand():
+    table = convergence.apart(["iou", "giou"], 40, "exact", steps=100, progress=False).set_index("loss")
+    assert 20 < table.cases.iou == table.cases.giou < 40  # the points near the targets overlap
+    assert table.loc["iou", ["solved", "grew", "hull_shrank", "growth"]].tolist() == [0, 0, 0, 1]  # no gradient, no move
+    assert table.growth.giou > 1.5
+    assert table.grew.giou > 0.9 * table.cases.giou
+
+
+def test_ranges_of_pairs():
+    pairs = pd.DataFrame(dict(kind=["equal", "equal", "corners"], overlap=[True, True, False], giou=[0.5, -0.25, -0.75]))
+    table = metric.ranges([pairs])
+    assert table.to_dict("list") == dict(kind=["equal", "corners"], overlap=[True, False], pairs=[2, 1], lowest=[-0.25, -0.75], highest=[0.5, -0.75])
+
+
+def test_the_published_ledger_is_what_the_published_tables_say():
+    project = store.project_folder()
+    path = project / "results" / "published" / "claims.csv"
+    if not path.exists():
+        pytest.skip("no ledger is published")
+    written, found = pd.read_csv(path, keep_default_na=False), claims.ledger(published_runs(project))
+    assert written.verdict.tolist() == found.verdict.tolist()
+    assert written.run.tolist() == found.run.tolist()

@@ -1,0 +1,187 @@
+"""Training: pictures and boxes move together, an epoch is decided by its seed, and a killed run ends as an unbroken one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+
+from giou_repro import LOSSES, batches, loss, store, training
+
+SMALL = {"scale": "smoke", "image_size": 64, "images": 16, "val_images": 8, "batch_size": 8, "epochs": 3, "evaluations": 0, "precision": "float32"}
+
+
+def test_a_wide_image_is_centred_on_grey_and_its_boxes_come_back():
+    image = torch.full((3, 50, 100), 255, dtype=torch.uint8)
+    square, (scale, left, top) = batches.letterbox(image, 64)
+    assert (scale, left, top) == (0.64, 0, 16)
+    assert square[0, 15, 0] == batches.GREY and square[0, 16, 0] == 255 and square[0, 47, 0] == 255 and square[0, 48, 0] == batches.GREY
+    packed = batches.Packed(square[None], [{}], torch.tensor([[scale, left, top]]), torch.tensor([[50, 100]]), [])
+    back = packed.original({"boxes": torch.tensor([[0.0, 16, 64, 48], [-9, -9, 99, 99]])}, 0)["boxes"]
+    assert torch.allclose(back, torch.tensor([[0.0, 0, 100, 50], [0, 0, 100, 50]]))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_augmentation_moves_a_box_and_its_mask_with_its_pixels(seed):
+    images = torch.full((1, 3, 64, 64), batches.GREY / 255)
+    images[0, :, 20:40, 24:36] = 1
+    mask = torch.zeros(1, 64, 64, dtype=torch.bool)
+    mask[0, 20:40, 24:36] = True
+    target = {"boxes": torch.tensor([[24.0, 20, 36, 40]]), "labels": torch.tensor([0]), "masks": mask}
+    moved, [answer] = batches.augmented(images, [target], torch.Generator().manual_seed(seed), colour=0)
+    rows, columns = torch.nonzero(moved[0, 0] > 0.75, as_tuple=True)
+    seen = torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
+    assert (answer["boxes"][0] - seen).abs().max() <= 1
+    rows, columns = torch.nonzero(answer["masks"][0], as_tuple=True)
+    assert (answer["boxes"][0] - torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])).abs().max() <= 1
+
+
+def test_a_box_that_leaves_the_picture_is_dropped():
+    target = {"boxes": torch.tensor([[0.0, 0, 4, 4], [30, 30, 40, 40]]), "labels": torch.tensor([0, 1])}
+    _, [answer] = batches.augmented(torch.zeros(1, 3, 64, 64), [target], torch.Generator().manual_seed(0), scale=(2, 2.0001), shift=0)
+    assert answer["labels"].tolist() == [1]
+    assert answer["boxes"].min() >= 0 and answer["boxes"].max() <= 64
+
+
+def test_an_epoch_has_every_image_once_in_an_order_of_its_own():
+    first, again, next_one = (batches.order(20, 8, 0, epoch) for epoch in (0, 0, 1))
+    assert [len(part) for part in first] == [8, 8, 4]
+    assert sorted(torch.cat(first).tolist()) == list(range(20))
+    assert torch.equal(torch.cat(first), torch.cat(again)) and not torch.equal(torch.cat(first), torch.cat(next_one))
+
+
+def test_difficult_objects_and_crowds_are_not_trained_on():
+    truth = {
+        "boxes": torch.eye(4)[:3],
+        "labels": torch.arange(3),
+        "difficult": torch.tensor([0, 1, 0]).bool(),
+        "crowd": torch.tensor([0, 0, 1]).bool(),
+    }
+    assert batches.training_truth(truth)["labels"].tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("progress", "cosine", "step"), [(0.025, 0.5, 0.5), (0.05, 1, 1), (0.525, 0.505, 1), (0.85, None, 0.1), (0.95, None, 0.01), (1, 0.01, 0.01)]
+)
+def test_the_learning_rate_rises_then_falls(progress, cosine, step):
+    for schedule, expected in (("cosine", cosine), ("step", step)):
+        found = training.rate(progress, SimpleNamespace(warmup=0.05, schedule=schedule))
+        assert expected is None or found == pytest.approx(expected)
+
+
+def test_none_means_the_scales_own_and_a_folder_keeps_all_its_images():
+    assert training.configure(scale="laptop").images == 500
+    assert training.configure(scale="laptop", images=5, weight=None).images == 5
+    assert training.configure(scale="laptop", dataset="some/folder").images is None
+
+
+@pytest.mark.parametrize(
+    ("given", "named"), [({"detector": "yolo3"}, "yolov3"), ({"loss": "gio"}, "giou"), ({"epochs": 0}, "epochs"), ({"epoch": 1}, "epoch")]
+)
+def test_a_wrong_setting_is_refused_by_name(given, named):
+    with pytest.raises(ValueError, match=named):
+        training.configure(**given)
+
+
+@pytest.fixture
+def run(tmp_path):
+    return store.open_run("04_train_detector", tmp_path, {})
+
+
+def test_a_few_epochs_lower_the_loss_and_fill_the_tables(run):
+    trained = training.train(training.configure(**SMALL | {"epochs": 6, "evaluations": 1, "learning_rate": 0.005, "weight": 1.0}), run)
+    assert trained.curves.loss.iloc[-1] < 0.8 * trained.curves.loss.iloc[0]
+    assert trained.curves.AP.notna().tolist() == [False, False, True, False, False, True]
+    assert set(trained.evaluation) >= {
+        "dataset",
+        "detector",
+        "loss",
+        "weight",
+        "seed",
+        "AP",
+        "AP50",
+        "AP75",
+        "AP_giou",
+        "AP75_giou",
+        "mean_iou",
+        "disjoint",
+    }
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert set(lines[0]) >= {"loss", "box", "mean_iou", "disjoint", "images_per_second"}
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_images_it_saw(run):
+    @loss("broken_for_test", label="Broken")
+    def broken(pred, target):
+        return (pred - target).sum(-1) * float("nan")
+
+    try:
+        with pytest.raises(training.TrainingError, match=r"step 0: .*box.* not finite for images \[\d+"):
+            training.train(training.configure(**SMALL, loss="broken_for_test"), run)
+    finally:
+        del LOSSES["broken_for_test"]
+
+
+def command(results, *more, prefix=()):
+    words = [part for name, value in SMALL.items() if name != "scale" for part in ("-p", name, str(value))]
+    return [sys.executable, *prefix, "-m", "giou_repro", "train", "--scale", "smoke", "--results", str(results), *words, *more]
+
+
+def started(words, **options):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, **options)
+
+
+def wait_for(results, name, seconds=120):
+    """The run folder under `results` once it holds a file `name`."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := list(results.glob(f"*/*/{name}")):
+            return found[0].parent
+        time.sleep(0.02)
+    raise AssertionError(f"no {name} under {results} after {seconds} s")
+
+
+def evaluation(results):
+    [path] = results.glob("04_train_detector/*/evaluation.csv")  # one run, not two
+    folder = path.parent
+    assert json.loads((folder / "run.json").read_text())["status"] == "complete"
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, len(steps) + 1))
+    return pd.read_csv(folder / "evaluation.csv").drop(columns="images_per_second"), pd.read_csv(folder / "curves.csv")
+
+
+def test_a_killed_run_resumes_and_ends_as_an_unbroken_one(tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    unbroken = started(command(whole))
+    process = started(command(broken))
+    folder = wait_for(broken, "checkpoint.pt")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert json.loads((folder / "run.json").read_text())["status"] == "running"
+    resumed = started(command(broken))
+    assert resumed.wait() == 0, resumed.stdout.read()
+    assert unbroken.wait() == 0, unbroken.stdout.read()
+    for ours, theirs in zip(evaluation(whole), evaluation(broken), strict=True):
+        pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
+    again = started(command(broken))
+    assert again.wait() == 0 and "complete already" in again.stdout.read()
+
+
+def test_two_ranks_train_and_survive_the_death_of_one(tmp_path):
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "3")
+    words = command(tmp_path)
+    process = started([words[0], *torchrun, *words[1:]])
+    wait_for(tmp_path, "checkpoint.pt")
+    ranks = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    os.kill(int(ranks[-1]), signal.SIGKILL)
+    assert process.wait() == 0, process.stdout.read()
+    row, curves = evaluation(tmp_path)
+    assert curves.epoch.tolist() == [1, 2, 3] and row.AP.notna().all()
