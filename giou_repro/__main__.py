@@ -186,7 +186,7 @@ def _train_into(run, config):
         trained = training.train(config, run)
         if run:
             training.save(trained, run)
-            run.save_figure("curves", plotting.training_curves(trained.curves, config.loss))
+            run.save_figure("curves", plotting.training_curves(trained.curves, trained.loss))
             run.save_figure("detections", plotting.detections(trained.val, trained.detections, trained.names))
             run.save_figure("thresholds", plotting.thresholds(trained.thresholds))
             run.close("complete")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from giou_repro import statistics
-from giou_repro.losses import LOSSES
+from giou_repro.losses import LOSSES, select
 
 RUNS = ["dataset", "detector", "loss", "weight", "seed", "AP", "AP50", "AP75", "AP_giou", "AP75_giou", "mean_iou", "disjoint"]
 MEASURES = ["AP", "AP75", "AP_giou", "AP75_giou"]
@@ -35,8 +35,12 @@ def gather(results, dataset=None):
     tables = {"evaluation": [], "curves": [], "thresholds": []}
     for folder, record in found.values():
         for name, parts in tables.items():
-            parts.append(pd.read_csv(folder / f"{name}.csv").assign(run=folder.name, **_setting(record["parameters"])))
-    runs = pd.concat(tables["evaluation"]).sort_values(["setting", "loss", "weight", "seed"], key=_order, ignore_index=True)
+            table = pd.read_csv(folder / f"{name}.csv")
+            table = table.rename(columns={"loss": "total"}) if name == "curves" else table  # `loss` is the name of one, everywhere else
+            parts.append(table.assign(run=folder.name, **_setting(record["parameters"])))
+    runs = pd.concat(tables["evaluation"])
+    runs["loss"] = [select([name])[0] for name in runs.loss]  # my_module:mine is imported, and called mine
+    runs = runs.sort_values(["setting", "loss", "weight", "seed"], key=_order, ignore_index=True)
     key = runs[["run", "dataset", "detector", "loss", "weight", "seed"]]
     curves, thresholds = (pd.concat(tables[name]).merge(key, on="run") for name in ("curves", "thresholds"))
     return runs[[*RUNS, *(name for name in runs if name not in RUNS)]], curves, thresholds

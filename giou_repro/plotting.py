@@ -325,6 +325,7 @@ def training_curves(table, loss):
         shown = table.dropna(subset=column)
         axis.plot(shown.epoch, shown[column], **style(loss) | ({"marker": "o"} if column == "AP" else {}))
         axis.set(xlabel="epoch", ylabel=label)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_ylim(bottom=0)
     _legend_below(figure, axes[0][0])
     return figure
@@ -387,7 +388,10 @@ def _wrapped(text, width=58):
 
 
 def paired(table):
-    """Paired differences to the baseline with their 95 % intervals; a row a setting, a panel a measure (comparison.paired)."""
+    """Paired differences to the baseline in points (hundredths) with 95 % intervals, full dots where distinguishable from 0 (comparison.paired).
+
+    A row a setting, a panel a measure.
+    """
     settings, measures = table.setting.unique(), table.measure.unique()
     figure, axes = _panels(len(settings), len(measures), width=2.2, height=2.2, sharey="row")
     for row, setting in zip(axes, settings, strict=True):
@@ -395,12 +399,12 @@ def paired(table):
             part = table[(table.setting == setting) & (table.measure == measure)]
             for place, entry in enumerate(part.itertuples()):
                 color = style(entry.loss)["color"]
-                axis.hlines(place, entry.low, entry.high, color=color, linewidth=2)
-                axis.plot(entry.difference, place, "o", color=color, fillstyle="full" if entry.verdict in ("better", "worse") else "none")
+                axis.hlines(place, 100 * entry.low, 100 * entry.high, color=color, linewidth=2)
+                axis.plot(100 * entry.difference, place, "o", color=color, fillstyle="full" if entry.verdict in ("better", "worse") else "none")
             axis.axvline(0, color="#999999", linewidth=1)
-            axis.set(xlabel=f"Δ {measure.replace('_giou', ' by GIoU')}", yticks=range(len(part)), ylim=(-0.6, max(len(part), 1) - 0.4))
+            axis.set(xlabel=f"Δ {measure.replace('_giou', ' by GIoU')}, points", yticks=range(len(part)), ylim=(-0.6, max(len(part), 1) - 0.4))
             axis.set_yticklabels([f"{LOSSES[e.loss].label} − {LOSSES[e.against].label} (n {e.n})" for e in part.itertuples()])
-            axis.locator_params(axis="x", nbins=4)
+            axis.locator_params(axis="x", nbins=3)
         row[0].set_title(_wrapped(setting), fontsize=8, loc="left")
     return figure
 
@@ -418,6 +422,7 @@ def curves_by_loss(table):
                 means = runs[column].mean().dropna()
                 axis.plot(means.index, means, **style(name) | ({"marker": "o", "markersize": 3} if column == "AP" else {}))
                 axis.set(xlabel="epoch", ylabel=label)
+                axis.xaxis.get_major_locator().set_params(integer=True)
         row[0].set_title(_wrapped(setting), fontsize=8, loc="left")
     _legend_of_all(figure, axes[:, 0])
     return figure

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,7 +29,7 @@ from typing import Annotated, Any, Literal
 import dask.config
 import pandas as pd
 import yaml
-from distributed import Client, Nanny, Scheduler, SpecCluster, get_worker
+from distributed import Client, Nanny, Scheduler, SpecCluster, WorkerPlugin, get_worker
 from distributed.core import Status
 from pydantic import BaseModel, BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 from tqdm import tqdm
@@ -440,7 +441,16 @@ def connect(file, cells, workers=None, scheduler=None, system=None):
         count = workers or file.workers or (8 if system else _cores())
         devices = _devices() if wanted and not system else []
         with _queue(file, system, count, wanted) if system else _processes(min(count, len(cells)), devices) as cluster, _client(cluster) as client:
+            if not system:
+                client.register_plugin(_LeaveInterrupts())
             yield Place(client, lambda: count, wanted and bool(system or devices))
+
+
+class _LeaveInterrupts(WorkerPlugin):
+    """Ctrl-C reaches every process of a terminal; the driver ends the workers in order."""
+
+    def setup(self, worker):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager

@@ -79,6 +79,7 @@ def configure(**given):
 class Trained:
     """What a run gives: tables for the run folder, the model with averaged weights, and detections to look at."""
 
+    loss: str  # its name in LOSSES
     evaluation: pd.DataFrame
     thresholds: pd.DataFrame
     classes: pd.DataFrame
@@ -134,7 +135,7 @@ def _finish(config, run, state, val, val_set, device):
     store.write_atomic(run.folder / "model.safetensors", safetensors_bytes({k: v.contiguous() for k, v in model.state_dict().items()}))
     last = {"epoch": config.epochs} | {name: row[name] for name in ("AP", "AP50", "AP75")}
     curves = _curves(steps, pd.DataFrame([*state.scores, last]))
-    return Trained(pd.DataFrame([row]), thresholds, classes, curves, model, val, detections, val_set.classes)
+    return Trained(select([config.loss])[0], pd.DataFrame([row]), thresholds, classes, curves, model, val, detections, val_set.classes)
 
 
 def save(trained, run):
