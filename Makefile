@@ -3,7 +3,6 @@
 PYTHON ?= python3
 SCALE ?= laptop
 LOSSES ?=
-NOTEBOOKS := 01_metric 02_loss_landscape 03_simulation
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
@@ -13,10 +12,10 @@ help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1\t/' | expand -t 12
 
 reproduce: .venv/installed  ## every figure, table and page, at SCALE=laptop (default), smoke or paper; LOSSES=giou,my_module:mine
-	$(BIN)/giou-repro run $(NOTEBOOKS) --scale $(SCALE) $(if $(LOSSES),--losses "$(LOSSES)")
+	$(BIN)/giou-repro sweep sweeps/reproduce.yaml --scale $(SCALE) $(if $(LOSSES),--losses "$(LOSSES)")
 
-smoke: .venv/installed  ## the same work small, in about a minute
-	$(BIN)/giou-repro run $(NOTEBOOKS) --scale smoke $(if $(LOSSES),--losses "$(LOSSES)")
+smoke: .venv/installed  ## the same work small, in a few minutes
+	$(MAKE) reproduce SCALE=smoke
 
 test: .venv/installed  ## the tests
 	$(BIN)/python -m pytest -q

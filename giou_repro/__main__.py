@@ -154,7 +154,7 @@ def _print_outputs(run):
 
 
 def _train(options):
-    from giou_repro import runner, store, training
+    from giou_repro import datasets, runner, store, training
 
     path = runner.find_notebook("04_train_detector")
     declared = runner.declared_parameters(path)
@@ -164,7 +164,8 @@ def _train(options):
         given = runner.check_parameters(declared, _given(options, declared))
         parameters = {parameter.name: parameter.default for parameter in declared.values()} | given
         config = training.configure(**{name: value for name, value in parameters.items() if name != "run_dir"})
-    except (ImportError, ValueError) as error:
+        datasets.splits(config.dataset)  # a path that is not there is told before anything is written
+    except (ImportError, OSError, ValueError) as error:
         print(f"giou-repro: {error}", file=sys.stderr)
         return 2
     rank, world = training.join()

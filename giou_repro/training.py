@@ -104,12 +104,12 @@ def train(config, run):
     torch.manual_seed(config.seed)
     (train_set, packed), (val_set, val) = sets = _data(config, device)
     model = detectors.build(config.detector, len(train_set.classes), config.loss, config.weight, config.image_size, config.backbone)
-    state = _State(model.to(device, memory_format=torch.channels_last), config)
+    state = State(model.to(device, memory_format=torch.channels_last), config)
     state.resume(shared(run and run.folder, world), device)
     if rank == 0:
         _say_data(run, sets)
         _forget_after(run, state.history[-1]["step"] if state.history else 0)
-    forward = _forward(model, config, world, device)
+    forward = forward_of(model, config, world, device)
     evaluated_at = _evaluation_epochs(config)
     quiet = True if rank else None
     for epoch in tqdm(range(state.epoch, config.epochs), initial=state.epoch, total=config.epochs, desc="epochs", disable=quiet):
@@ -201,7 +201,7 @@ def _read(pending, packed):
     return rows
 
 
-def _forward(model, config, world, device):
+def forward_of(model, config, world, device):
     """The callable that trains: the model under autocast, compiled or spread over ranks where asked."""
     if config.compile:
         model.compile()
@@ -223,8 +223,8 @@ def autocast(precision, device):
 # ---- what a checkpoint holds
 
 
-class _State:
-    """Weights, their moving average, the optimizer and the history so far."""
+class State:
+    """What a checkpoint holds: weights, their moving average, the optimizer and the history so far."""
 
     def __init__(self, model, config):
         self.model, self.config = model, config

@@ -117,6 +117,14 @@ def test_a_few_epochs_lower_the_loss_and_fill_the_tables(run):
     assert set(lines[0]) >= {"loss", "box", "mean_iou", "disjoint", "images_per_second"}
 
 
+@pytest.mark.parametrize("detector", ["faster_rcnn", "mask_rcnn", "retinanet", "fcos"])
+def test_every_detector_trains_and_is_evaluated(run, detector):
+    trained = training.train(training.configure(**SMALL | {"epochs": 1, "images": 8, "val_images": 4, "detector": detector}), run)
+    assert trained.evaluation.detector.item() == detector and trained.evaluation.AP.notna().item()
+    assert torch.isfinite(torch.tensor(trained.curves[["loss", "box", "classification"]].to_numpy(dtype=float))).all()
+    assert {"masks"} & set(trained.detections[0]) == ({"masks"} if detector == "mask_rcnn" else set())
+
+
 def test_a_loss_that_is_not_finite_stops_with_the_images_it_saw(run):
     @loss("broken_for_test", label="Broken")
     def broken(pred, target):
