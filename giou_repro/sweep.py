@@ -29,7 +29,7 @@ from typing import Annotated, Any, Literal
 import dask.config
 import pandas as pd
 import yaml
-from distributed import Client, Nanny, Scheduler, SpecCluster, WorkerPlugin, get_worker
+from distributed import Client, Nanny, Reschedule, Scheduler, SpecCluster, WorkerPlugin, get_worker
 from distributed.core import Status
 from pydantic import BaseModel, BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 from tqdm import tqdm
@@ -192,7 +192,7 @@ def _combinations(job, losses):
 def work(order):
     """In a Dask worker: run one cell in a process of its own, again where its kernel died; return its outcome, a dict.
 
-    The process ends with the worker, and when nobody wants its result any more. Raises RuntimeError then.
+    The process ends with the worker, and when nobody wants its result any more. Raises Reschedule then.
     """
     worker = get_worker()
     key = worker.get_current_task()
@@ -226,7 +226,7 @@ def _process(order, environment, wanted):
         try:
             while process.poll() is None:
                 if not wanted():
-                    raise RuntimeError("stopped: nobody wants this run's result any more")
+                    raise Reschedule  # on another worker, if this one is closing
                 time.sleep(LOOK)
         finally:
             process.kill()
@@ -403,10 +403,18 @@ def _looks(client):
             time.sleep(LOOK)
         if not told and time.monotonic() - began > 10:
             told = True
-            if not client.nthreads():
+            if not _threads(client):
                 print("no worker has come yet; waiting for the cluster", file=sys.stderr)
         time.sleep(LOOK)
         yield
+
+
+def _threads(client):
+    """How many runs the workers can take at a time; 0 while the scheduler does not answer."""
+    try:
+        return sum(client.nthreads().values())
+    except OSError:
+        return 0
 
 
 # ---- where they run
@@ -436,7 +444,7 @@ def connect(file, cells, workers=None, scheduler=None, system=None):
             gpus = wanted and any("gpus" in worker["resources"] for worker in client.scheduler_info(n_workers=-1)["workers"].values())
             if wanted and not gpus:
                 print("no worker offers a GPU (dask worker … --resources gpus=1): runs that ask for one are run anywhere", file=sys.stderr)
-            yield Place(client, lambda: max(1, min(workers or sys.maxsize, sum(client.nthreads().values()))), gpus)
+            yield Place(client, lambda: min(workers or sys.maxsize, max(1, _threads(client))), gpus)
     else:
         count = workers or file.workers or (8 if system else _cores())
         devices = _devices() if wanted and not system else []

@@ -356,9 +356,12 @@ def _evaluation_epochs(config):
 
 
 def _device(name):
-    if name != "auto":
-        return torch.device(name)
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
+    """"auto" is a GPU where there is one; each rank of torchrun has its own."""
+    if name not in ("auto", "cuda") or not torch.cuda.is_available():
+        return torch.device("cpu" if name == "auto" else name)
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    torch.cuda.set_device(device)
+    return device
 
 
 def join():

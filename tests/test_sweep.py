@@ -210,10 +210,10 @@ WAIT = "run.log(pid=os.getpid(), parent=os.getppid())\nwhile not (Path(run_dir).
 
 
 class Sweep:
-    """A sweep of one run, which waits for a file; its processes."""
+    """A sweep whose runs wait for a file, one worker at its first; its processes."""
 
-    def __init__(self, folder, *options):
-        path = sweep_file(folder / "s.yaml", dict(notebooks=notebook(folder / "waits.ipynb", WAIT)))
+    def __init__(self, folder, *options, seeds=(0,)):
+        path = sweep_file(folder / "s.yaml", dict(notebooks=notebook(folder / "waits.ipynb", WAIT), seeds=list(seeds)))
         self.folder, self.runs = folder, folder / "results" / "waits"
         self.command = [sys.executable, "-m", "giou_repro", "sweep", path, "--results", str(folder / "results"), "--workers", "1", *options]
         self.driver = self.start()
@@ -252,8 +252,8 @@ def _ended(process):
 def waiting(tmp_path):
     started = []
 
-    def start(*options):
-        started.append(Sweep(tmp_path, *options))
+    def start(*options, **more):
+        started.append(Sweep(tmp_path, *options, **more))
         return started[0]
 
     yield start
@@ -295,7 +295,7 @@ def cluster(tmp_path):
 
 def test_killed_scheduler(waiting, cluster):
     scheduler, address = cluster
-    one = waiting("--scheduler", address)
+    one = waiting("--scheduler", address, seeds=[0, 1])
     scheduler.kill()
     _until(lambda: _ended(one.kernel) and _ended(one.child), 5)
     assert "scheduler is gone" in one.driver.communicate(timeout=60)[1]
