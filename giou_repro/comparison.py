@@ -1,5 +1,6 @@
 """All detector runs found, side by side: the table of runs, the paper's tables in shape, and what differs with what interval."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -78,8 +79,23 @@ def baseline(losses):
 
 
 def at_one_weight(runs):
-    """One weight a loss in each setting: where a loss has several, its best, by statistics.at_best_weight."""
-    return pd.concat(statistics.at_best_weight(group) if _several_weights(group) else group for _, group in runs.groupby("setting", sort=False))
+    """Runs in which each setting has one weight a loss, ready to be compared.
+
+    A setting with several becomes a setting for each weight that all its losses were run at, and one for each loss at its own best, where there
+    are seeds enough to choose it on some and report others (statistics.at_best_weight).
+    """
+    parts = []
+    for setting, group in runs.groupby("setting", sort=False):
+        if not _several_weights(group):
+            parts.append(group)
+            continue
+        equal = statistics.at_equal_weight(group)
+        parts += [part.assign(setting=f"{setting}, weight {weight:g}") for weight, part in equal.groupby("weight")]
+        with contextlib.suppress(ValueError):  # too few seeds
+            parts.append(statistics.at_best_weight(group).assign(setting=f"{setting}, best weights"))
+    if not parts:
+        raise ValueError("no weight is shared by all losses, and seeds are too few to choose each loss's best; run all losses at one weight")
+    return pd.concat(parts)
 
 
 def weights(runs):

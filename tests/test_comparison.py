@@ -1,0 +1,78 @@
+"""The comparison: which runs are found, which belong together, and the paper's tables made of them."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from giou_repro import comparison, store, training
+
+
+def finished(results, ap, **given):
+    """A complete detector run with a made-up AP, as training leaves it."""
+    config = training.configure(scale="smoke", **given)
+    run = store.open_run("04_train_detector", results / "04_train_detector", config.model_dump())
+    head = {"dataset": "shapes", "detector": config.detector, "loss": config.loss, "weight": config.weight or 5.0, "seed": config.seed}
+    numbers = {"AP": ap, "AP50": 2 * ap, "AP75": ap / 2, "AP_giou": ap, "AP50_giou": ap, "AP75_giou": ap / 2, "mean_iou": 0.7, "disjoint": 0.1}
+    run.save_table("evaluation", pd.DataFrame([head | numbers]))
+    run.save_table("curves", pd.DataFrame({"epoch": [1], "step": [4], "loss": [3.0], "box": [1.0], "AP": [ap]}))
+    run.save_table("thresholds", pd.DataFrame({"criterion": ["iou"], "threshold": [0.5], "AP": [2 * ap]}))
+    run.close("complete")
+    return run
+
+
+def test_runs_of_one_setting_differ_by_loss_weight_and_seed_only(tmp_path):
+    finished(tmp_path, 0.2, loss="l2", seed=0)
+    finished(tmp_path, 0.3, loss="giou", seed=1, weight=2.0)
+    finished(tmp_path, 0.4, loss="giou", seed=0, epochs=5)
+    runs, curves, thresholds = comparison.gather(tmp_path)
+    assert runs.groupby("setting", sort=False).size().sort_values().tolist() == [1, 2]
+    assert set(curves.total) == {3.0} and set(curves.loss) == {"l2", "giou"} and len(thresholds) == 3
+
+
+def test_of_equal_runs_the_newest_counts_and_unfinished_ones_do_not(tmp_path):
+    finished(tmp_path, 0.2)
+    finished(tmp_path, 0.3)
+    store.open_run("04_train_detector", tmp_path / "04_train_detector", {"loss": "l1"})
+    runs, _, _ = comparison.gather(tmp_path)
+    assert runs.AP.tolist() == [0.3]
+
+
+def test_no_run_is_told_with_the_remedy(tmp_path):
+    with pytest.raises(FileNotFoundError, match="giou-repro train"):
+        comparison.gather(tmp_path)
+
+
+def test_gains_are_relative_to_the_detectors_own_loss(tmp_path):
+    for seed in range(3):
+        finished(tmp_path, 0.2 + 0.01 * seed, loss="l2", seed=seed)
+        finished(tmp_path, 0.22 + 0.01 * seed, loss="giou", seed=seed)
+    runs, _, _ = comparison.gather(tmp_path)
+    table = comparison.paper_table(runs).set_index("loss")
+    assert table.AP.round(6).to_dict() == {"l2": 0.21, "giou": 0.23} and table.n.tolist() == [3, 3]
+    assert table["AP gain %"].round(3).to_dict() == {"l2": 0, "giou": 9.524}
+    paired = comparison.paired(runs).set_index("measure").loc["AP"]
+    assert (paired.loss, paired.against, paired.n, round(paired.difference, 6)) == ("giou", "l2", 3, 0.02)
+
+
+def test_several_weights_are_compared_at_equal_and_at_best_weight(tmp_path):
+    for seed in range(4):
+        for weight, l2, giou in ((1.0, 0.3, 0.2), (10.0, 0.1, 0.4)):
+            finished(tmp_path, l2, loss="l2", seed=seed, weight=weight)
+            finished(tmp_path, giou, loss="giou", seed=seed, weight=weight)
+    runs, _, _ = comparison.gather(tmp_path)
+    chosen = comparison.at_one_weight(runs)
+    best = chosen[chosen.setting.str.endswith("best weights")]
+    assert sorted(name.rsplit(", ", 1)[1] for name in chosen.setting.unique()) == ["best weights", "weight 1", "weight 10"]
+    assert best.groupby("loss").weight.unique().map(list).to_dict() == {"giou": [10.0], "l2": [1.0]}
+    assert 0 not in best.seed.tolist(), "the seed that chose is left out"
+    assert comparison.weights(runs).set_index(["loss", "weight"])["mean"].round(6).to_dict()["giou", 10.0] == 0.4
+
+
+def test_the_evidence_travels_with_the_table(tmp_path):
+    finished(tmp_path, 0.2)
+    runs, _, _ = comparison.gather(tmp_path)
+    target = store.open_run("05_compare_losses", tmp_path / "05_compare_losses", {})
+    comparison.keep_records(runs, tmp_path, target)
+    [copy] = (target.folder / "runs").glob("*.json")
+    assert json.loads(copy.read_text())["run"] == copy.stem == runs.run[0]
