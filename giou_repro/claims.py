@@ -5,6 +5,7 @@ the run's parameters, and returns value, low, high, n, verdict and a sentence. W
 said in claims.toml under `decided_by`. A claim whose run or tables are missing, or too few to decide, is "not tested at this scale".
 """
 
+import contextlib
 import json
 import re
 import shlex
@@ -22,6 +23,7 @@ HOLDS, CONDITION, FAILS, UNTESTED = "holds", "holds with a condition", "does not
 COLUMNS = ["id", "claim", "decided_by", "value", "low", "high", "n", "verdict", "run", "command"]
 WAYS = ("published", "exact")  # gradients of the simulation
 HALF_A_POINT, A_POINT = 0.005, 0.01  # of AP
+LEARNED = 0.05  # mean AP below which detectors have nothing to say about losses
 TABLES = {1: "YOLOv3, VOC 2007", 2: "YOLOv3, COCO", 4: "Faster R-CNN, VOC 2007", 5: "Faster R-CNN, COCO", 7: "Mask R-CNN, COCO"}
 BOOK = tomllib.loads(Path(__file__).with_name("claims.toml").read_text())
 
@@ -264,10 +266,17 @@ def _z6(tables, parameters):
 
 
 def settings(detectors):
-    """The runs of each setting, each loss at one weight (its best, chosen on other seeds): name of the setting → runs."""
+    """The runs of each setting, each loss at one weight (its best, chosen on other seeds): name of the setting → runs.
+
+    Left out: settings whose detectors learned next to nothing (mean AP below LEARNED), and those with seeds too few to choose a weight.
+    """
     by = ["setting"] if "setting" in detectors else list(statistics.GROUP)
-    parts = {", ".join(map(str, key)): statistics.at_best_weight(group) for key, group in detectors.groupby(by, sort=False)}
-    return {name: group.assign(setting=name) for name, group in parts.items()}
+    found = {}
+    for key, group in detectors.groupby(by, sort=False):
+        name = ", ".join(map(str, key))
+        with contextlib.suppress(ValueError):
+            found[name] = statistics.at_best_weight(group).assign(setting=name)
+    return {name: group for name, group in found.items() if group.AP.mean() >= LEARNED}
 
 
 def _compared(detectors, measure, chain=False):
