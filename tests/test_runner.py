@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import papermill
 import pytest
 
@@ -226,7 +227,22 @@ def test_plain_papermill_from_another_folder(tmp_path, monkeypatch):
     assert record["parameters"]["grid"] == 5
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_detector_notebooks_train_compare_and_report_a_users_loss(user_module, tmp_path):
+    user_module(
+        "scratch", "from giou_repro import boxes, loss\n\n@loss('mine', label='Mine')\ndef mine(p, t):\n    return 1 - boxes.iou(p, t) ** 2\n"
+    )
+    small = ["-p", "images", "8", "-p", "val_images", "4", "-p", "epochs", "1"]
+    for loss in ("l2", "scratch:mine"):
+        assert main(["run", "04_train_detector", "--scale", "smoke", "-p", "loss", loss, *small, "--results", str(tmp_path)]) == 0
+    for name in ("05_compare_losses", "06_report"):
+        assert main(["run", name, "--scale", "smoke", "-p", "results", str(tmp_path), "--results", str(tmp_path)]) == 0
+    (table,) = tmp_path.glob("05_compare_losses/*/detectors.csv")
+    assert pd.read_csv(table).loss.tolist() == ["l2", "mine"]
+    (page,) = tmp_path.glob("06_report/*/report.html")
+    assert "not tested at this scale" in page.read_text()
+
+
+@pytest.mark.parametrize("name", [*NOTEBOOKS, "04_train_detector", "05_compare_losses", "06_report"])
 def test_sources_are_clean(name):
     book = nbformat.read(store.project_folder() / "notebooks" / f"{name}.ipynb", as_version=4)
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in book.cells)
