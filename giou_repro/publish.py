@@ -18,9 +18,9 @@ LEDGER_BEGIN, LEDGER_END = "<!-- claims, made by giou-repro publish: begin -->\n
 def publish(run_folder, project=None):
     """Copy a run to results/published/<notebook>/, renew claims.csv beside it and the README's table and ledger. Returns the new folder.
 
-    Taken: run.json, the figures as PNG, the tables up to 400 kB. The copy that was there before is replaced in one move, once the new table
+    Taken: run.json and those of the runs it compares, the figures as PNG, the tables up to 400 kB. The copy that was there before is replaced in one move, once the new table
     could be made. Raises ValueError for a folder without a run, and for a run that is not complete, not the runner's, not of scale "paper",
-    or of code that is not committed, a loss from elsewhere included.
+    or of code that is not committed, a loss from elsewhere and the runs it compares included.
     """
     project = Path(project or store.project_folder())
     if not (Path(run_folder) / "run.json").is_file():
@@ -31,10 +31,11 @@ def publish(run_folder, project=None):
     fresh, old = place.with_name(f".{place.name}.new"), place.with_name(f".{place.name}.old")
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    (fresh / "figures").mkdir(parents=True)
     for source in [Path(run_folder) / name for name in ("run.json", *record["outputs"])]:
-        if source.suffix == ".png" or source.name == "run.json" or (source.suffix == ".csv" and source.stat().st_size <= LARGEST):
-            shutil.copyfile(source, fresh / source.relative_to(run_folder))
+        if source.suffix in (".png", ".json") or (source.suffix == ".csv" and source.stat().st_size <= LARGEST):
+            target = fresh / source.relative_to(run_folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
     readme, runs = project / "README.md", published_runs(project) | {record["notebook"]: fresh}
     ledger = claims.ledger(runs)
     text = with_ledger(with_table(readme.read_text(), runs), ledger)
@@ -61,7 +62,9 @@ def refresh(project):
 
 def _check(run_folder, record):
     own = [name for name in record["given"].get("losses", []) if ":" in name]
+    compared = [json.loads(path.read_text()) for path in Path(run_folder).glob("runs/*.json")]
     reasons = {
+        "it compares runs of code that is not committed": any(each["dirty"] is not False for each in compared),
         f"it is {record['status']}": record["status"] != "complete",
         "it was not made by giou-repro run, so its notebook is elsewhere": not record["runner"],
         "its code is not committed": record["dirty"] is not False,
