@@ -170,7 +170,11 @@ def _train(options):
         return 2
     rank, world = training.join()
     results = os.path.join(options.results or store.project_folder() / "results", path.stem)
-    run = store.resume_or_open(path.stem, results, parameters, given, runner=True) if rank == 0 else None
+    try:
+        run = store.resume_or_open(path.stem, results, parameters, given, runner=True, wait=True) if rank == 0 else None
+    except OSError as error:
+        print(f"giou-repro: no run folder can be made in {results}: {error}", file=sys.stderr)
+        return 2
     if training.shared(run and run.complete, world):
         if rank == 0:
             print(f"this run is complete already, in {run.folder}")
@@ -191,9 +195,6 @@ def _train_into(run, config):
             run.save_figure("detections", plotting.detections(trained.val, trained.detections, trained.names))
             run.save_figure("thresholds", plotting.thresholds(trained.thresholds))
             run.close("complete")
-            print(findings.trained(trained.evaluation.iloc[0], trained.curves).replace("**", "").replace("`", ""))
-            _print_outputs(run)
-        return 0
     except BaseException as error:
         if run:
             run.close("failed", error=f"{type(error).__name__}: {error}")
@@ -201,6 +202,10 @@ def _train_into(run, config):
             raise
         print(f"giou-repro: {error}", file=sys.stderr)
         return 1
+    if run:
+        print(findings.trained(trained.evaluation.iloc[0], trained.curves).replace("**", "").replace("`", ""))
+        _print_outputs(run)
+    return 0
 
 
 def _count(text):

@@ -103,12 +103,16 @@ def letterbox(image, size):
     """uint8 (3, H, W) → (uint8 (3, size, size), (scale, left, top)): resized with its ratio kept, centred on grey."""
     height, width = image.shape[1:]
     scale = size / max(height, width)
-    new = max(round(height * scale), 1), max(round(width * scale), 1)
+    new = _scaled(height, width, scale)
     top, left = (size - new[0]) // 2, (size - new[1]) // 2
     square = torch.full((3, size, size), GREY, dtype=torch.uint8)
     resized = image if new == (height, width) else images_of.resize(image, list(new), antialias=True)
     square[:, top : top + new[0], left : left + new[1]] = resized
     return square, (scale, float(left), float(top))
+
+
+def _scaled(height, width, scale):
+    return max(round(height * scale), 1), max(round(width * scale), 1)
 
 
 def _squared(truth, place, size, masks):
@@ -117,8 +121,7 @@ def _squared(truth, place, size, masks):
     kept["boxes"] = truth["boxes"] * scale + torch.tensor([left, top, left, top])
     kept["area"] = truth["area"]
     if masks:
-        height, width = truth["masks"].shape[1:]
-        new = round(height * scale), round(width * scale)
+        new = _scaled(*truth["masks"].shape[1:], scale)
         square = torch.zeros(len(truth["masks"]), size, size, dtype=torch.bool)
         resized = functional.interpolate(truth["masks"][None].float(), new)[0] if len(square) else square[:, : new[0], : new[1]]
         square[:, int(top) : int(top) + new[0], int(left) : int(left) + new[1]] = resized.bool()
@@ -203,4 +206,5 @@ def order(count, batch_size, seed, epoch):
     generator = torch.Generator().manual_seed(mixed_seed(seed, epoch))
     shuffled = torch.randperm(count, generator=generator)
     batches = list(shuffled.split(batch_size))
-    return batches[:-1] if len(batches) > 1 and len(batches[-1]) * 2 < batch_size else batches
+    short = len(batches[-1]) * 2 < batch_size or len(batches[-1]) == 1 < batch_size  # one alone has no statistics to normalise by
+    return batches[:-1] if len(batches) > 1 and short else batches

@@ -13,37 +13,41 @@ from giou_repro.losses import LOSSES, select
 RUNS = ["dataset", "detector", "loss", "weight", "seed", "AP", "AP50", "AP75", "AP_giou", "AP75_giou", "mean_iou", "disjoint"]
 MEASURES = ["AP", "AP75", "AP_giou", "AP75_giou"]
 BASELINES = ("l2", "smooth_l1", "l1")  # the paper's MSE and smooth-ℓ1, whichever was run
+PAIRED = pd.DataFrame(columns=["setting", "measure", "loss", "against", "n", "difference", "low", "high", "verdict"])  # where none is
 FREE = {"loss", "weight", "seed", "scale", "device", "evaluations"}  # parameters that may differ between runs of one setting
 
 
 def gather(results, dataset=None):
     """Every complete detector run (on `dataset`, or any) under the folder `results`: (runs, curves, thresholds), one row a run in the first.
 
-    Of runs with the same parameters the newest counts. Column `setting` says all that must be equal for runs to be compared. Raises
-    FileNotFoundError, saying how to make some, where there is none.
+    Of runs alike in setting, loss, weight and seed the newest counts. Column `setting` says in words what is equal in runs that may be compared.
+    Raises FileNotFoundError, saying how to make some, where there is none.
     """
     found = {}
-    for path in sorted(Path(results).glob("*/*/run.json")):
+    for path in sorted(Path(results).glob("*/*/run.json"), key=lambda path: path.parent.name):
         record = json.loads(path.read_text())
         wanted = dataset is None or dataset == Path(record["parameters"].get("dataset", "")).name
         if record["notebook"] == "04_train_detector" and record["status"] == "complete" and wanted:
-            found[json.dumps(record["parameters"], sort_keys=True)] = path.parent, record
+            row = pd.read_csv(path.parent / "evaluation.csv").iloc[0]
+            fixed = _fixed(record)
+            found[json.dumps(fixed), row.loss, row.weight, row.seed] = path.parent, fixed
     if not found:
         on = f" on {dataset}" if dataset else ""
-        raise FileNotFoundError(
-            f"no complete run of 04_train_detector{on} under {results}; make some: giou-repro train --loss giou, or make reproduce"
-        )
+        remedy = "make some: giou-repro train --loss giou, or make reproduce"
+        raise FileNotFoundError(f"no complete run of 04_train_detector{on} under {results}; {remedy}")
+    titles = _titles([fixed for _, fixed in found.values()])
     tables = {"evaluation": [], "curves": [], "thresholds": []}
-    for folder, record in found.values():
+    for folder, fixed in found.values():
+        about = {"run": folder.name, "setting": titles[json.dumps(fixed)], "epochs": fixed["epochs"], "image_size": fixed["image_size"]}
         for name, parts in tables.items():
             table = pd.read_csv(folder / f"{name}.csv")
             table = table.rename(columns={"loss": "total"}) if name == "curves" else table  # `loss` is the name of one, everywhere else
-            parts.append(table.assign(run=folder.name, **_setting(record["parameters"])))
+            parts.append(table.assign(**about))
     runs = pd.concat(tables["evaluation"])
     runs["loss"] = [select([name])[0] for name in runs.loss]  # my_module:mine is imported, and called mine
     runs = runs.sort_values(["setting", "loss", "weight", "seed"], key=_order, ignore_index=True)
     key = runs[["run", "dataset", "detector", "loss", "weight", "seed"]]
-    curves, thresholds = (pd.concat(tables[name]).merge(key, on="run") for name in ("curves", "thresholds"))
+    curves, thresholds = (key.merge(pd.concat(tables[name]), on="run") for name in ("curves", "thresholds"))
     return runs[[*RUNS, *(name for name in runs if name not in RUNS)]], curves, thresholds
 
 
@@ -52,17 +56,28 @@ def _order(column):
     return column.map(names.index) if column.name == "loss" else column
 
 
-def _setting(parameters):
-    """The words that name a setting; runs of one setting differ in nothing but loss, weight and seed."""
-    p = parameters
-    fixed = {name: value for name, value in p.items() if name not in FREE}
-    words = f"{Path(p['dataset']).name} {p['train_split']} → {p['val_split']}, {p['detector']}"
-    words += f" ({p['backbone']})" if p["backbone"] else ""
-    words += f", {p['image_size']} px, {p['epochs']} epochs"
-    usual = {"optimizer": "adamw", "schedule": "cosine", "augment": True, "precision": "auto"}
-    words += "".join(f", {name} {fixed[name]}" for name, value in usual.items() if fixed[name] != value)
-    words += f", {p['images']} images" if p["images"] else ""
-    return {"setting": words, "epochs": p["epochs"], "image_size": p["image_size"]}
+def _fixed(record):
+    """What must be equal in runs that are compared: their parameters but the FREE ones, and the contents of the data set."""
+    fixed = {name: value for name, value in record["parameters"].items() if name not in FREE}
+    data = [part["checksum"][:8] for part in record.get("data", {}).values()]
+    return fixed | {"dataset": Path(fixed["dataset"]).name, "data": " ".join(data)}
+
+
+def _titles(settings):
+    """Words for each setting, by its JSON; where the words of two are the same, what differs is added."""
+    distinct = {json.dumps(fixed): fixed for fixed in settings}
+    titles = {}
+    for key, fixed in distinct.items():
+        twins = [other for other in distinct.values() if _words(other) == _words(fixed)]
+        differing = [name for name in fixed if len({str(other.get(name)) for other in twins}) > 1]
+        titles[key] = ", ".join([_words(fixed), *(f"{name} {fixed[name]}" for name in differing)])
+    return titles
+
+
+def _words(fixed):
+    backbone = f" ({fixed['backbone']})" if fixed["backbone"] else ""
+    words = f"{fixed['dataset']} {fixed['train_split']} → {fixed['val_split']}, {fixed['detector']}{backbone}"
+    return f"{words}, {fixed['image_size']} px, {fixed['epochs']} epochs" + (f", {fixed['images']} images" if fixed["images"] else "")
 
 
 def keep_records(runs, results, run):
@@ -98,6 +113,11 @@ def at_one_weight(runs):
     return pd.concat(parts)
 
 
+def of_chosen(table, chosen):
+    """The rows of `table` (curves, thresholds) of the runs in `chosen`, under the settings that they have there, in their order."""
+    return chosen[["run", "setting"]].merge(table.drop(columns="setting"), on="run")
+
+
 def weights(runs):
     """AP against the weight in the settings where a loss was run at several (statistics.curve's columns, and setting)."""
     parts = [statistics.curve(group).assign(setting=setting) for setting, group in runs.groupby("setting", sort=False) if _several_weights(group)]
@@ -125,5 +145,6 @@ def paired(runs, seed=0):
     for _, group in runs.groupby("setting", sort=False):
         base = baseline(group.loss.unique())
         pairs = [(loss, base) for loss in group.loss.unique() if loss != base]
-        tables += [statistics.compare(group, measure, pairs, by=("setting",)) for measure in ("AP", "AP50", "AP75", "AP_giou", "AP75_giou")]
-    return pd.concat(tables, ignore_index=True)
+        if pairs:
+            tables += [statistics.compare(group, measure, pairs, by=("setting",)) for measure in ("AP", "AP50", "AP75", "AP_giou", "AP75_giou")]
+    return pd.concat(tables, ignore_index=True) if tables else PAIRED

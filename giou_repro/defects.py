@@ -81,7 +81,8 @@ class Defect:
 
 
 def defect(kind, file, detail="", object=""):
-    """The `Defect` of a kind, with the action that goes with it."""
+    """The `Defect` of a kind, with the action that goes with it. What cannot be printed of a file's own words is escaped."""
+    file, detail, object = (str(text).encode(errors="backslashreplace").decode() for text in (file, detail, object))
     return Defect(str(file), object, kind, ACTIONS[kind], detail)
 
 

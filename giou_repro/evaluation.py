@@ -289,11 +289,12 @@ def _best(truths, detections, num_classes, overlap, threshold, plus_one):
 
 
 def _reaching(truths, detections, num_classes, overlap, threshold, plus_one=False):
-    """Columns detection, truth, overlap of the pairs that reach `threshold`; by detection, then falling overlap, then truth."""
+    """Columns detection, truth, overlap of the pairs that reach `threshold`; by detection, crowds last, then falling overlap, then truth."""
     pairs = _pairs(truths, detections, num_classes)
     values = _overlaps(truths, detections, pairs, overlap, plus_one)
     close = np.flatnonzero(values >= threshold)
-    close = close[np.lexsort((-values[close], pairs[0][close]))]
+    crowd = truths["crowd"].to_numpy()[pairs[1][close]]  # any box inside a crowd overlaps it wholly: it is asked last
+    close = close[np.lexsort((-values[close], crowd, pairs[0][close]))]
     return pairs[0][close], pairs[1][close], values[close]
 
 

@@ -171,10 +171,11 @@ def single_boxes(table):
 
 def trained(row, curves):
     """What one training run came to."""
-    measured = curves.dropna(subset="AP")
+    if row.isna().AP:
+        return "The validation images have no object that counts, so there is no AP."
     start, end = curves.mean_iou.iloc[0], curves.mean_iou.iloc[-1]
     return (
-        f"**AP {row.AP:.3f}** (AP50 {row.AP50:.3f}, AP75 {row.AP75:.3f}; by GIoU {row.AP_giou:.3f}) after {int(measured.epoch.iloc[-1])} epochs. "
+        f"**AP {row.AP:.3f}** (AP50 {row.AP50:.3f}, AP75 {row.AP75:.3f}; by GIoU {row.AP_giou:.3f}) after {int(curves.epoch.iloc[-1])} epochs. "
         f"The positives' mean IoU went from {start:.2f} in the first epoch to {end:.2f} in the last; {row.disjoint:.1%} of them were disjoint from "
         f"their target. {row.images_per_second:.0f} images a second. One run says nothing about which loss is better: that takes `05_compare_losses`."
     )
@@ -182,6 +183,8 @@ def trained(row, curves):
 
 def paired(table):
     """What the paired differences allow to say, one sentence a setting and measure."""
+    if table.empty:
+        return "No setting has two losses, so there is nothing to compare yet."
     lines = []
     for setting, part in table.groupby("setting", sort=False):
         lines.append(f"**{setting}**\n")

@@ -323,7 +323,7 @@ def training_curves(table, loss):
     measures = (("box", "weighted box loss"), ("mean_iou", "mean IoU of positives"), ("AP", "AP (validation)"))
     for axis, (column, label) in zip(axes[0], measures, strict=True):
         shown = table.dropna(subset=column)
-        axis.plot(shown.epoch, shown[column], **style(loss) | ({"marker": "o"} if column == "AP" else {}))
+        axis.plot(shown.epoch, shown[column], **style(loss), marker="o", markersize=3)
         axis.set(xlabel="epoch", ylabel=label)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_ylim(bottom=0)
@@ -346,9 +346,11 @@ LABELS = {"iou": "IoU", "giou": "GIoU"}
 
 
 def detections(packed, found, names, rows=2, columns=4, score=0.3):
-    """Validation squares with their true boxes and the predicted ones above `score`, evenly drawn from the set."""
+    """Validation squares with their true boxes and the predicted ones above `score`, evenly drawn from the set, each once."""
     figure, axes = _panels(rows, columns, width=2.6, height=2.7)
-    for index, axis in zip(np.linspace(0, len(packed) - 1, rows * columns).round().astype(int), axes.flat, strict=True):
+    for axis in axes.flat:
+        _picture(axis)
+    for index, axis in zip(np.unique(np.linspace(0, len(packed) - 1, rows * columns).round().astype(int)), axes.flat, strict=False):
         axis.imshow(packed.images[index].permute(1, 2, 0).cpu().numpy())
         for corners in packed.truths[index]["boxes"].tolist():
             _box(axis, corners, "#00E05A", linewidth=2.4)
@@ -359,7 +361,6 @@ def detections(packed, found, names, rows=2, columns=4, score=0.3):
                 axis.text(corners[0], corners[1] - 1, f"{names[label]} {value:.2f}", fontsize=5, color="white", backgroundcolor="#00000099").set_bbox(
                     {"facecolor": "#000000", "alpha": 0.55, "pad": 0.6, "linewidth": 0}
                 )
-        _picture(axis)
     return figure
 
 
@@ -375,10 +376,11 @@ def every_run(table):
             for place, name in enumerate(names):
                 values = part[part.loss == name][column]
                 look = style(name)
-                axis.plot(place + np.linspace(-0.12, 0.12, len(values)), values, "o", color=look["color"], markersize=4, alpha=0.75)
+                axis.plot(place + (np.arange(len(values)) - (len(values) - 1) / 2) * 0.06, values, "o", color=look["color"], markersize=4, alpha=0.75)
                 axis.hlines(values.mean(), place - 0.3, place + 0.3, color=look["color"], linewidth=2.2)
             axis.set(ylabel=label, xticks=range(len(names)))
-            axis.set_xticklabels([LOSSES[name].label for name in names], rotation=30 if len(names) > 4 else 0)
+            turned = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if len(names) > 4 else {}
+            axis.set_xticklabels([LOSSES[name].label for name in names], **turned)
         row[0].set_title(_wrapped(setting), fontsize=8, loc="left")
     return figure
 
@@ -445,9 +447,11 @@ def thresholds_by_loss(table):
         for name in names:
             for axis, criterion in zip(row, ("iou", "giou"), strict=False):
                 axis.plot(means[name, criterion].index, means[name, criterion], **style(name))
-                axis.set(xlabel=f"threshold of {LABELS[criterion]}", ylabel="AP", ylim=(0, None))
+                axis.set(xlabel=f"threshold of {LABELS[criterion]}", ylabel="AP")
             gain = means[name, "iou"] - means[names[0], "iou"]
             row[2].plot(gain.index, gain, **style(name))
+        for axis in row[:2]:
+            axis.set_ylim(bottom=0)
         row[2].set(xlabel="threshold of IoU", ylabel=f"AP − AP of {LOSSES[names[0]].label}")
         row[0].set_title(_wrapped(setting), fontsize=8, loc="left")
     _legend_of_all(figure, axes[:, 0])
@@ -467,4 +471,22 @@ def weights(table):
         axis.set(xscale="log", xlabel="weight of the box loss", ylabel="AP")
         axis.set_title(_wrapped(setting), fontsize=8, loc="left")
     _legend_of_all(figure, axes[0])
+    return figure
+
+
+def scaling(table):
+    """Time (top) and memory (bottom) against the number of cases, steps, losses and pairs; grey: in proportion. Takes benchmarks.scaling's table."""
+    against = list(table.against.unique())
+    figure, axes = _panels(2, len(against), 2.7, 2.5, sharex="col")
+    for column, name in zip(axes.T, against, strict=True):
+        part = table[table.against == name]
+        for axis, quantity in zip(column, ("seconds", "megabytes"), strict=True):
+            axis.plot(part["size"], part[quantity].clip(lower=1e-3), color="#0072B2", marker="o", markersize=3)
+            last = part.iloc[-1]
+            if quantity == "seconds":
+                axis.plot(part["size"], last.seconds * part["size"] / last["size"], color="0.6", linestyle=":")
+            axis.set(xscale="log", yscale="log")
+        column[1].set_xlabel(name)
+    axes[0, 0].set_ylabel("CPU time (s)")
+    axes[1, 0].set_ylabel("memory beyond the start (MB)")
     return figure

@@ -18,9 +18,9 @@ LEDGER_BEGIN, LEDGER_END = "<!-- claims, made by giou-repro publish: begin -->\n
 def publish(run_folder, project=None):
     """Copy a run to results/published/<notebook>/, renew claims.csv beside it and the README's table and ledger. Returns the new folder.
 
-    Taken: run.json and those of the runs it compares, the figures as PNG, the tables up to 400 kB. The copy that was there before is replaced in one move, once the new table
-    could be made. Raises ValueError for a folder without a run, and for a run that is not complete, not the runner's, not of scale "paper",
-    or of code that is not committed, a loss from elsewhere and the runs it compares included.
+    Taken: run.json and those of the runs it compares, the figures as PNG, the tables up to 400 kB. The copy that was there before is replaced in
+    one move, once the new table could be made. Raises ValueError for a folder without a run, and for a run that is not complete, not the
+    runner's, not of scale "paper", or of code that is not committed, a loss from elsewhere and the runs it compares included.
     """
     project = Path(project or store.project_folder())
     if not (Path(run_folder) / "run.json").is_file():

@@ -206,13 +206,22 @@ def address(notebook, parameters, inputs=()):
 
     It covers the notebook's name and cells (`notebook` is a path, or a name in the notebooks folder), the parameters (name → value, the
     declared defaults included; ``run_dir`` does not count), the package's sources, those of a user's loss named as ``my_module:mine``, and
-    `inputs`, the addresses of runs whose results this one reads. Contents of data sets and versions of other packages are not covered.
+    `inputs`, the addresses of runs whose results this one reads, and the files of the parameter ``dataset`` where it is a path: their names,
+    sizes and times. Versions of other packages are not covered.
     """
     counted = {name: value for name, value in parameters.items() if name != "run_dir"}
     package = Path(__file__).parent
     sources = {path.relative_to(package).as_posix(): path.read_text() for path in sorted(package.rglob("*")) if path.suffix in SOURCES}
-    content = [_name(notebook), _cells(notebook), counted, sources, _users_sources(counted), sorted(inputs)]
+    content = [_name(notebook), _cells(notebook), counted, sources, _users_sources(counted), sorted(inputs), _files(counted.get("dataset"))]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _files(dataset):
+    """Name, size and time of every file of a data set; none where `dataset` is not a path."""
+    path = Path(dataset or "/nowhere")
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    about = [(file, file.stat()) for file in files]
+    return [[file.relative_to(path).as_posix(), state.st_size, state.st_mtime_ns] for file, state in about]
 
 
 def _name(notebook):

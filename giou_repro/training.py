@@ -70,6 +70,9 @@ def configure(**given):
         budget = {name: value for name, value in budget.items() if name not in ("images", "val_images") or given.get("scale") == "smoke"}
     config = Config(**(budget | given))
     detectors.check(config.detector, config.backbone)
+    if config.image_size < 64 or config.image_size % 32:
+        raise ValueError(f"image_size must be a multiple of 32 and at least 64, got {config.image_size}")
+    _device(config.device)
     select([config.loss])
     rate = config.learning_rate or {"adamw": 2e-3, "sgd": 1e-2}[config.optimizer]
     return config.model_copy(update={"learning_rate": rate})
@@ -331,16 +334,14 @@ def _say_data(run, sets):
 
 
 def detect(model, packed, config, device):
-    """Detections of every square of `packed`, on the CPU, in pixels of the squares."""
+    """Boxes, scores and labels found in every square of `packed`, on the CPU, in pixels of the squares."""
     model.eval()
     found = []
     with torch.inference_mode(), autocast(config.precision, device):
         for indices in torch.arange(len(packed)).split(config.batch_size):
             images, _ = batches.batch(packed, indices, device)
-            answers = model(images.contiguous(memory_format=torch.channels_last))
-            found += [
-                {name: value.float().cpu() if value.is_floating_point() else value.cpu() for name, value in answer.items()} for answer in answers
-            ]
+            for answer in model(images.contiguous(memory_format=torch.channels_last)):  # masks are not scored, and large
+                found.append({"boxes": answer["boxes"].float().cpu(), "scores": answer["scores"].float().cpu(), "labels": answer["labels"].cpu()})
     return found
 
 
@@ -356,9 +357,13 @@ def _evaluation_epochs(config):
 
 
 def _device(name):
-    """"auto" is a GPU where there is one; each rank of torchrun has its own."""
-    if name not in ("auto", "cuda") or not torch.cuda.is_available():
-        return torch.device("cpu" if name == "auto" else name)
+    """ "auto" is a GPU where there is one; each rank of torchrun has its own."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device {name!r} is not one of auto, cpu, cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device cuda: torch finds no GPU; say auto or cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     torch.cuda.set_device(device)
     return device

@@ -365,3 +365,12 @@ def test_unknown_choices_are_named():
         evaluation.coco(*images, thresholds=[0.5, 0.0])
     with pytest.raises(ValueError, match="points must be 11 or 'all', got 101"):
         evaluation.voc(*images, points=101)
+
+
+@pytest.mark.parametrize("crowd_first", [True, False])
+def test_an_object_in_a_crowd_is_found_by_vocs_protocol(crowd_first):
+    boxes, crowd = [[0.0, 0, 100, 100], [20, 20, 40, 40]], [True, False]
+    order = [0, 1] if crowd_first else [1, 0]
+    truth = {"boxes": [boxes[i] for i in order], "labels": [0, 0], "crowd": [crowd[i] for i in order]}
+    found = {"boxes": [[21.0, 21, 41, 41]], "labels": [0], "scores": [0.9]}
+    assert evaluation.voc([truth], [found], ("a",)).summary["AP50"] == 1

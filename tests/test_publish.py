@@ -20,7 +20,7 @@ def finished(tmp_path):
 
 def test_small_tables_are_copied(finished, tmp_path):
     place = publish(finished.folder, tmp_path)
-    assert sorted(path.name for path in place.iterdir()) == ["figures", "run.json", "small.csv"]
+    assert sorted(path.name for path in place.iterdir()) == ["run.json", "small.csv"]
     readme = (tmp_path / "README.md").read_text()
     assert readme.startswith("first\n") and readme.endswith("last\n") and "old" not in readme
 

@@ -56,6 +56,11 @@ def test_an_epoch_has_every_image_once_in_an_order_of_its_own():
     assert torch.equal(torch.cat(first), torch.cat(again)) and not torch.equal(torch.cat(first), torch.cat(next_one))
 
 
+def test_an_image_alone_in_the_last_batch_is_left_for_another_epoch():
+    assert [len(part) for part in batches.order(9, 2, 0, 0)] == [2, 2, 2, 2]
+    assert [len(part) for part in batches.order(3, 1, 0, 0)] == [1, 1, 1]
+
+
 def test_difficult_objects_and_crowds_are_not_trained_on():
     truth = {
         "boxes": torch.eye(4)[:3],
@@ -82,7 +87,15 @@ def test_none_means_the_scales_own_and_a_folder_keeps_all_its_images():
 
 
 @pytest.mark.parametrize(
-    ("given", "named"), [({"detector": "yolo3"}, "yolov3"), ({"loss": "gio"}, "giou"), ({"epochs": 0}, "epochs"), ({"epoch": 1}, "epoch")]
+    ("given", "named"),
+    [
+        ({"detector": "yolo3"}, "yolov3"),
+        ({"loss": "gio"}, "giou"),
+        ({"epochs": 0}, "epochs"),
+        ({"epoch": 1}, "epoch"),
+        ({"image_size": 100}, "multiple of 32"),
+        ({"device": "tpu"}, "auto, cpu, cuda"),
+    ],
 )
 def test_a_wrong_setting_is_refused_by_name(given, named):
     with pytest.raises(ValueError, match=named):
@@ -122,7 +135,7 @@ def test_every_detector_trains_and_is_evaluated(run, detector):
     trained = training.train(training.configure(**SMALL | {"epochs": 1, "images": 8, "val_images": 4, "detector": detector}), run)
     assert trained.evaluation.detector.item() == detector and trained.evaluation.AP.notna().item()
     assert torch.isfinite(torch.tensor(trained.curves[["loss", "box", "classification"]].to_numpy(dtype=float))).all()
-    assert {"masks"} & set(trained.detections[0]) == ({"masks"} if detector == "mask_rcnn" else set())
+    assert set(trained.detections[0]) == {"boxes", "scores", "labels"}
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_images_it_saw(run):

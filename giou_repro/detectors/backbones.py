@@ -6,6 +6,7 @@ the others begin at random. ImageNet weights of the others are torchvision's: fr
 """
 
 import difflib
+import pickle
 from collections import OrderedDict
 from functools import partial
 from itertools import pairwise
@@ -129,7 +130,13 @@ def _load(network, name, weights):
             raise OSError(f"the ImageNet weights of {name} are not in torch's cache and cannot be fetched ({error}); give {name}:PATH") from error
         network.load_state_dict(state)
     elif weights not in (None, "none"):
-        network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        try:
+            network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        except (pickle.UnpicklingError, RuntimeError, TypeError, EOFError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"{weights} is not a state dict of torchvision's {name} ({reason}); save one with torch.save(model.state_dict())"
+            ) from error
 
 
 def efficientnet_lite0(pretrained=True, strides=STRIDES):
