@@ -188,12 +188,15 @@ def paired(table):
     lines = []
     for setting, part in table.groupby("setting", sort=False):
         lines.append(f"**{setting}**\n")
+        if part.n.max() < 3:
+            lines.append(f"- n = {part.n.max()}: too few runs for intervals; three seeds are the least\n")
+            continue
         for row in part[part.measure.isin(["AP", "AP75", "AP_giou"])].itertuples():
             measure, names = row.measure.replace("_giou", " by GIoU"), f"{LOSSES[row.loss].label} against {LOSSES[row.against].label}"
             interval = f", 95 % interval {row.low:+.3f} to {row.high:+.3f}" if row.n >= 3 else ""
             lines.append(f"- {measure}, {names}: {row.difference:+.3f}{interval} (n = {row.n}): **{row.verdict}**")
         lines.append("")
-    return "\n".join(lines)
+    return "\n".join([*lines, "Verdicts are corrected for the number of losses compared (Holm), intervals are not."])
 
 
 def apart(table):

@@ -9,6 +9,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.patches import Circle, Rectangle
 from scipy.spatial import ConvexHull
 
+from giou_repro.comparison import baseline
 from giou_repro.landscape import FLAT, SCENARIOS
 from giou_repro.losses import LOSSES
 
@@ -437,22 +438,23 @@ def _legend_of_all(figure, axes):
 
 
 def thresholds_by_loss(table):
-    """AP against the threshold of the match, mean over seeds, by IoU (left) and by GIoU; below, the difference to the first loss."""
+    """AP against the threshold of the match, mean over seeds, by IoU and by GIoU, and the difference to the baseline."""
     settings = table.setting.unique()
     figure, axes = _panels(len(settings), 3, height=2.6)
     for row, setting in zip(axes, settings, strict=True):
         part = table[table.setting == setting]
         means = part.groupby(["loss", "criterion", "threshold"], sort=False).AP.mean()
         names = list(part.loss.unique())
+        base = baseline(names)
         for name in names:
             for axis, criterion in zip(row, ("iou", "giou"), strict=False):
                 axis.plot(means[name, criterion].index, means[name, criterion], **style(name))
                 axis.set(xlabel=f"threshold of {LABELS[criterion]}", ylabel="AP")
-            gain = means[name, "iou"] - means[names[0], "iou"]
+            gain = means[name, "iou"] - means[base, "iou"]
             row[2].plot(gain.index, gain, **style(name))
         for axis in row[:2]:
             axis.set_ylim(bottom=0)
-        row[2].set(xlabel="threshold of IoU", ylabel=f"AP − AP of {LOSSES[names[0]].label}")
+        row[2].set(xlabel="threshold of IoU", ylabel=f"AP − AP of {LOSSES[base].label}")
         row[0].set_title(_wrapped(setting), fontsize=8, loc="left")
     _legend_of_all(figure, axes[:, 0])
     return figure
@@ -469,6 +471,8 @@ def weights(table):
             axis.plot(line.weight, line["mean"], marker="o", **style(name))
             axis.fill_between(line.weight, line.low, line.high, color=style(name)["color"], alpha=0.15, linewidth=0)
         axis.set(xscale="log", xlabel="weight of the box loss", ylabel="AP")
+        axis.set_xticks(sorted(part.weight.unique()), [f"{weight:g}" for weight in sorted(part.weight.unique())])
+        axis.minorticks_off()
         axis.set_title(_wrapped(setting), fontsize=8, loc="left")
     _legend_of_all(figure, axes[0])
     return figure
@@ -477,11 +481,11 @@ def weights(table):
 def scaling(table):
     """Time (top) and memory (bottom) against the number of cases, steps, losses and pairs; grey: in proportion. Takes benchmarks.scaling's table."""
     against = list(table.against.unique())
-    figure, axes = _panels(2, len(against), 2.7, 2.5, sharex="col")
+    figure, axes = _panels(2, len(against), 2.7, 2.5, sharex="col", sharey="row")
     for column, name in zip(axes.T, against, strict=True):
         part = table[table.against == name]
         for axis, quantity in zip(column, ("seconds", "megabytes"), strict=True):
-            axis.plot(part["size"], part[quantity].clip(lower=1e-3), color="#0072B2", marker="o", markersize=3)
+            axis.plot(part["size"], part[quantity].clip(lower=1e-3 if quantity == "seconds" else 1), color="#0072B2", marker="o", markersize=3)
             last = part.iloc[-1]
             if quantity == "seconds":
                 axis.plot(part["size"], last.seconds * part["size"] / last["size"], color="0.6", linestyle=":")
