@@ -23,6 +23,7 @@ from giou_repro import boxes
 from giou_repro.boxes import columns
 
 SPACES = ("boxes", "coordinates")
+BLOCK = 48_000  # boxes at a time at most, see _InBlocks
 
 
 @dataclass(frozen=True)
@@ -50,22 +51,34 @@ class Loss:
         or do not broadcast, or where a user's function does not return one value a box.
         """
         shape = self._checked_shape(pred, target)
-        box = boxes.at_least_float32(pred)
-        goal = boxes.at_least_float32(target)
+        box, goal = boxes.at_least_float32(pred), boxes.at_least_float32(target)
         for wide, given in ((box, pred), (goal, target)):
-            if wide.dtype != given.dtype and wide.requires_grad:
+            if wide is not given and wide.requires_grad:
                 wide.register_hook(lambda gradient, dtype=given.dtype: _within(gradient, dtype))
         if invalid not in boxes.POLICIES:
             raise ValueError(f"{self.name}: invalid must be one of {', '.join(boxes.POLICIES)}, got {invalid!r}")
         if invalid != "sort" and self.space == "boxes":
             box, _ = boxes.repair(box, invalid)
-        before = _versions(box, goal)
-        value = self.function(box, goal, **options)
+        value = self._of_the_package(box, goal, options) if self.function.__module__ == __name__ else self._of_a_user(box, goal, options)
         self._check_value(value, shape, box)
-        if _versions(box, goal) != before:
-            raise ValueError(f"{self.name}: the function changes its arguments in place; work on copies, as in pred - target")
         dtype = pred.dtype if pred.is_floating_point() else torch.get_default_dtype()
         return value if value.dtype == dtype else (_within(value, dtype).detach() + (value - value.detach())).to(dtype)
+
+    def _of_a_user(self, box, goal, options):
+        before = _versions(box, goal)
+        value = self.function(box, goal, **options)
+        if _versions(box, goal) != before:
+            raise ValueError(f"{self.name}: the function changes its arguments in place; work on copies, as in pred - target")
+        return value
+
+    def _of_the_package(self, box, goal, options):
+        """The package's functions treat each box on its own: large batches take them a block at a time."""
+        if options or (box.shape == goal.shape and box.numel() <= 8 * BLOCK):
+            return self.function(box, goal, **options)
+        tracked = torch.is_grad_enabled() and box.requires_grad and not goal.requires_grad
+        if tracked and box.shape == goal.shape and box.device.type == goal.device.type == "cpu" and not boxes.is_transformed():
+            return _InBlocks.apply(self.function, box, goal)
+        return boxes.tiled(self.function, box, goal)
 
     def _check_value(self, value, shape, box):
         if not isinstance(value, torch.Tensor) or value.shape != shape:
@@ -80,10 +93,39 @@ class Loss:
                 raise TypeError(f"{self.name}: {name} must be a torch tensor of boxes (..., 4), got {type(box).__name__}")
             if box.ndim == 0 or box.shape[-1] != 4:
                 raise ValueError(f"{self.name}: {name} must have shape (..., 4), got {tuple(box.shape)}")
+        if pred.shape == target.shape:
+            return pred.shape[:-1]
         try:
             return torch.broadcast_shapes(pred.shape, target.shape)[:-1]
         except RuntimeError:
             raise ValueError(f"{self.name}: pred {tuple(pred.shape)} and target {tuple(target.shape)} do not broadcast") from None
+
+
+class _InBlocks(torch.autograd.Function):
+    """A loss of many boxes (..., 4), one block of rows after the other: each is differentiated while it is in the cache, and of what that
+    needs only the gradient is kept. Of any function that treats each box on its own, by its ordinary derivative."""
+
+    @staticmethod
+    def forward(ctx, function, pred, target):
+        boxes.keep_freed_memory()
+        value, gradient = torch.empty(pred.shape[:-1], dtype=torch.result_type(pred, target)), torch.empty(pred.shape, dtype=pred.dtype)
+        rows = (pred.detach().reshape(-1, 4), target.detach().reshape(-1, 4), value.view(-1), gradient.view(-1, 4))
+        blocks = math.ceil(value.numel() / BLOCK)
+        for p, t, v, g in zip(*(part.chunk(blocks) for part in rows), strict=True):
+            with torch.enable_grad():
+                block = function(p.requires_grad_(), t)
+                g.copy_(torch.autograd.grad(block.sum(), p)[0])
+            v.copy_(block.detach())
+        ctx.function = function
+        ctx.save_for_backward(pred, target, gradient)
+        return value
+
+    @staticmethod
+    def backward(ctx, outer):
+        pred, target, gradient = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a derivative of the derivative is asked for: the ordinary way
+            return None, torch.autograd.grad(ctx.function(pred, target), pred, outer, create_graph=True)[0], None
+        return None, outer.unsqueeze(-1).to(gradient) * gradient, None
 
 
 def _versions(*tensors):
@@ -218,7 +260,7 @@ def balanced_l1(pred, target, *, alpha=0.5, gamma=1.5):
 
 @loss("iou", label="IoU", formula="1 − IoU", range="[0, 1]", paper="Rezatofighi et al., GIoU, CVPR 2019, algorithm 2")
 def iou(pred, target):
-    return boxes.areas(*boxes.axes(pred, target)).missed
+    return boxes.areas(boxes.axes(pred, target)).missed
 
 
 @loss(
@@ -235,14 +277,14 @@ def iou_log(pred, target):
 
 @loss("giou", label="GIoU", formula="1 − IoU + |C∖(A∪B)|/|C|", range="[0, 2]", paper="Rezatofighi et al., GIoU, CVPR 2019, algorithm 2")
 def giou(pred, target):
-    areas = boxes.areas(*boxes.axes(pred, target))
+    areas = boxes.areas(boxes.axes(pred, target))
     return areas.missed + areas.neither
 
 
 @loss("diou", label="DIoU", formula="1 − IoU + ρ²/c²", range="[0, 2]", paper="Zheng et al., DIoU, AAAI 2020, eq. 7")
 def diou(pred, target):
-    x, y = boxes.axes(pred, target)
-    return boxes.areas(x, y).missed + _centre_distance(x, y)
+    axes = boxes.axes(pred, target)
+    return boxes.areas(axes).missed + _centre_distance(*axes.split())
 
 
 @loss(
@@ -253,11 +295,11 @@ def diou(pred, target):
     paper="Zheng et al., DIoU, AAAI 2020, eqs. 8 to 11; the 1e-7 is that of the authors' simulation code",
 )
 def ciou(pred, target):
-    x, y = boxes.axes(pred, target)
-    missed = boxes.areas(x, y).missed
+    axes = boxes.axes(pred, target)
+    missed = boxes.areas(axes).missed
     v = 4 / math.pi**2 * (_aspect_angle(target) - _aspect_angle(pred)).square()
     alpha = (v / (missed + v + 1e-7)).detach()
-    return missed + _centre_distance(x, y) + alpha * v
+    return missed + _centre_distance(*axes.split()) + alpha * v
 
 
 @loss(
@@ -268,8 +310,9 @@ def ciou(pred, target):
     paper="Zhang et al., Focal and Efficient IOU Loss, 2021, L_EIOU",
 )
 def eiou(pred, target):
-    x, y = boxes.axes(pred, target)
-    return boxes.areas(x, y).missed + _centre_distance(x, y) + (x.growth / x.hull).square() + (y.growth / y.hull).square()
+    axes = boxes.axes(pred, target)
+    x, y = axes.split()
+    return boxes.areas(axes).missed + _centre_distance(x, y) + (x.growth / x.hull).square() + (y.growth / y.hull).square()
 
 
 @loss(
@@ -291,17 +334,18 @@ def focal_eiou(pred, target, *, gamma=0.5):
     paper="Gevorgyan, SIoU, 2022, L_box; Λ is 1 − 2 sin²(arcsin(Δy/ρ) − π/4) without its arcsin; θ = 4",
 )
 def siou(pred, target, *, theta=4):
-    x, y = boxes.axes(pred, target)
+    axes = boxes.axes(pred, target)
+    x, y = axes.split()
     _positive("theta", theta, least=1)
     angle = _angle_cost(x, y)
     distance = sum(-torch.expm1((angle - 2) * (axis.centre / axis.hull).square()) for axis in (x, y))
     shape = sum((-torch.expm1(-_relative_growth(axis))) ** theta for axis in (x, y))
-    return boxes.areas(x, y).missed + (distance + shape) / 2
+    return boxes.areas(axes).missed + (distance + shape) / 2
 
 
 @loss("alpha_iou", label="α-IoU", formula="1 − IoU^α", range="[0, 1]", paper="He et al., Alpha-IoU, NeurIPS 2021, L_α-IoU; α = 3")
 def alpha_iou(pred, target, *, alpha=3):
-    return _one_minus_power(boxes.areas(*boxes.axes(pred, target)).missed, alpha)
+    return _one_minus_power(boxes.areas(boxes.axes(pred, target)).missed, alpha)
 
 
 @loss(
@@ -312,7 +356,7 @@ def alpha_iou(pred, target, *, alpha=3):
     paper="He et al., Alpha-IoU, NeurIPS 2021, L_α-GIoU; α = 3",
 )
 def alpha_giou(pred, target, *, alpha=3):
-    areas = boxes.areas(*boxes.axes(pred, target))
+    areas = boxes.areas(boxes.axes(pred, target))
     return _one_minus_power(areas.missed, alpha) + _power(areas.neither, alpha)
 
 
@@ -324,8 +368,8 @@ def alpha_giou(pred, target, *, alpha=3):
     paper="He et al., Alpha-IoU, NeurIPS 2021, L_α-DIoU; α = 3",
 )
 def alpha_diou(pred, target, *, alpha=3):
-    x, y = boxes.axes(pred, target)
-    return _one_minus_power(boxes.areas(x, y).missed, alpha) + _power(_centre_distance(x, y), alpha)
+    axes = boxes.axes(pred, target)
+    return _one_minus_power(boxes.areas(axes).missed, alpha) + _power(_centre_distance(*axes.split()), alpha)
 
 
 @loss(
@@ -336,9 +380,9 @@ def alpha_diou(pred, target, *, alpha=3):
     paper="Tong et al., Wise-IoU, 2023, L_WIoUv1 (v2 and v3 need a running mean over training and are left out)",
 )
 def wiou(pred, target):
-    x, y = boxes.axes(pred, target)
-    x, y = x._replace(hull=x.hull.detach()), y._replace(hull=y.hull.detach())
-    return torch.exp(_centre_distance(x, y)) * iou(pred, target)
+    axes = boxes.axes(pred, target)
+    x, y = (axis._replace(hull=axis.hull.detach()) for axis in axes.split())
+    return torch.exp(_centre_distance(x, y)) * boxes.areas(axes).missed
 
 
 @loss(
@@ -350,11 +394,12 @@ def wiou(pred, target):
 )
 def mpdiou(pred, target, *, image_size=None):
     """`image_size`: (width, height) above 0, numbers or tensors that broadcast against the boxes (...)."""
-    x, y = boxes.axes(pred, target)
+    axes = boxes.axes(pred, target)
+    x, y = axes.split()
     width, height = (x.hull, y.hull) if image_size is None else (torch.as_tensor(side).to(x.hull).expand_as(x.hull) for side in image_size)
     unit = torch.maximum(width, height).detach()
     corners = sum((side / unit).square() for side in (x.low, y.low, x.high, y.high))
-    return boxes.areas(x, y).missed + corners / ((width / unit).square() + (height / unit).square())
+    return boxes.areas(axes).missed + corners / ((width / unit).square() + (height / unit).square())
 
 
 @loss(
@@ -366,7 +411,7 @@ def mpdiou(pred, target, *, image_size=None):
 )
 def inner_iou(pred, target, *, ratio=0.75):
     _positive("ratio", ratio)
-    return boxes.areas(*(axis.scaled(ratio) for axis in boxes.axes(pred, target))).missed
+    return boxes.areas(boxes.joined(*(axis.scaled(ratio) for axis in boxes.axes(pred, target).split()))).missed
 
 
 @loss(
@@ -377,7 +422,7 @@ def inner_iou(pred, target, *, ratio=0.75):
     paper="Zhang et al., Inner-IoU, 2023, L_Inner-GIoU; ratio = 0.75",
 )
 def inner_giou(pred, target, *, ratio=0.75):
-    return inner_iou(pred, target, ratio=ratio) + boxes.areas(*boxes.axes(pred, target)).neither
+    return inner_iou(pred, target, ratio=ratio) + boxes.areas(boxes.axes(pred, target)).neither
 
 
 @loss(
@@ -388,9 +433,9 @@ def inner_giou(pred, target, *, ratio=0.75):
     paper="Liu et al., Powerful-IoU, Neural Networks 2024, L_PIoU (v1)",
 )
 def piou(pred, target):
-    x, y = boxes.axes(pred, target)
-    p = sum(_in_units_of_the_target(axis) for axis in (x, y)) / 4
-    return boxes.areas(x, y).missed - torch.expm1(-p.square())
+    axes = boxes.axes(pred, target)
+    p = sum(_in_units_of_the_target(axis) for axis in axes.split()) / 4
+    return boxes.areas(axes).missed - torch.expm1(-p.square())
 
 
 def _coordinates(pred, target):

@@ -4,13 +4,17 @@ Boxes start around 7 targets and are moved towards them by gradient steps on a l
 full experiment is 5,000 anchor points x 343 cases a point x 200 steps for each loss.
 """
 
+import functools
 import logging
 import math
+import os
 import time
 import types
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -25,7 +29,8 @@ RADIUS = 3.0
 SHAPES = ((0.5, 2.0), (3**0.5 / 3, 3**0.5), (2**0.5 / 2, 2**0.5), (1.0, 1.0), (2**0.5, 2**0.5 / 2), (3**0.5, 3**0.5 / 3), (2.0, 0.5))
 AREAS = (0.5, 0.67, 0.75, 1.0, 1.33, 1.5, 2.0)
 CASES_PER_POINT = len(SHAPES) * len(AREAS) * len(SHAPES)
-POINTS_PER_BLOCK = 1000
+POINTS_PER_BLOCK = 500  # of a compiled step: long enough to outweigh the call
+POINTS_PER_EAGER_BLOCK = 100  # of any other: what one operation reads and writes stays in a core's cache
 CURVE_COLUMNS = ("error_x", "error_y", "error_w", "error_h", "mean_iou", "iou_50", "iou_75", "iou_90")
 ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
 COMPILE_FROM = 2e8  # case-steps a loss: about the point where compiling has paid for itself on two cores
@@ -91,28 +96,26 @@ def simulate(
     _check(names, dict(gradients=gradients, encoding=encoding, optimizer=optimizer, dtype=dtype, iou_factor=iou_factor, compile=compile))
     device = _resolve_device(device)
     clock = _clock(steps, step_size, schedule).to(device, getattr(torch, dtype))
-    update, slots = OPTIMIZERS[optimizer]
-    blocks = np.array_split(np.arange(len(points)), math.ceil(len(points) / POINTS_PER_BLOCK))
+    compiling = compile is True or (compile == "auto" and len(points) * CASES_PER_POINT * steps >= COMPILE_FROM)
+    largest = POINTS_PER_BLOCK if compiling or device.type != "cpu" else POINTS_PER_EAGER_BLOCK
+    blocks = np.split(np.arange(len(points)), range(largest, len(points), largest))
 
+    boxes.keep_freed_memory()
     curves, final, paths, seconds = [], [], [], {}
     with tqdm(total=len(names) * len(blocks) * (steps + 1), disable=None if progress else True, unit="step", leave=False) as bar:
         for name in names:
             started = time.perf_counter()
             bar.set_description(name)
-            ascent, overlap = _published(name) if gradients == "published" else _exact(LOSSES[name], encoding)
-            step = _step(ascent, overlap, encoding, iou_factor, update)
-            if compile is True or (compile == "auto" and len(points) * CASES_PER_POINT * steps >= COMPILE_FROM):
-                step = _Compiled(step, name)
-            sums = torch.zeros(steps + 1, len(CURVE_COLUMNS), dtype=torch.float64, device=device)
-            for block in blocks:
-                start, target = _cases(points[block], encoding, dtype, device)
-                watched = chosen[np.isin((chosen - 1) // CASES_PER_POINT, block)]
-                memory = tuple(torch.zeros_like(start[0]) for _ in range(slots))
-                state, path = _descend(step, start, target, clock, memory, sums, watched - 1 - block[0] * CASES_PER_POINT, bar)
-                final.append(_final_table(name, points, block, sum(_errors(state, target, encoding)), overlap(state, target)))
-                goal = tuple(column[watched - 1 - block[0] * CASES_PER_POINT] for column in target)
-                paths.append(_path_table(name, watched, path, goal, overlap, encoding))
-            curves.append(_curve_table(name, sums, len(points) * CASES_PER_POINT))
+            engine = _stepper(name, gradients, encoding, iou_factor, optimizer, compiling)
+
+            def run(block, name=name, engine=engine):
+                here = chosen[np.isin((chosen - 1) // CASES_PER_POINT, block)]
+                return _run_block(engine, name, points, block, blocks, clock, here, encoding, bar)
+
+            tables = _in_threads(run, blocks, device, alone=compiling and not engine[0].works)
+            curves.append(_curve_table(name, sum(measured for measured, _, _ in tables), len(points) * CASES_PER_POINT))
+            final += [ends for _, ends, _ in tables]
+            paths += [path for _, _, path in tables]
             seconds[name] = round(time.perf_counter() - started, 3)
     settings = dict(losses=names, n_points=len(points), steps=steps, gradients=gradients, dtype=dtype, device=str(device))
     settings |= dict(seed=seed, points=None) if drawn else dict(seed=None, points=points.tolist())
@@ -217,7 +220,61 @@ def _cases(points, encoding, dtype, device):
     target = (*map(np.array, CENTRE), target_w, target_h)
     for columns in (start, target):
         flat = (torch.from_numpy(np.broadcast_to(column, grid).flatten()) for column in columns)
-        yield tuple(column.to(device, getattr(torch, dtype)) for column in boxes.convert(tuple(flat), "cxcywh", encoding))
+        yield tuple(column.to(device, dtype) for column in boxes.convert(tuple(flat), "cxcywh", encoding))
+
+
+def _stepper(name, gradients, encoding, iou_factor, optimizer, compiling):
+    """The step of a loss, the IoU it measures, and how many columns the optimizer remembers. Compiled steps are kept for later calls."""
+    key = (LOSSES[name].function, LOSSES[name].space, name, gradients, encoding, iou_factor, optimizer)
+    step, overlap, slots, compiled = _made(*key)
+    if compiling:
+        compiled.warned = False
+    return compiled if compiling else step, overlap, slots
+
+
+@functools.lru_cache(maxsize=64)
+def _made(function, space, name, gradients, encoding, iou_factor, optimizer):
+    ascent, overlap = _published(name) if gradients == "published" else _exact(LOSSES[name], encoding)
+    update, slots = OPTIMIZERS[optimizer]
+    step = _step(ascent, overlap, encoding, iou_factor, update)
+    return step, overlap, slots, _Compiled(step, name)
+
+
+def _in_threads(run, blocks, device, alone):
+    """[run(block) for each block], in as many threads as torch may use, each of one core: blocks have nothing to tell each other, while
+    several cores on one block would wait for each other after every step. With `alone` the first block goes first, and compiles."""
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1:
+        return [run(block) for block in blocks]
+    try:
+        torch.set_num_threads(1)
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            first = [pool.submit(run, blocks[0]).result()] if alone else []
+            return first + list(pool.map(run, blocks[len(first) :]))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run_block(engine, name, points, block, blocks, clock, watched, encoding, bar):
+    """Run every step on the cases of one block of points: the sums of the measures at each step, (steps + 1, 8), and the tables of last
+    errors and of the watched cases' paths."""
+    step, overlap, slots = engine
+    compiled, cases = isinstance(step, _Compiled), len(block) * CASES_PER_POINT
+    padding = len(blocks[0]) - len(block) if compiled else 0  # or a last block of another size would be compiled anew
+    start, target = _cases(points[np.pad(block, (0, padding), "edge")], encoding, clock.dtype, clock.device)
+    if compiled:
+        start, target = (tuple(column.view(_rows(len(blocks[0])), -1) for column in columns) for columns in (start, target))
+    count = torch.tensor(cases, device=clock.device) if compiled and len(points) % len(blocks[0]) else None
+    memory, at = tuple(torch.zeros_like(start[0]) for _ in range(slots)), watched - 1 - block[0] * CASES_PER_POINT
+    state, measured, path = _descend(step, start, target, clock, memory, count, at, bar)
+    state, target = (tuple(column.reshape(-1)[:cases] for column in columns) for columns in (state, target))
+    final = _final_table(name, points, block, sum(_errors(state, target, encoding)), overlap(state, target))
+    return measured, final, _path_table(name, watched, path, tuple(column[at] for column in target), overlap, encoding)
+
+
+def _rows(points):
+    """Rows in which the cases of a block are laid out for the compiler: it sums rows of up to a few thousand without further ado."""
+    return points // 4 if points % 4 == 0 else points
 
 
 def _published(name):
@@ -236,7 +293,7 @@ def _exact(loss, encoding):
 
     def overlap(state, target):
         decoded = boxes.convert(state, encoding, "xyxy"), boxes.convert(target, encoding, "xyxy")
-        return 1 - boxes.areas(*boxes.axes(*decoded)).missed  # of the same terms as the losses, which the compiler shares
+        return 1 - boxes.areas(boxes.axes(*decoded)).missed  # of the same terms as the losses, which the compiler shares
 
     return ascent, overlap
 
@@ -285,17 +342,28 @@ OPTIMIZERS = {"plain": (_plain, 0), "adam": (_adam, 8)}  # the update, and how m
 
 
 def _step(ascent, overlap, encoding, iou_factor, update):
-    """One step as a pure function of columns: (state, memory, target, clock) -> (next state, next memory, sums of the present measures)."""
+    """One step as a pure function of columns: (state, memory, target, clock, count) -> (next state, next memory, sums of the measures).
 
-    def step(state, memory, target, clock):
+    A column is one row of cases, (n,), or several, (rows, n). The sums, (8,) or (8, rows), are those of the state before the step, over the
+    first `count` cases, or over all where it is None.
+    """
+
+    def step(state, memory, target, clock, count):
         iou = overlap(state, target)
         move, memory = update(ascent(state, target), 2 - iou if iou_factor else 1, memory, clock)
         errors = _errors(state, target, encoding)
         shares = ((iou > bar).to(iou.dtype) for bar in (0.5, 0.75, 0.9))
-        sums = torch.stack([measure.sum() for measure in (*errors, iou, *shares)])
-        return tuple(s + m for s, m in zip(state, move, strict=True)), memory, sums
+        measures = torch.stack([_total(measure, count) for measure in (*errors, iou, *shares)])
+        return tuple(s + m for s, m in zip(state, move, strict=True)), memory, measures
 
     return step
+
+
+def _total(measure, count):
+    """The sum of each row of a measure over those of the first `count` cases, or over all where it is None."""
+    if count is not None:
+        measure = torch.where(torch.arange(measure.numel(), device=measure.device).view_as(measure) < count, measure, 0)
+    return measure.sum(-1)
 
 
 def _errors(state, target, encoding):
@@ -313,34 +381,50 @@ class _Compiled:
         self.step, self.name = step, name
         # the measures share long expressions: kept once instead of written out in each, they compile in a third of the time
         self.run = torch.compile(own, fullgraph=True, dynamic=False, options={"realize_opcount_threshold": 15})
-        self.works = False
+        self.works, self.failure, self.warned = False, None, False
 
     def __call__(self, *arguments):
         if self.works:
             return self.run(*arguments)
-        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # says at length that there is no GPU
-        try:
-            result = self.run(*arguments)
-        except Exception as error:  # no compiler, no headers, a loss that cannot be traced: each means "run it as it is"
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            warnings.warn(f"loss {self.name!r} runs uncompiled, many times slower: {reason}", stacklevel=2)
-            self.run = self.step
-            result = self.step(*arguments)
-        self.works = True
-        return result
+        if self.failure is None:
+            _keep_compiled_code()
+            logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # says at length that there is no GPU
+            try:
+                result = self.run(*arguments)
+                self.works = True
+                return result
+            except Exception as error:  # no compiler, no headers, a loss that cannot be traced: each means "run it as it is"
+                self.failure = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        if not self.warned:
+            warnings.warn(f"loss {self.name!r} runs uncompiled, many times slower: {self.failure}", stacklevel=4)
+            self.warned = True
+        return self.step(*arguments)
 
 
-def _descend(step, start, target, clock, memory, sums, watched, bar):
-    """Run every step on one block; add its measures to `sums`; return the last state and the watched cases' path, (steps + 1, 4, n)."""
-    state, path = start, []
+def _keep_compiled_code():
+    """Have torch keep what it compiles in the user's cache folder, not in /tmp, unless TORCHINDUCTOR_CACHE_DIR says where."""
+    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+        return
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "giou_repro" / "compiled"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a home that cannot be written: torch's own choice
+        return
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+
+
+def _descend(step, start, target, clock, memory, count, watched, bar):
+    """Run every step on one block: the last state, the measures, (steps + 1, 8), and the watched cases' path, (steps + 1, 4, n)."""
+    state, measures, path = start, [], []
     for k, tick in enumerate(clock):
-        path.append(torch.stack([column[watched] for column in state]))
-        moved, memory, measured = step(state, memory, target, tick)
-        sums[k] += measured
+        path.append(torch.stack([column.view(-1)[watched] for column in state]))
+        moved, memory, measured = step(state, memory, target, tick, count)
+        measures.append(measured)
         if k < len(clock) - 1:  # the last row of the clock only measures
             state = moved
         bar.update()
-    return state, torch.stack(path)
+    measures = torch.stack(measures).double()
+    return state, measures.view(len(clock), len(CURVE_COLUMNS), -1).sum(-1), torch.stack(path)
 
 
 def _curve_table(name, sums, n_cases):

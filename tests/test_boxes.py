@@ -1,11 +1,14 @@
 """Geometry, with numbers a reader can check in the head, then an independent oracle."""
 
+import math
+
 import pytest
 import torch
 import torchvision.ops
 from torch import tensor
 
 from giou_repro import boxes
+from giou_repro.losses import LOSSES
 
 UNIT = tensor([0.0, 0, 1, 1])
 
@@ -104,9 +107,47 @@ def test_an_axis_by_hand():
     assert [round(3 * share.item(), 5) for share in apart.shares()] == [0, 2, 0, 1]
 
 
-def test_areas_add_up(random_boxes):
-    areas = boxes.areas(*boxes.axes(random_boxes(200, seed=1), random_boxes(200, seed=2)))
-    torch.testing.assert_close(sum(areas), torch.ones(200, dtype=torch.float64))
+def test_areas_of_overlapping_boxes_add_up(random_boxes):
+    a, b = random_boxes(200, seed=1), random_boxes(200, seed=2)
+    areas = boxes.areas(boxes.axes(a, b))
+    overlapping = areas.both > 0
+    assert 50 < overlapping.sum() < 200
+    torch.testing.assert_close(sum(areas)[overlapping], torch.ones(200, dtype=torch.float64)[overlapping])
+    hull = boxes.area(boxes.enclosing(a, b))
+    union = boxes.area(a) + boxes.area(b) - areas.both * hull
+    torch.testing.assert_close(areas.neither, 1 - union / hull)
+
+
+def test_axes_of_columns_are_those_of_boxes(random_boxes):
+    a, b = random_boxes(20, seed=1), random_boxes(20, seed=2)
+    stacked, apart = boxes.axes(a, b), boxes.axes(a.unbind(-1), b.unbind(-1))
+    for field, pair in zip(stacked, apart, strict=True):
+        assert torch.equal(field, torch.stack(pair))
+
+
+def test_large_results_are_made_a_tile_at_a_time(random_boxes, monkeypatch):
+    a, b = random_boxes(30, seed=1), random_boxes(40, seed=2)
+    for shapes in (((30, 1, 4), (40, 4)), ((2, 15, 1, 4), (1, 1, 40, 4)), ((30, 4), (4,))):
+        pair = a.reshape(shapes[0]), b[: math.prod(shapes[1]) // 4].reshape(shapes[1])
+        whole = boxes.giou(*pair)
+        for tile in (1, 7, 50, 300):
+            with monkeypatch.context() as patch:
+                patch.setattr(boxes, "TILE", tile)
+                assert torch.equal(boxes.giou(*pair), whole)
+                assert torch.equal(LOSSES["giou"](*pair), LOSSES["giou"].function(*pair))
+
+
+def test_iou_of_boxes_of_two_precisions(random_boxes):
+    a, b = random_boxes(20, seed=1).requires_grad_(), random_boxes(20, seed=2).float()
+    assert boxes.iou(a, b).dtype == torch.float64
+    torch.testing.assert_close(boxes.iou(a, b), boxes.iou(a, b.double()))
+
+
+def test_the_gradient_of_iou_is_the_derivative_and_zero_at_a_match(random_boxes):
+    a, b = random_boxes(20, seed=1).requires_grad_(), random_boxes(20, seed=2)
+    for function in (boxes.iou, boxes.giou):
+        assert torch.autograd.gradcheck(function, (a, b))
+        assert torch.autograd.grad(function(a, a.detach()).sum(), a)[0].abs().max() < 1e-12
 
 
 def test_repair_counts_the_flipped():

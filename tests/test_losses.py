@@ -7,7 +7,7 @@ import torch
 import torchvision.ops
 from torch import tensor
 
-from giou_repro import boxes
+from giou_repro import boxes, losses
 from giou_repro.losses import LOSSES, loss, select
 
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
@@ -124,6 +124,35 @@ def test_inference_mode_and_compilation(loss):
     torch.compiler.reset()  # or the ninth loss here would exceed the versions kept of one function
     compiled = torch.compile(lambda p, t: loss(p, t), fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(pred, target), expected)
+
+
+@pytest.mark.parametrize("name", ["giou", "ciou", "l1"])
+def test_large_batches_are_made_a_block_at_a_time(name, random_boxes, monkeypatch):
+    pred, target = random_boxes(90, seed=1).reshape(9, 10, 4).requires_grad_(), random_boxes(90, seed=2).reshape(9, 10, 4)
+    loss, outer = LOSSES[name], torch.rand(9, 10, dtype=torch.float64)
+    expected = loss.function(pred, target)
+    monkeypatch.setattr(losses, "BLOCK", 20)
+    value = loss(pred, target)
+    assert torch.equal(value, expected)
+    gradients = [torch.autograd.grad(v, pred, outer, retain_graph=True)[0] for v in (value, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-15)
+    first = torch.autograd.grad(value.sum(), pred, create_graph=True)[0]
+    if name != "l1":  # whose second derivative is zero
+        expected_first = torch.autograd.grad(expected.sum(), pred, create_graph=True)[0]
+        seconds = [torch.autograd.grad(g.square().sum(), pred)[0] for g in (first, expected_first)]
+        torch.testing.assert_close(*seconds)
+
+
+def test_value_and_gradient_compiled_and_transformed(random_boxes):
+    pred, target = random_boxes(40, seed=1).requires_grad_(), random_boxes(40, seed=2)
+    gradient = torch.autograd.grad(LOSSES["giou"](pred, target).sum(), pred)[0]
+    for backend in ("eager", "aot_eager"):
+        torch.compiler.reset()
+        compiled = torch.compile(lambda p, t: LOSSES["giou"](p, t), fullgraph=True, backend=backend)
+        torch.testing.assert_close(torch.autograd.grad(compiled(pred, target).sum(), pred)[0], gradient)
+    transformed = torch.func.grad(lambda p: LOSSES["giou"](p, target).sum())
+    torch.testing.assert_close(transformed(pred.detach()), gradient)
+    torch.testing.assert_close(torch.compile(transformed, backend="aot_eager")(pred.detach()), gradient)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The simulation: its cases by hand, the published mode against an Octave run of the published code, the exact mode against plain autograd."""
 
 import math
+import os
 import warnings
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def test_published_gradients_agree_with_octave(published, number, name):
 
 
 def test_cases_are_those_of_the_paper():
-    start, target = simulation._cases(BESIDE, "cxcywh", "float64", "cpu")
+    start, target = simulation._cases(BESIDE, "cxcywh", torch.float64, "cpu")
     assert len(start[0]) == 343
     square = SQUARES - 1
     assert [column[square].item() for column in start] == [12.5, 10, 1, 1]
@@ -78,7 +79,7 @@ def test_one_exact_step_by_hand():
 @pytest.mark.parametrize("name", ["giou", "l1", "ciou"])
 def test_exact_gradients_agree_with_a_plain_loop(name, encoding):
     run = quiet([name], points=BESIDE, steps=15, dtype="float64", trajectories=[7, SQUARES], encoding=encoding)
-    start, target = simulation._cases(BESIDE, encoding, "float64", "cpu")
+    start, target = simulation._cases(BESIDE, encoding, torch.float64, "cpu")
     for case, path in run.trajectories.groupby("case"):
         state, goal = (torch.stack([column[case - 1] for column in columns]) for columns in (start, target))
         for k in range(15):
@@ -121,11 +122,25 @@ def test_same_seed_same_result():
 
 def test_blocks_do_not_change_the_result(monkeypatch):
     whole = quiet(["giou"], n_points=5, steps=5, dtype="float64", trajectories=[1, 1500])
-    monkeypatch.setattr(simulation, "POINTS_PER_BLOCK", 2)
+    monkeypatch.setattr(simulation, "POINTS_PER_EAGER_BLOCK", 2)
     parts = quiet(["giou"], n_points=5, steps=5, dtype="float64", trajectories=[1, 1500])
     assert whole.final.equals(parts.final)
     assert whole.trajectories.equals(parts.trajectories)
     np.testing.assert_allclose(whole.curves.iloc[:, 2:], parts.curves.iloc[:, 2:], rtol=1e-12)
+
+
+def test_threads_do_not_change_the_result(monkeypatch):
+    monkeypatch.setattr(simulation, "POINTS_PER_EAGER_BLOCK", 1)
+    runs, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            runs.append(quiet(["giou"], n_points=5, steps=5, trajectories=[1, 1500]))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    for table in ("curves", "final", "trajectories"):
+        assert getattr(runs[0], table).equals(getattr(runs[1], table))
 
 
 def on_boxes(pred, target):
@@ -173,6 +188,28 @@ def test_compiled_and_plain_steps_agree(user_module):
     options = dict(points=BESIDE, steps=20, dtype="float64")
     plain, compiled = (quiet(["giou", "mine"], **options, compile=choice) for choice in (False, True))
     np.testing.assert_allclose(plain.final[["error", "mean_iou"]], compiled.final[["error", "mean_iou"]], rtol=1e-9)
+
+
+def test_a_compiled_step_serves_any_rate_schedule_and_number_of_points(monkeypatch):
+    monkeypatch.setattr(simulation, "POINTS_PER_BLOCK", 2)  # 5 points: a last block that is half empty
+    options = dict(steps=6, dtype="float64", trajectories=[1, 1000])
+    first = quiet(["giou"], n_points=5, **options, compile=True)
+    plain = quiet(["giou"], n_points=5, **options, compile=False)
+    np.testing.assert_allclose(first.curves.iloc[:, 2:], plain.curves.iloc[:, 2:], rtol=1e-9)
+    np.testing.assert_allclose(first.trajectories[["x", "w"]], plain.trajectories[["x", "w"]], rtol=1e-9)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        quiet(["giou"], n_points=5, **options, step_size=0.2, schedule="constant", compile=True)
+        quiet(["giou"], n_points=3, **options, compile=True)
+
+
+def test_compiled_code_is_kept_where_the_user_keeps_caches(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")
+    simulation._keep_compiled_code()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "elsewhere"
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    simulation._keep_compiled_code()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "giou_repro" / "compiled")
 
 
 def test_what_cannot_be_compiled_runs_plainly_after_one_warning(user_module):

@@ -1,0 +1,74 @@
+"""How time and memory grow with cases, steps, losses and pairs, over three decades each.
+
+    python -m benchmarks.scaling
+
+Writes benchmarks/results/scaling.csv, and scaling.png beside it.
+"""
+
+import io
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from benchmarks.robustness import well_scaled
+from benchmarks.timing import peak_resident, resident
+from giou_repro import boxes, plotting, simulation, store
+from giou_repro.losses import LOSSES, loss
+
+CASES = simulation.CASES_PER_POINT
+
+
+def main():
+    torch.set_num_threads(1)
+    table = pd.DataFrame([*_simulations(), *_pairs()], columns=["against", "size", "seconds", "megabytes"])
+    folder = Path(__file__).parent / "results"
+    folder.mkdir(exist_ok=True)
+    store.write_atomic(folder / "scaling.csv", table.to_csv(index=False))
+    buffer = io.BytesIO()
+    plotting.scaling(table).savefig(buffer, format="png", metadata={"Software": None})
+    store.write_atomic(folder / "scaling.png", buffer.getvalue())
+    print(table.to_string(index=False))
+
+
+def _simulations():
+    """Rows (against, size, seconds, megabytes) of the engine, compiled before the clock starts."""
+    simulation.simulate(["giou"], n_points=500, steps=1, compile=True, progress=False)  # the compiler's own memory is there from here on
+    run = {
+        "cases": lambda points: simulation.simulate(["giou"], n_points=points, steps=20, compile=True, progress=False),
+        "steps": lambda steps: simulation.simulate(["giou"], n_points=500, steps=steps, compile=True, progress=False),
+        "losses": lambda count: simulation.simulate(_copies(count), n_points=5, steps=20, compile=False, progress=False),
+    }
+    before = resident()
+    sizes = {"cases": (5, 50, 500, 1500, 5000), "steps": (1, 3, 10, 30, 100, 300, 1000), "losses": (1, 3, 10, 30, 100, 300)}
+    for against, function in run.items():
+        for size in sizes[against]:
+            function(size)
+            yield against, size * (CASES if against == "cases" else 1), *_cost(lambda function=function, size=size: function(size), before)
+
+
+def _copies(count):
+    """That many names of the same loss."""
+    for k in range(count):
+        if f"giou_{k}" not in LOSSES:
+            loss(f"giou_{k}")(LOSSES["giou"].function)
+    return [f"giou_{k}" for k in range(count)]
+
+
+def _pairs():
+    pred, target = well_scaled(10_000, torch.Generator().manual_seed(0))
+    before = resident()
+    for n in (300, 1000, 3000, 10_000):
+        yield "pairs", n * n, *_cost(lambda n=n: boxes.giou(pred[:n, None], target[None, :n]), before)
+
+
+def _cost(function, before):
+    """(seconds of CPU time, megabytes that the process held beyond `before`) of a call."""
+    started = time.process_time()
+    held = peak_resident(function, before)
+    return time.process_time() - started, None if held is None else held / 1e6
+
+
+if __name__ == "__main__":
+    main()
