@@ -83,8 +83,8 @@ def published_runs(project):
 
 def with_table(readme, runs):
     """The README's text with the part between its marks made new from published runs (notebook → folder)."""
-    before, rest = readme.split(BEGIN)
-    after = rest.split(END)[1]
+    before, rest = readme.split(BEGIN, 1)
+    after = rest.split(END, 1)[1]
     return before + BEGIN + reproduced(runs) + END + after
 
 
