@@ -29,8 +29,7 @@ RADIUS = 3.0
 SHAPES = ((0.5, 2.0), (3**0.5 / 3, 3**0.5), (2**0.5 / 2, 2**0.5), (1.0, 1.0), (2**0.5, 2**0.5 / 2), (3**0.5, 3**0.5 / 3), (2.0, 0.5))
 AREAS = (0.5, 0.67, 0.75, 1.0, 1.33, 1.5, 2.0)
 CASES_PER_POINT = len(SHAPES) * len(AREAS) * len(SHAPES)
-POINTS_PER_BLOCK = 500  # of a compiled step: long enough to outweigh the call
-POINTS_PER_EAGER_BLOCK = 100  # of any other: what one operation reads and writes stays in a core's cache
+POINTS_PER_BLOCK = 500  # long enough to outweigh the calls, short enough to share out to cores
 CURVE_COLUMNS = ("error_x", "error_y", "error_w", "error_h", "mean_iou", "iou_50", "iou_75", "iou_90")
 ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
 COMPILE_FROM = 2e8  # case-steps a loss: about the point where compiling has paid for itself on two cores
@@ -97,8 +96,7 @@ def simulate(
     device = _resolve_device(device)
     clock = _clock(steps, step_size, schedule).to(device, getattr(torch, dtype))
     compiling = compile is True or (compile == "auto" and len(points) * CASES_PER_POINT * steps >= COMPILE_FROM)
-    largest = POINTS_PER_BLOCK if compiling or device.type != "cpu" else POINTS_PER_EAGER_BLOCK
-    blocks = np.split(np.arange(len(points)), range(largest, len(points), largest))
+    blocks = np.split(np.arange(len(points)), range(POINTS_PER_BLOCK, len(points), POINTS_PER_BLOCK))
 
     boxes.keep_freed_memory()
     curves, final, paths, seconds = [], [], [], {}

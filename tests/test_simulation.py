@@ -122,7 +122,7 @@ def test_same_seed_same_result():
 
 def test_blocks_do_not_change_the_result(monkeypatch):
     whole = quiet(["giou"], n_points=5, steps=5, dtype="float64", trajectories=[1, 1500])
-    monkeypatch.setattr(simulation, "POINTS_PER_EAGER_BLOCK", 2)
+    monkeypatch.setattr(simulation, "POINTS_PER_BLOCK", 2)
     parts = quiet(["giou"], n_points=5, steps=5, dtype="float64", trajectories=[1, 1500])
     assert whole.final.equals(parts.final)
     assert whole.trajectories.equals(parts.trajectories)
@@ -130,7 +130,7 @@ def test_blocks_do_not_change_the_result(monkeypatch):
 
 
 def test_threads_do_not_change_the_result(monkeypatch):
-    monkeypatch.setattr(simulation, "POINTS_PER_EAGER_BLOCK", 1)
+    monkeypatch.setattr(simulation, "POINTS_PER_BLOCK", 1)
     runs, before = [], torch.get_num_threads()
     try:
         for threads in (1, 3):
