@@ -1,4 +1,4 @@
-"""The command line: giou-repro run | sweep | losses | data | publish | report | verify | doctor. `giou-repro COMMAND --help` says what each takes."""
+"""The command line: giou-repro run | train | sweep | losses | data | publish | report | verify | doctor; each has --help. Thin."""
 
 import argparse
 import json

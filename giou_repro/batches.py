@@ -160,7 +160,8 @@ def augmented(images, targets, generator, scale=(0.7, 1.4), shift=0.2, colour=0.
     """Flip, zoom, move and recolour each image (B, 3, S, S), its boxes and masks with it. Draws from `generator`, a CPU one, so that seeds agree."""
     count, size = len(images), images.shape[-1]
     draw = torch.rand(8, count, generator=generator)
-    zoom = (torch.tensor(scale).log()[0] + draw[0] * (torch.tensor(scale).log()[1] - torch.tensor(scale).log()[0])).exp()
+    smallest, largest = torch.tensor(scale).log()
+    zoom = (smallest + draw[0] * (largest - smallest)).exp()
     flip = (draw[1] < 0.5).float() * -2 + 1
     moves = (draw[2:4] * 2 - 1) * shift
     # a point p of the square (centre 0, half side 1) goes to (zoom · flip · p) + 2 · move

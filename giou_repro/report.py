@@ -33,7 +33,7 @@ FIGURES = [  # notebook, figure, what to look at
         "Differences to the detector's own loss on the same seeds, with 95 % intervals: those that cross the line say nothing.",
     ),
     ("05_compare_losses", "thresholds", "AP against the threshold of the match, by IoU and by GIoU."),
-    ("05_compare_losses", "curves", "Training: box loss, mean IoU of the positives, AP."),
+    ("05_compare_losses", "curves", "Training: classification loss, mean IoU of the positives, AP."),
 ]
 QUESTION = (
     "Object detectors learn to place boxes by minimising a loss, usually a distance between coordinates, although they are judged by overlap (IoU). "

@@ -97,10 +97,6 @@ class YOLOv3(nn.Module):
 
     def __init__(self, backbone, num_classes, box_loss, image_size, mixing=5):
         super().__init__()
-        if image_size % 32:
-            raise ValueError(
-                f"image_size {image_size} is not a multiple of 32, the coarsest stride of yolov3; try {round(image_size / 32) * 32 or 32}"
-            )
         self.num_classes, self.box_loss = num_classes, box_loss
         self.backbone = backbone
         self.neck = Neck(backbone.channels, 3 * (5 + num_classes), mixing)
