@@ -1,7 +1,8 @@
 """Images made ready once, batches made on the device: what keeps a processor or a GPU from waiting for files.
 
 `pack` reads a data set once, resizes every image into a square (ratio kept, grey padding) of bytes, and keeps the squares: on the device where they
-take less than half of its free memory, else in a file that is mapped. `Batches` draws seeded batches from them and augments them on the device.
+take less than half of its free memory, else in a file that is mapped. `Fresh` draws seeded batches from them and augments them on the device;
+`Remembered` gives what a frozen backbone made of them.
 """
 
 import hashlib
@@ -146,7 +147,50 @@ def batch(packed, indices, device, augment=None):
             target[key] = value.to(device, non_blocking=True)
         if "masks" in target:
             target["masks"] = _unpacked(target["masks"], images.shape[-1])
-    return images, targets
+    return images.contiguous(memory_format=torch.channels_last), targets
+
+
+class Fresh:
+    """The squares of a Packed, augmented anew in every epoch."""
+
+    def __init__(self, packed, device, augment, seed, rank):
+        self.packed, self.device, self.augment, self.seed, self.rank = packed, device, augment, seed, rank
+
+    def epoch(self, number):
+        """The function from indices to (images, targets) of epoch `number`."""
+        generator = torch.Generator().manual_seed(mixed_seed(self.seed, number, self.rank, 1)) if self.augment else None
+        return lambda indices: batch(self.packed, indices, self.device, generator)
+
+
+class Remembered:
+    """What a frozen backbone sees: its features of `views` augmented views of every square, each computed once. Epochs take the views in turn.
+
+    `look` maps images (B, 3, S, S) to a list of features (B, C, h, w), which come back in its dtype.
+    """
+
+    def __init__(self, packed, device, augment, seed, views, look):
+        self.packed, self.device, self.augment, self.seed, self.look = packed, device, augment, seed, look
+        self.views = [None] * views
+
+    def epoch(self, number):
+        """The function from indices to (features, targets) of epoch `number`."""
+        view = number % len(self.views)
+        self.views[view] = self.views[view] or self._view(view)
+        features, targets = self.views[view]
+        return lambda indices: ([level[indices].permute(0, 3, 1, 2) for level in features], [targets[index] for index in indices.tolist()])
+
+    def _view(self, number):
+        """(features of every square, (N, h, w, C) each, targets) of one view."""
+        generator = torch.Generator().manual_seed(mixed_seed(self.seed, number, 2)) if self.augment else None
+        features, targets = None, []
+        for indices in tqdm(torch.arange(len(self.packed)).split(32), desc=f"features, view {number + 1}", disable=None, leave=False):
+            images, seen = batch(self.packed, indices, self.device, generator)
+            levels = [level.permute(0, 2, 3, 1) for level in self.look(images)]
+            features = features or [level.new_empty(len(self.packed), *level.shape[1:]) for level in levels]
+            for kept, level in zip(features, levels, strict=True):
+                kept[indices] = level
+            targets += seen
+        return features, targets
 
 
 def _unpacked(masks, size):

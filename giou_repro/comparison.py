@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from giou_repro import statistics
+from giou_repro import statistics, training
 from giou_repro.losses import LOSSES, select
 
 RUNS = ["dataset", "detector", "loss", "weight", "seed", "AP", "AP50", "AP75", "AP_giou", "AP75_giou", "mean_iou", "disjoint"]
@@ -58,7 +58,8 @@ def _order(column):
 
 def _fixed(record):
     """What must be equal in runs that are compared: their parameters but the FREE ones, and the contents of the data set."""
-    fixed = {name: value for name, value in record["parameters"].items() if name not in FREE}
+    defaults = {name: field.default for name, field in training.Config.model_fields.items()}  # of parameters that came after the run
+    fixed = {name: value for name, value in (defaults | record["parameters"]).items() if name not in FREE}
     data = [part["checksum"][:8] for part in record.get("data", {}).values()]
     return fixed | {"dataset": Path(fixed["dataset"]).name, "data": " ".join(data)}
 
@@ -75,7 +76,7 @@ def _titles(settings):
 
 
 def _words(fixed):
-    backbone = f" ({fixed['backbone']})" if fixed["backbone"] else ""
+    backbone = f" ({'frozen ' if fixed['frozen_views'] else ''}{fixed['backbone']})" if fixed["backbone"] else ""
     words = f"{fixed['dataset']} {fixed['train_split']} → {fixed['val_split']}, {fixed['detector']}{backbone}"
     return f"{words}, {fixed['image_size']} px, {fixed['epochs']} epochs" + (f", {fixed['images']} images" if fixed["images"] else "")
 

@@ -44,6 +44,8 @@ def load(dataset, split, seed=0, images=1000, image_size=128, classes=None):
     classes: the names to take, in this order; by default all there are: the VOC 20 where no other is found, or else the names found over
     all annotations of the folder in alphabetical order, or COCO's categories by id.
 
+    split: a name that `splits` lists, or a part of it in files: "train[:80%]" are the first 80 % of its images, "train[80%:]" the rest.
+
     Raises FileNotFoundError where there is no such path, ValueError for a split it does not have, and `Unreadable`, a ValueError that says
     why, where nothing of it can be used.
     """
@@ -51,8 +53,11 @@ def load(dataset, split, seed=0, images=1000, image_size=128, classes=None):
         return scenes.generate(split, seed, images, image_size)
     path = _path(dataset)
     sources = _sources(path)
-    source = _pick(sources, split, path)
-    content = coco.read(source, split, classes) if isinstance(source, Path) else voc.read(sources["all"], source, classes)
+    whole, first, last = _part(split)
+    source = _pick(sources, whole, path)
+    content = coco.read(source, whole, classes) if isinstance(source, Path) else voc.read(sources["all"], source, classes)
+    pictures = content[2]
+    pictures[:] = pictures[round(first / 100 * len(pictures)) : round(last / 100 * len(pictures))]
     opened = _open(split, *content, inclusive=not isinstance(source, Path))
     if not len(opened):
         raise Unreadable(*(opened.defects or [defect("missing image", path.name, "(it lists none)")]))
@@ -96,6 +101,18 @@ def _sources(path):
     if not sources:
         raise FileNotFoundError(f"{path} holds no Pascal VOC annotations (Annotations/*.xml) and no COCO ones (annotations/instances_<split>.json)")
     return sources
+
+
+def _part(split):
+    """(name, first, last) of a split such as "train[20%:80%]", in per cent of its images; (name, 0, 100) where it is whole."""
+    name, bracket, _ = split.partition("[")
+    if not bracket:
+        return name, 0, 100
+    found = re.fullmatch(r"\[(?:(\d+)%)?:(?:(\d+)%)?\]", split[len(name) :])
+    first, last = (int(found[1] or 0), int(found[2] or 100)) if found else (0, 0)
+    if not first < last <= 100:
+        raise ValueError(f"split {split!r}: a part is written as train[:80%], train[80%:] or train[20%:80%]")
+    return name, first, last
 
 
 def _pick(sources, split, path):

@@ -56,6 +56,7 @@ class Config(pydantic.BaseModel, extra="forbid", frozen=True):
     ema: float = pydantic.Field(0.998, ge=0, lt=1)
     clip: pydantic.PositiveFloat = 10.0
     augment: bool = True
+    frozen_views: pydantic.NonNegativeInt = 0
     evaluations: pydantic.NonNegativeInt = 4
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: bool = False
@@ -72,6 +73,8 @@ def configure(**given):
     detectors.check(config.detector, config.backbone)
     if config.image_size < 64 or config.image_size % 32:
         raise ValueError(f"image_size must be a multiple of 32 and at least 64, got {config.image_size}")
+    if config.frozen_views and not (config.detector == "yolov3" and detectors.pretrained(config.backbone)):
+        raise ValueError("frozen_views needs detector yolov3 and a backbone with weights, as efficientnet_lite0; or leave it 0")
     _device(config.device)
     select([config.loss])
     rate = config.learning_rate or {"adamw": 2e-3, "sgd": 1e-2}[config.optimizer]
@@ -107,6 +110,7 @@ def train(config, run):
     torch.manual_seed(config.seed)
     (train_set, packed), (val_set, val) = sets = _data(config, device)
     model = detectors.build(config.detector, len(train_set.classes), config.loss, config.weight, config.image_size, config.backbone)
+    source = _source(config, model, packed, device, rank)
     state = State(model.to(device, memory_format=torch.channels_last), config)
     state.resume(shared(run and run.folder, world), device)
     if rank == 0:
@@ -116,7 +120,7 @@ def train(config, run):
     evaluated_at = _evaluation_epochs(config)
     quiet = True if rank else None
     for epoch in tqdm(range(state.epoch, config.epochs), initial=state.epoch, total=config.epochs, desc="epochs", disable=quiet):
-        state.history += _epoch(epoch, forward, state, packed, device, rank, world, run)
+        state.history += _epoch(epoch, forward, state, source, rank, world, run)
         state.epoch = epoch + 1
         if rank == 0:
             if epoch + 1 in evaluated_at:
@@ -160,23 +164,22 @@ def _curves(steps, scores):
 # ---- one epoch
 
 
-def _epoch(epoch, forward, state, packed, device, rank, world, run):
+def _epoch(epoch, forward, state, source, rank, world, run):
     """Train one epoch; returns a row a step, and logs it on rank 0."""
     config = state.config
     state.model.train()
     torch.manual_seed(batches.mixed_seed(config.seed, epoch, rank))  # the proposal samplers draw from the global generator
-    pictures = torch.Generator().manual_seed(batches.mixed_seed(config.seed, epoch, rank, 1)) if config.augment else None
-    order = batches.order(len(packed), config.batch_size, config.seed, epoch)
+    batch, order = source.epoch(epoch), batches.order(len(source.packed), config.batch_size, config.seed, epoch)
     pending, rows, clock = [], [], time.perf_counter()
     for number, indices in enumerate(order):
         mine = indices[rank::world]
-        images, targets = batches.batch(packed, mine, device, pictures)
+        images, targets = batch(mine)
         step = epoch * len(order) + number
         pending.append((epoch, step, mine, *state.step(forward, images, targets, step / (len(order) * config.epochs))))
         if len(pending) == 20 or number + 1 == len(order):  # one look at the device for several steps, so that it is not kept waiting
             seconds, clock = time.perf_counter() - clock, time.perf_counter()
             speed = world * sum(len(entry[2]) for entry in pending) / seconds
-            fresh = [row | {"images_per_second": round(speed, 1)} for row in _read(pending, packed)]
+            fresh = [row | {"images_per_second": round(speed, 1)} for row in _read(pending, source.packed)]
             if rank == 0:
                 for row in fresh:
                     run.log(**row)
@@ -245,7 +248,7 @@ class State:
         """One update; returns losses, positives (detached) and the norm of the gradient before clipping."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * rate(progress, self.config)
-        losses, positives = forward(images.contiguous(memory_format=torch.channels_last), targets)
+        losses, positives = forward(images, targets)
         self.optimizer.zero_grad(set_to_none=True)
         sum(losses.values()).backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
@@ -322,6 +325,20 @@ def _data(config, device):
     return (train_set, packed), (val_set, batches.pack(val_set, config.image_size, False, config.val_images, cache, device))
 
 
+def _source(config, model, packed, device, rank):
+    """Where batches come from: the squares, or with a frozen backbone its features of them."""
+    if not config.frozen_views:
+        return batches.Fresh(packed, device, config.augment, config.seed, rank)
+    model.backbone.requires_grad_(False)
+
+    def look(images):
+        model.backbone.eval()
+        with torch.no_grad(), autocast(config.precision, device):
+            return model.backbone(images)
+
+    return batches.Remembered(packed, device, config.augment, config.seed, config.frozen_views, look)
+
+
 def _say_data(run, sets):
     """Record what was read, and what was left out, in run.json; print what was left out."""
     record = {}
@@ -340,7 +357,7 @@ def detect(model, packed, config, device):
     with torch.inference_mode(), autocast(config.precision, device):
         for indices in torch.arange(len(packed)).split(config.batch_size):
             images, _ = batches.batch(packed, indices, device)
-            for answer in model(images.contiguous(memory_format=torch.channels_last)):  # masks are not scored, and large
+            for answer in model(images):  # masks are not scored, and large
                 found.append({"boxes": answer["boxes"].float().cpu(), "scores": answer["scores"].float().cpu(), "labels": answer["labels"].cpu()})
     return found
 

@@ -285,6 +285,19 @@ def test_layouts_and_splits_of_voc_folders(tmp_path):
     assert len(datasets.load(exported, "all")) == 2
 
 
+def test_a_split_can_be_taken_in_parts(tmp_path):
+    ids = [f"{number:02}" for number in range(10)]
+    voc(tmp_path, {id: xml(SOUND) for id in ids}, train=ids)
+    parts = {
+        name: [Path(picture.name).stem for picture in datasets.load(tmp_path, name).pictures]
+        for name in ("train[:80%]", "train[80%:]", "all[15%:30%]")
+    }
+    assert parts == {"train[:80%]": ids[:8], "train[80%:]": ids[8:], "all[15%:30%]": ids[2:3]}
+    for wrong in ("train[:8]", "train[80%:20%]", "train[:120%]", "train[:80%"):
+        with pytest.raises(ValueError, match=r"train\[:80%\]"):
+            datasets.load(tmp_path, wrong)
+
+
 def test_the_checksum_tells_of_a_changed_annotation_or_image(tmp_path):
     voc(tmp_path, {"a": xml(SOUND), "b": xml(SOUND)})
     first = datasets.load(tmp_path, "all").checksum

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
+import torchvision
 
 from giou_repro import LOSSES, batches, loss, store, training
 
@@ -95,6 +96,8 @@ def test_none_means_the_scales_own_and_a_folder_keeps_all_its_images():
         ({"epoch": 1}, "epoch"),
         ({"image_size": 100}, "multiple of 32"),
         ({"device": "tpu"}, "auto, cpu, cuda"),
+        ({"frozen_views": 2}, "a backbone with weights"),
+        ({"frozen_views": 2, "detector": "fcos", "backbone": "efficientnet_lite0"}, "yolov3"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name(given, named):
@@ -128,6 +131,34 @@ def test_a_few_epochs_lower_the_loss_and_fill_the_tables(run):
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 13))
     assert set(lines[0]) >= {"loss", "box", "mean_iou", "disjoint", "images_per_second"}
+
+
+def test_remembered_features_are_the_backbones_and_views_take_turns():
+    squares = torch.randint(0, 255, (5, 3, 64, 64), dtype=torch.uint8)
+    truths = [{key: torch.zeros(0) for key in ("boxes", "labels")} | {key: torch.zeros(0, dtype=torch.bool) for key in ("difficult", "crowd")}] * 5
+    packed = batches.Packed(squares, [truth | {"boxes": torch.zeros(0, 4)} for truth in truths], None, None, [])
+
+    def look(images):  # means over 2 x 2 and 4 x 4 pixels
+        return [torch.nn.functional.avg_pool2d(images, side) for side in (2, 4)]
+
+    plain = batches.Remembered(packed, "cpu", False, seed=0, views=1, look=look).epoch(3)
+    features, targets = plain(torch.tensor([4, 1]))
+    for found, expected in zip(features, look(squares[[4, 1]] / 255), strict=True):
+        torch.testing.assert_close(found, expected)
+    assert len(targets) == 2
+    turns = batches.Remembered(packed, "cpu", True, seed=0, views=2, look=look)
+    first, second, third = (turns.epoch(number)(torch.arange(5))[0][0] for number in range(3))
+    assert torch.equal(first, third) and not torch.equal(first, second)
+
+
+def test_a_frozen_backbone_keeps_its_weights_and_its_head_learns(run, tmp_path):
+    weights = torchvision.models.mobilenet_v3_small().state_dict()
+    torch.save(weights, tmp_path / "weights.pth")
+    given = {"backbone": f"mobilenet_v3_small:{tmp_path / 'weights.pth'}", "frozen_views": 2, "epochs": 6, "learning_rate": 0.005, "weight": 1.0}
+    trained = training.train(training.configure(**SMALL | given), run)
+    kept = trained.model.backbone.layers.state_dict()
+    assert all(torch.equal(tensor, weights[f"features.{name}"]) for name, tensor in kept.items())
+    assert trained.curves.loss.iloc[-1] < 0.9 * trained.curves.loss.iloc[0]
 
 
 @pytest.mark.parametrize("detector", ["faster_rcnn", "mask_rcnn", "retinanet", "fcos"])

@@ -60,3 +60,9 @@ def check(name, backbone=None):
         from giou_repro.detectors import backbones
 
         backbones.check(backbone)
+
+
+def pretrained(backbone):
+    """Whether the backbone of this name, or None for a detector's own, begins with weights of an earlier training."""
+    architecture, _, weights = (backbone or "tiny").partition(":")
+    return weights != "none" and (bool(weights) or architecture == "efficientnet_lite0")

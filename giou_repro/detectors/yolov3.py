@@ -93,7 +93,8 @@ def _mix(inputs, half, count):
 
 
 class YOLOv3(nn.Module):
-    """Images (B, 3, S, S) in 0..1, S a multiple of 32 → losses and positives in training, detections otherwise."""
+    """Images (B, 3, S, S) in 0..1, S a multiple of 32, or a list of the backbone's features of them → losses and positives in training,
+    detections otherwise."""
 
     def __init__(self, backbone, num_classes, box_loss, image_size, mixing=5):
         super().__init__()
@@ -113,7 +114,8 @@ class YOLOv3(nn.Module):
         self.image_size = image_size
 
     def forward(self, images, targets=None):
-        raw = torch.cat([self._flat(level) for level in self.neck(self.backbone(images))], 1).float()
+        features = images if isinstance(images, list) else self.backbone(images)
+        raw = torch.cat([self._flat(level) for level in self.neck(features)], 1).float()
         return self._losses(raw, targets) if self.training else self._detections(raw)
 
     def _flat(self, level):
