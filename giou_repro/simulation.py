@@ -104,7 +104,7 @@ def simulate(
         for name in names:
             started = time.perf_counter()
             bar.set_description(name)
-            engine = _stepper(name, gradients, encoding, iou_factor, optimizer, compiling)
+            engine = _stepper(name, gradients, encoding, iou_factor, optimizer, compiling, device.type)
 
             def run(block, name=name, engine=engine):
                 here = chosen[np.isin((chosen - 1) // CASES_PER_POINT, block)]
@@ -221,9 +221,9 @@ def _cases(points, encoding, dtype, device):
         yield tuple(column.to(device, dtype) for column in boxes.convert(tuple(flat), "cxcywh", encoding))
 
 
-def _stepper(name, gradients, encoding, iou_factor, optimizer, compiling):
+def _stepper(name, gradients, encoding, iou_factor, optimizer, compiling, device):
     """The step of a loss, the IoU it measures, and how many columns the optimizer remembers. Compiled steps are kept for later calls."""
-    key = (LOSSES[name].function, LOSSES[name].space, name, gradients, encoding, iou_factor, optimizer)
+    key = (LOSSES[name].function, LOSSES[name].space, name, gradients, encoding, iou_factor, optimizer, device)
     step, overlap, slots, compiled = _made(*key)
     if compiling:
         compiled.warned = False
@@ -231,11 +231,11 @@ def _stepper(name, gradients, encoding, iou_factor, optimizer, compiling):
 
 
 @functools.lru_cache(maxsize=64)
-def _made(function, space, name, gradients, encoding, iou_factor, optimizer):
-    ascent, overlap = _published(name) if gradients == "published" else _exact(LOSSES[name], encoding)
+def _made(function, space, name, gradients, encoding, iou_factor, optimizer, device):
+    direction, overlap, stacked = _published(name) if gradients == "published" else _exact(LOSSES[name], encoding)
     update, slots = OPTIMIZERS[optimizer]
-    step = _step(ascent, overlap, encoding, iou_factor, update)
-    return step, overlap, slots, _Compiled(step, name)
+    step = _step(direction, encoding, iou_factor, update)
+    return step, overlap, slots, _Compiled(step, name, device, stacked)
 
 
 def _in_threads(run, blocks, device, alone):
@@ -276,33 +276,41 @@ def _rows(points):
 
 
 def _published(name):
-    """The published code's direction and IoU (0 for flipped boxes too), for columns in centre and size."""
-    return published.PUBLISHED[name], published.iou
+    """As `_exact`, of the published code, for columns in centre and size: its direction, and its IoU, which is 0 for flipped boxes too."""
+    return lambda state, target: (published.PUBLISHED[name](state, target), published.iou(state, target)), published.iou, False
 
 
 def _exact(loss, encoding):
-    """The direction −∂loss/∂state by automatic differentiation, and IoU, for columns in `encoding`."""
+    """For columns in `encoding`: (the direction −∂loss/∂state by automatic differentiation, IoU), IoU alone, and whether the loss needs its
+    boxes stacked."""
     decode = encoding if loss.space == "coordinates" else "xyxy"
-    function = loss.function if _takes_columns(loss) else _on_stacked(loss.function)
-
-    def ascent(state, target):
-        goal = boxes.convert(target, encoding, decode)
-        return tuple(-g for g in _gradient(lambda moving: function(boxes.convert(moving, encoding, decode), goal).sum(), state))
+    stacked = not _takes_columns(loss)
+    function = _on_stacked(loss.function) if stacked else loss.function
 
     def overlap(state, target):
         decoded = boxes.convert(state, encoding, "xyxy"), boxes.convert(target, encoding, "xyxy")
-        return 1 - boxes.areas(boxes.axes(*decoded)).missed  # of the same terms as the losses, which the compiler shares
+        return 1 - boxes.areas(boxes.axes(*decoded)).missed
 
-    return ascent, overlap
+    def direction(state, target):
+        goal = boxes.convert(target, encoding, decode)
+
+        def objective(moving):
+            return function(boxes.convert(moving, encoding, decode), goal).sum()
+
+        gradient, iou = _gradient(objective, lambda moving: overlap(moving, target), state)
+        return tuple(-g for g in gradient), iou
+
+    return direction, overlap, stacked
 
 
-def _gradient(objective, state):
-    """The derivative of `objective` by each column of `state`: in the form the compiler can follow, or in the one every loss supports."""
+def _gradient(objective, beside, state):
+    """(the derivative of `objective` by each column of `state`, `beside` of it): in the form the compiler can follow, in which both are of the
+    same terms, so that it computes them once; or in the one every loss supports."""
     if torch.compiler.is_compiling():
-        return torch.func.grad(objective)(state)
+        return torch.func.grad(lambda moving: (objective(moving), beside(moving)), has_aux=True)(state)
     with torch.enable_grad():
         moving = tuple(column.detach().requires_grad_() for column in state)
-        return torch.autograd.grad(objective(moving), moving, materialize_grads=True)
+        return torch.autograd.grad(objective(moving), moving, materialize_grads=True), beside(state)
 
 
 def _takes_columns(loss):
@@ -339,7 +347,7 @@ def _adam(direction, factor, memory, clock):
 OPTIMIZERS = {"plain": (_plain, 0), "adam": (_adam, 8)}  # the update, and how many columns it remembers
 
 
-def _step(ascent, overlap, encoding, iou_factor, update):
+def _step(direction, encoding, iou_factor, update):
     """One step as a pure function of columns: (state, memory, target, clock, count) -> (next state, next memory, sums of the measures).
 
     A column is one row of cases, (n,), or several, (rows, n). The sums, (8,) or (8, rows), are those of the state before the step, over the
@@ -347,8 +355,8 @@ def _step(ascent, overlap, encoding, iou_factor, update):
     """
 
     def step(state, memory, target, clock, count):
-        iou = overlap(state, target)
-        move, memory = update(ascent(state, target), 2 - iou if iou_factor else 1, memory, clock)
+        ascent, iou = direction(state, target)
+        move, memory = update(ascent, 2 - iou if iou_factor else 1, memory, clock)
         errors = _errors(state, target, encoding)
         shares = ((iou > bar).to(iou.dtype) for bar in (0.5, 0.75, 0.9))
         measures = torch.stack([_total(measure, count) for measure in (*errors, iou, *shares)])
@@ -373,12 +381,14 @@ def _errors(state, target, encoding):
 class _Compiled:
     """A step that is compiled at its first call; where that fails it runs as it is, after one warning."""
 
-    def __init__(self, step, name):
+    def __init__(self, step, name, device, stacked):
         # torch keeps what it compiled by code object, 8 versions of each at most: every step gets one of its own
         own = types.FunctionType(step.__code__.replace(co_name=name), step.__globals__, name, step.__defaults__, step.__closure__)
         self.step, self.name = step, name
-        # the measures share long expressions: kept once instead of written out in each, they compile in a third of the time
-        self.run = torch.compile(own, fullgraph=True, dynamic=False, options={"realize_opcount_threshold": 15})
+        # called through C++, blocks in threads do not wait for one another's Python; what is kept between stacked expressions is kept in rows of
+        # four, which no vector instruction likes: less of it
+        options = {"cpp_wrapper": device == "cpu"} | ({"realize_opcount_threshold": 200} if stacked else {})
+        self.run = torch.compile(own, fullgraph=True, dynamic=False, options=options)
         self.works, self.failure, self.warned = False, None, False
 
     def __call__(self, *arguments):
@@ -415,14 +425,16 @@ def _descend(step, start, target, clock, memory, count, watched, bar):
     """Run every step on one block: the last state, the measures, (steps + 1, 8), and the watched cases' path, (steps + 1, 4, n)."""
     state, measures, path = start, [], []
     for k, tick in enumerate(clock):
-        path.append(torch.stack([column.view(-1)[watched] for column in state]))
+        if len(watched):  # a fifth of the time of a short block, where there are none
+            path.append(torch.stack([column.view(-1)[watched] for column in state]))
         moved, memory, measured = step(state, memory, target, tick, count)
         measures.append(measured)
         if k < len(clock) - 1:  # the last row of the clock only measures
             state = moved
         bar.update()
     measures = torch.stack(measures).double()
-    return state, measures.view(len(clock), len(CURVE_COLUMNS), -1).sum(-1), torch.stack(path)
+    path = torch.stack(path) if path else torch.empty(len(clock), 4, 0)
+    return state, measures.view(len(clock), len(CURVE_COLUMNS), -1).sum(-1), path
 
 
 def _curve_table(name, sums, n_cases):
