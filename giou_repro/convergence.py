@@ -120,6 +120,20 @@ def step_sizes(losses, sizes, n_points, **options):
     return pd.concat(tables, ignore_index=True)
 
 
+def every_loss(losses, n_points, step_size, sizes, sweep_points, **options):
+    """Each loss at one step size, and at the one of `sizes` that leaves it the least error, found on `sweep_points` anchor points.
+
+    The columns of `standings`, seconds (of the run at `step_size`), and best_size, best_error, best_iou_75: missing where it diverged at every
+    size. `options` are simulate's.
+    """
+    result = simulate(losses, n_points, step_size=step_size, **options)
+    swept = step_sizes(losses, sizes, sweep_points, **options).dropna(subset="error")
+    best = swept.loc[swept.groupby("loss").error.idxmin()]
+    best = best.rename(columns={"step_size": "best_size", "error": "best_error", "iou_75": "best_iou_75"})
+    table = standings(result).merge(best[["loss", "best_size", "best_error", "best_iou_75"]], on="loss", how="left")
+    return table.assign(seconds=table.loss.map(result.settings["seconds"]))
+
+
 def single_boxes(losses, gradients, **options):
     """A unit square from each of STARTS to a unit-square target: gradients, loss, start, step, x, y, w, h, iou."""
     cases = {case_number(point, target=4, area=4, shape=4): start for point, start in enumerate(STARTS, 1)}

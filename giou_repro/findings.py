@@ -145,6 +145,17 @@ def step_sizes(table):
     return f"**What we see.** {words}{diverged}"
 
 
+def every_loss(table, step_size):
+    """From convergence.every_loss. Coordinate losses are left out: they regress the very coordinates that the error is measured in."""
+    overlap = table[[LOSSES[name].space == "boxes" for name in table.loss]]
+    equal, best = overlap.dropna(subset="error"), overlap.assign(error=overlap.best_error).dropna(subset="error")
+    return (
+        f"**What we see.** Of the {len(overlap)} overlap losses, each at its own best step size, least error: "
+        f"{ranking(best.nsmallest(4, 'error'), 'error')}; most: {ranking(best.nlargest(3, 'error'), 'error')}. "
+        f"With step size {step_size:g} for all the first four are {ranking(equal.nsmallest(4, 'error'), 'error')}."
+    )
+
+
 def encodings(early, final, step):
     """From curves at one early step and at the end, each with a column "run" (the encoding in words)."""
     words = []

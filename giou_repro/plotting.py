@@ -292,6 +292,28 @@ def step_sizes(table):
     return figure
 
 
+def every_loss(table, step_size):
+    """Final error of a case of each loss at one step size and at its own best, least first. Takes convergence.every_loss."""
+    table = table.sort_values("best_error", ascending=False, na_position="first")
+    table = table.assign(error=table.error.clip(lower=1e-5), best_error=table.best_error.clip(lower=1e-5))
+    figure, ((axis,),) = _panels(1, 1, 6.4, 0.9 + 0.26 * len(table))
+    rows = range(len(table))
+    axis.hlines(rows, table.best_error, table.error, color="0.8", linewidth=1.5, zorder=1)
+    axis.scatter(table.error, rows, s=34, facecolor="white", edgecolor="#0072B2", linewidth=1.4, label=f"at step size {step_size:g}")
+    axis.scatter(table.best_error, rows, s=34, color="#D55E00", label="at its own best step size")
+    labels = [f"{LOSSES[row.loss].label}{'' if np.isnan(row.best_size) else f' ({row.best_size:g})'}" for row in table.itertuples()]
+    axis.set(
+        xscale="log",
+        xlabel="final coordinate error of a case (0.00001 or less at the left edge)",
+        yticks=list(rows),
+        yticklabels=labels,
+        ylim=(-0.7, len(table) - 0.3),
+    )
+    axis.grid(axis="y", visible=False)
+    _legend_below(figure, axis)
+    return figure
+
+
 def filmstrip(table, target, frames=(0, 0.025, 0.1, 0.25, 0.5, 1)):
     """One box on its way: a row for each loss and kind of gradients, a picture for each of `frames` (shares of the steps).
 

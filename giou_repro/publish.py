@@ -1,4 +1,4 @@
-"""results/published/: the committed copy of finished runs, and the README's table and ledger made from it."""
+"""results/published/: the committed copy of finished runs; what was found in them, in ten lines; the README's table and ledger made from it."""
 
 import json
 import shutil
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from giou_repro import claims, comparison, published, statistics, store
+from giou_repro import claims, comparison, findings, published, statistics, store
 from giou_repro.losses import LOSSES
 from giou_repro.simulation import CASES_PER_POINT
 
@@ -16,7 +16,8 @@ LEDGER_BEGIN, LEDGER_END = "<!-- claims, made by giou-repro publish: begin -->\n
 
 
 def publish(run_folder, project=None):
-    """Copy a run to results/published/<notebook>/, renew claims.csv beside it and the README's table and ledger. Returns the new folder.
+    """Copy a run to results/published/<notebook>/, renew claims.csv and the page beside it and the README's table and ledger. Returns the new
+    folder.
 
     Taken: run.json and those of the runs it compares, the figures as PNG, the tables up to 400 kB. The copy that was there before is replaced in
     one move, once the new table could be made. Raises ValueError for a folder without a run, and for a run that is not complete, not the
@@ -38,24 +39,27 @@ def publish(run_folder, project=None):
             shutil.copyfile(source, target)
     readme, runs = project / "README.md", published_runs(project) | {record["notebook"]: fresh}
     ledger = claims.ledger(runs)
-    text = with_ledger(with_table(readme.read_text(), runs), ledger)
+    text, found = with_ledger(with_table(readme.read_text(), runs), ledger), page(runs, ledger)
     if place.exists():
         place.rename(old)
     fresh.rename(place)
     shutil.rmtree(old, ignore_errors=True)
     store.write_atomic(place.with_name("claims.csv"), ledger[claims.COLUMNS].to_csv(index=False))
+    store.write_atomic(place.with_name("README.md"), found)
     store.write_atomic(readme, text)
     return place
 
 
 def refresh(project):
-    """Renew results/published/claims.csv, and the README's table and ledger, from the published runs. Returns the ledger, or None without runs."""
+    """Renew results/published/claims.csv and README.md, and the README's table and ledger, from the published runs. Returns the ledger, or None
+    without runs."""
     runs = published_runs(project)
     if not runs:
         return None
     ledger, readme = claims.ledger(runs), Path(project) / "README.md"
-    text = with_ledger(with_table(readme.read_text(), runs), ledger)
-    store.write_atomic(Path(project) / "results" / "published" / "claims.csv", ledger[claims.COLUMNS].to_csv(index=False))
+    text, place = with_ledger(with_table(readme.read_text(), runs), ledger), Path(project) / "results" / "published"
+    store.write_atomic(place / "claims.csv", ledger[claims.COLUMNS].to_csv(index=False))
+    store.write_atomic(place / "README.md", page(runs, ledger))
     store.write_atomic(readme, text)
     return ledger
 
@@ -149,3 +153,65 @@ def _detector_rows(folder):
         ours = ", ".join(f"{LOSSES[row.loss].label} {row.AP:.3f} ({told.get(row.loss, 'baseline')})" for row in part.itertuples())
         rows.append(f"| AP, {setting}; {part.n.min()} paired seeds, against {LOSSES[base].label} | GIoU best | {ours} | 05 |")
     return rows
+
+
+# ---- the page
+
+
+PAGE = """# What was found
+
+Made by `giou-repro publish` from the runs in this folder. Hardware, versions, commit and time of each are in its `run.json`; every detector run is
+a row of `05_compare_losses/detectors.csv`, and its record is in `05_compare_losses/runs/`.
+
+{lines}
+
+What the data sets are, and where from: [data/README.md](../../data/README.md). Every claim: [claims.csv](claims.csv).
+"""
+
+
+def page(runs, ledger):
+    """results/published/README.md: what was found, in about ten lines, from published runs (notebook → folder) and the ledger made of them."""
+    makers = {"01_metric": _metric_lines, "03_simulation": _simulation_lines, "05_compare_losses": _detector_lines}
+    lines = [line for notebook, maker in makers.items() if notebook in runs for line in maker(runs[notebook], ledger)]
+    verdicts = (f"{verdict}: {', '.join(part.id)}" for verdict, part in ledger.groupby("verdict", sort=False))
+    lines.append(f"The papers' {len(ledger)} claims. {'; '.join(verdicts)}.")
+    return PAGE.format(lines="\n".join(f"{number}. {line}" for number, line in enumerate(lines, 1)))
+
+
+def _metric_lines(folder, ledger):
+    said = ledger.set_index("id").words
+    return [said["G1"], f"GIoU's properties: {_metric_rows(folder)[1].split(' | ')[2]}. {said['B1']}"]
+
+
+def _simulation_lines(folder, ledger):
+    cells = [row.strip("| ").split(" | ") for row in _simulation_rows(folder)]
+    lines = [f"{what[0].upper()}{what[1:]}: {ours}" + ("." if paper == "–" else f" (the paper: {paper}).") for what, paper, ours, _ in cells]
+    if (folder / "every_loss.csv").exists():
+        step_size = json.loads((folder / "run.json").read_text())["parameters"]["step_size"]
+        lines.append(findings.every_loss(pd.read_csv(folder / "every_loss.csv"), step_size).removeprefix("**What we see.** "))
+    return lines
+
+
+def _detector_lines(folder, ledger):
+    """A line for each setting with runs enough for an interval."""
+    tables, verdicts = pd.read_csv(folder / "paper_tables.csv"), pd.read_csv(folder / "paired.csv")
+    lines = []
+    for setting, part in tables.groupby("setting", sort=False):
+        if part.n.min() < statistics.LEAST:
+            continue
+        base, here = comparison.baseline(part.loss), verdicts[verdicts.setting == setting]
+        told = [f"{name} {_told(here[here.measure == measure])}" for measure, name in (("AP", "AP"), ("AP75", "AP75"))]
+        ap = part.set_index("loss").AP[base]
+        lines.append(
+            f"{setting}, {part.n.min()} paired seeds, against {LOSSES[base].label} (AP {ap:.3f}), difference and 95 % interval: {'; '.join(told)}."
+        )
+    return lines
+
+
+def _told(verdicts):
+    """The losses of each verdict, with their differences."""
+    words = []
+    for verdict, part in verdicts.groupby("verdict", sort=False):
+        each = (f"{LOSSES[row.loss].label} {row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f})" for row in part.itertuples())
+        words.append(f"{verdict}: {', '.join(each)}")
+    return ", ".join(words)

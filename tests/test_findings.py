@@ -112,3 +112,11 @@ def test_single_boxes_start_where_they_say():
     start = table[table.step == 0].set_index("start")
     assert start.loc["diagonal", ["x", "y", "w", "h"]].tolist() == [12, 12, 1, 1]
     assert start.loc["horizontal", ["x", "y", "w", "h"]].tolist() == [12.5, 10, 1, 1]
+
+
+def test_every_loss_has_its_best_step_size():
+    table = convergence.every_loss(["l2", "giou"], 2, 0.1, [0.001, 0.1], 2, steps=50, seed=0, progress=False).set_index("loss")
+    assert table.best_size["giou"] == 0.1
+    assert table.best_error["giou"] == pytest.approx(table.error["giou"])
+    words = findings.every_loss(table.reset_index(), 0.1)
+    assert "Of the 1 overlap losses" in words and "ℓ2" not in words

@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 
-from giou_repro import store
-from giou_repro.publish import BEGIN, END, publish, published_runs, with_table
+from giou_repro import claims, store
+from giou_repro.publish import BEGIN, END, page, publish, published_runs, with_table
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_publishing_again_replaces(finished, tmp_path):
     publish(finished.folder, tmp_path)
     (finished.folder / "small.csv").write_text("a\n2\n")
     assert (publish(finished.folder, tmp_path) / "small.csv").read_text() == "a\n2\n"
-    assert sorted(path.name for path in (tmp_path / "results" / "published").iterdir()) == ["02_loss_landscape", "claims.csv"]
+    assert sorted(path.name for path in (tmp_path / "results" / "published").iterdir()) == ["02_loss_landscape", "README.md", "claims.csv"]
 
 
 REFUSED = [
@@ -64,9 +64,26 @@ def test_what_cannot_be_tabled_leaves_all_as_it_was(finished, tmp_path):
     assert not (tmp_path / "results" / "published" / "03_simulation").exists()
 
 
-def test_the_readmes_table_is_what_the_published_runs_say():
-    readme = (store.project_folder() / "README.md").read_text()
-    assert with_table(readme, published_runs(store.project_folder())) == readme
+def test_the_readmes_table_and_the_page_are_what_the_published_runs_say():
+    project = store.project_folder()
+    readme, runs = (project / "README.md").read_text(), published_runs(project)
+    assert with_table(readme, runs) == readme
+    assert page(runs, claims.ledger(runs)) == (project / "results" / "published" / "README.md").read_text()
+
+
+def test_the_page_says_which_losses_cannot_be_told_apart(tmp_path):
+    tables = {"paper_tables": "setting,loss,n,AP\ncells,l2,5,0.5\ncells,giou,5,0.52\ncells,iou,5,0.5\nfew,l2,2,0.1\n"}
+    tables["paired"] = "setting,measure,loss,against,difference,low,high,verdict\n" + "".join(
+        f"cells,{measure},{loss},l2,{gain},{gain - 0.01},{gain + 0.01},{verdict}\n"
+        for measure in ("AP", "AP75")
+        for loss, gain, verdict in (("giou", 0.02, "better"), ("iou", 0.0, "not distinguishable"))
+    )
+    for name, text in tables.items():
+        (tmp_path / f"{name}.csv").write_text(text)
+    ledger = claims.ledger({})
+    told = page({"05_compare_losses": tmp_path}, ledger)
+    assert "AP better: GIoU +0.020 (+0.010 to +0.030), not distinguishable: IoU +0.000 (-0.010 to +0.010)" in told
+    assert "few" not in told and f"papers' {len(ledger)} claims" in told
 
 
 @pytest.mark.parametrize("folder", published_runs(store.project_folder()).values(), ids=lambda path: path.name)
