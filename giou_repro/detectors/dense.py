@@ -3,13 +3,23 @@
 from functools import partial
 
 import torch
-from torch import nn
 from torchvision.models import detection
-from torchvision.models.detection.fcos import FCOSHead
+from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSHead, FCOSRegressionHead
 from torchvision.models.detection.retinanet import RetinaNetHead
 
 from giou_repro.detectors import backbones
-from giou_repro.detectors.contract import DETECTIONS, SCORE_THRESHOLD, Anchors, AsIs, anchor_sizes, in_float32, losses_and_positives
+from giou_repro.detectors.contract import (
+    DETECTIONS,
+    SCORE_THRESHOLD,
+    Anchors,
+    AsIs,
+    GroupNorm,
+    anchor_sizes,
+    in_float32,
+    losses_and_positives,
+)
+
+NORM = partial(GroupNorm, 32)
 
 
 def _positives(targets, deltas, anchors, matched):
@@ -27,7 +37,7 @@ class _RetinaHead(RetinaNetHead):
     """torchvision's head with the box loss given; it leaves count, iou and disjoint among the losses."""
 
     def __init__(self, box_loss, *sizes):
-        super().__init__(*sizes, norm_layer=partial(nn.GroupNorm, 32))
+        super().__init__(*sizes, norm_layer=NORM)
         self.box_loss = box_loss
 
     def forward(self, features):
@@ -68,8 +78,10 @@ def retinanet(num_classes, box_loss, image_size, backbone=None):
 class _FCOSHead(FCOSHead):
     """torchvision's head with its GIoU loss exchanged for the box loss given; it leaves count, iou and disjoint among the losses."""
 
-    def __init__(self, box_loss, *sizes):
-        super().__init__(*sizes)
+    def __init__(self, box_loss, channels, anchors, num_classes):
+        super().__init__(channels, anchors, num_classes)
+        self.classification_head = FCOSClassificationHead(channels, anchors, num_classes, norm_layer=NORM)
+        self.regression_head = FCOSRegressionHead(channels, anchors, norm_layer=NORM)
         self.box_loss = box_loss
 
     def forward(self, features):
