@@ -98,10 +98,13 @@ def at_one_weight(runs):
     """Runs in which each setting has one weight a loss, ready to be compared.
 
     A setting with several becomes a setting for each weight that all its losses were run at, and one for each loss at its own best, where there
-    are seeds enough to choose it on some and report others (statistics.at_best_weight).
+    are seeds enough to choose it on some and report others (statistics.at_best_weight). With fewer seeds than an interval takes it was a search,
+    which `weights` shows: it is left out, unless there is nothing else.
     """
-    parts = []
-    for setting, group in runs.groupby("setting", sort=False):
+    parts, searches = [], [_is_search(group) for _, group in runs.groupby("setting", sort=False)]
+    for search, (setting, group) in zip(searches, runs.groupby("setting", sort=False), strict=True):
+        if search and not all(searches):
+            continue
         if not _several_weights(group):
             parts.append(group)
             continue
@@ -123,6 +126,10 @@ def weights(runs):
     """AP against the weight in the settings where a loss was run at several (statistics.curve's columns, and setting)."""
     parts = [statistics.curve(group).assign(setting=setting) for setting, group in runs.groupby("setting", sort=False) if _several_weights(group)]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def _is_search(group):
+    return _several_weights(group) and group.seed.nunique() < statistics.LEAST
 
 
 def _several_weights(group):

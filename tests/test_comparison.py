@@ -69,6 +69,18 @@ def test_several_weights_are_compared_at_equal_and_at_best_weight(tmp_path):
     assert comparison.weights(runs).set_index(["loss", "weight"])["mean"].round(6).to_dict()["giou", 10.0] == 0.4
 
 
+def test_a_search_of_the_weight_stands_beside_the_comparison_and_not_in_it(tmp_path):
+    for weight in (1.0, 10.0):
+        finished(tmp_path, 0.3, loss="l2", weight=weight, epochs=5)
+        finished(tmp_path, 0.4, loss="giou", weight=weight, epochs=5)
+    runs, _, _ = comparison.gather(tmp_path)
+    assert comparison.at_one_weight(runs).setting.nunique() == 2
+    finished(tmp_path, 0.5, loss="giou", weight=10.0)
+    runs, _, _ = comparison.gather(tmp_path)
+    assert comparison.at_one_weight(runs).AP.tolist() == [0.5]
+    assert comparison.weights(runs).weight.tolist() == [1, 10, 1, 10]
+
+
 def test_the_evidence_travels_with_the_table(tmp_path):
     finished(tmp_path, 0.2)
     runs, _, _ = comparison.gather(tmp_path)
