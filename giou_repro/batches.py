@@ -5,6 +5,7 @@ take less than half of its free memory, else in a file that is mapped. `Fresh` d
 `Remembered` gives what a frozen backbone made of them.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -48,11 +49,11 @@ class Packed:
 def pack(dataset, size, masks=False, limit=None, cache=None, device="cpu"):
     """Letterbox every image of `dataset`, or the first `limit`, to `size` × `size`; returns Packed.
 
-    cache: a folder; sets read from files are kept there as bytes, named by their checksum, and reused. An image that cannot be read is left out
-    and named in `skipped`.
+    cache: a folder; sets read from files are kept there as bytes, named by their checksum, and reused; one that cannot be written is done without.
+    An image that cannot be read is left out and named in `skipped`.
     """
     count = min(limit or len(dataset), len(dataset))
-    if cache is None or dataset.name == "shapes":
+    if cache is None or dataset.name == "shapes" or not _writable(Path(cache)):
         images = np.empty((count, 3, size, size), np.uint8)
         rest = _fill(images, dataset, size, masks)
     else:
@@ -68,6 +69,15 @@ def _resident(images, device):
     if images.nbytes > free / 2:
         return images
     return images.to(device) if torch.device(device).type == "cuda" else images.clone()
+
+
+def _writable(folder):
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    if os.access(folder, os.W_OK):
+        return True
+    print(f"{folder} cannot be written: images are held in memory, and are read from their files again next time")
+    return False
 
 
 def _cached(folder, dataset, count, size, masks):

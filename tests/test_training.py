@@ -62,6 +62,21 @@ def test_an_image_alone_in_the_last_batch_is_left_for_another_epoch():
     assert [len(part) for part in batches.order(3, 1, 0, 0)] == [1, 1, 1]
 
 
+def test_without_a_folder_for_the_cache_images_are_held_in_memory(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    picture = (
+        torch.zeros(3, 8, 8, dtype=torch.uint8),
+        {"image_id": 0, "boxes": torch.zeros(0, 4), "area": torch.zeros(0)}
+        | {key: torch.zeros(0, dtype=torch.bool) for key in ("labels", "difficult", "crowd")},
+    )
+
+    class One(list):
+        name, split, checksum = "one", "train", ""
+
+    packed = batches.pack(One([picture]), 64, cache=tmp_path / "file" / "cache")
+    assert len(packed) == 1 and "cannot be written" in capsys.readouterr().out
+
+
 def test_difficult_objects_and_crowds_are_not_trained_on():
     truth = {
         "boxes": torch.eye(4)[:3],
