@@ -7,7 +7,7 @@ import pandas as pd
 from scipy import stats
 
 from giou_repro import published, statistics
-from giou_repro.simulation import CASES_PER_POINT, CENTRE, SHAPES, case_number, simulate
+from giou_repro.simulation import CASES_PER_POINT, CENTRE, COMPILE_FROM, SHAPES, case_number, simulate
 
 STARTS = {"horizontal": (12.5, 10.0), "vertical": (10.0, 12.5), "diagonal": (12.0, 12.0)}  # centres of the single boxes
 
@@ -116,6 +116,8 @@ def apart(losses, n_points, gradients, seed=0, **options):
 
 def step_sizes(losses, sizes, n_points, **options):
     """Where each loss ends for each step size: step_size and the columns of `standings`. `options` are simulate's."""
+    work = len(sizes) * n_points * CASES_PER_POINT * options.get("steps", 200)  # one compiled step serves every size
+    options = {"compile": True if work >= COMPILE_FROM else "auto"} | options
     tables = [standings(simulate(losses, n_points, step_size=size, **options)).assign(step_size=size) for size in sizes]
     return pd.concat(tables, ignore_index=True)
 
