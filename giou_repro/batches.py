@@ -190,17 +190,26 @@ class Remembered:
         return lambda indices: ([level[indices].permute(0, 3, 1, 2) for level in features], [targets[index] for index in indices.tolist()])
 
     def _view(self, number):
-        """(features of every square, (N, h, w, C) each, targets) of one view."""
+        """(features of every square, (N, h, w, C) each, targets) of one view.
+
+        All that stays is allocated beforehand: small pieces between the large ones that come and go would keep the C library from using the room
+        of those again, gigabytes of it.
+        """
         generator = torch.Generator().manual_seed(mixed_seed(self.seed, number, 2)) if self.augment else None
-        features, targets = None, []
+        most = max(len(truth["labels"]) for truth in self.packed.truths)
+        boxes, labels = torch.zeros(len(self.packed), most, 4), torch.zeros(len(self.packed), most, dtype=torch.int64)
+        features, counts = None, []
         for indices in tqdm(torch.arange(len(self.packed)).split(32), desc=f"features, view {number + 1}", disable=None, leave=False):
             images, seen = batch(self.packed, indices, self.device, generator)
             levels = [level.permute(0, 2, 3, 1) for level in self.look(images)]
             features = features or [level.new_empty(len(self.packed), *level.shape[1:]) for level in levels]
             for kept, level in zip(features, levels, strict=True):
                 kept[indices] = level
-            targets += seen
-        return features, targets
+            for index, target in zip(indices, seen, strict=True):
+                counts.append(len(target["labels"]))
+                boxes[index, : counts[-1]], labels[index, : counts[-1]] = target["boxes"], target["labels"]
+        kept = zip(boxes.to(self.device), labels.to(self.device), counts, strict=True)
+        return features, [{"boxes": some[:count], "labels": names[:count]} for some, names, count in kept]
 
 
 def _unpacked(masks, size):
