@@ -166,7 +166,8 @@ a row of `05_compare_losses/detectors.csv`, and its record is in `05_compare_los
 {lines}
 
 VOC2007 is 2,500 train and 1,000 val images of VOC 2007, encoded again as JPEG, with rebuilt XML: AP on it compares losses here, and is not that of
-the official test set. BCCD is 364 images of blood cells. Where they are from: [data/README.md](../../data/README.md). Every claim: [claims.csv](claims.csv).
+the official test set. BCCD is 364 images of blood cells. Where they are from: [data/README.md](../../data/README.md). Every claim:
+[claims.csv](claims.csv).
 """
 
 
