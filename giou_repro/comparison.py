@@ -101,9 +101,10 @@ def at_one_weight(runs):
     are seeds enough to choose it on some and report others (statistics.at_best_weight). With fewer seeds than an interval takes it was a search,
     which `weights` shows: it is left out, unless there is nothing else.
     """
-    parts, searches = [], [_is_search(group) for _, group in runs.groupby("setting", sort=False)]
-    for search, (setting, group) in zip(searches, runs.groupby("setting", sort=False), strict=True):
-        if search and not all(searches):
+    parts, groups = [], list(runs.groupby("setting", sort=False))
+    only_searches = all(_is_search(group) for _, group in groups)
+    for setting, group in groups:
+        if _is_search(group) and not only_searches:
             continue
         if not _several_weights(group):
             parts.append(group)

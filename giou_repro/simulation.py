@@ -425,7 +425,7 @@ def _descend(step, start, target, clock, memory, count, watched, bar):
     """Run every step on one block: the last state, the measures, (steps + 1, 8), and the watched cases' path, (steps + 1, 4, n)."""
     state, measures, path = start, [], []
     for k, tick in enumerate(clock):
-        if len(watched):  # a fifth of the time of a short block, where there are none
+        if len(watched):  # a tenth of the time of a short block, where there are none
             path.append(torch.stack([column.view(-1)[watched] for column in state]))
         moved, memory, measured = step(state, memory, target, tick, count)
         measures.append(measured)
@@ -433,7 +433,7 @@ def _descend(step, start, target, clock, memory, count, watched, bar):
             state = moved
         bar.update()
     measures = torch.stack(measures).double()
-    path = torch.stack(path) if path else torch.empty(len(clock), 4, 0)
+    path = torch.stack(path) if path else start[0].new_empty(len(clock), 4, 0)
     return state, measures.view(len(clock), len(CURVE_COLUMNS), -1).sum(-1), path
 
 
