@@ -202,7 +202,7 @@ def _detector_lines(folder, ledger):
         if part.n.min() < statistics.LEAST:
             continue
         base, here = comparison.baseline(part.loss), verdicts[verdicts.setting == setting]
-        told = [f"{name} {_told(here[here.measure == measure])}" for measure, name in (("AP", "AP"), ("AP75", "AP75"))]
+        told = [f"{measure} {_told(here[here.measure == measure])}" for measure in ("AP", "AP75")]
         ap = part.set_index("loss").AP[base]
         lines.append(
             f"{setting}, {part.n.min()} paired seeds, against {LOSSES[base].label} (AP {ap:.3f}), difference and 95 % interval: {'; '.join(told)}."
