@@ -48,7 +48,7 @@ def _steps():
     for function in (sliced, squared):
         losses.loss(function.__name__)(function)
     start, target = simulation._cases(simulation._draw_points(POINTS, 0), "cxcywh", torch.float32, torch.device("cpu"))
-    start, target = torch.stack(start), torch.stack(target)
+    start, target = torch.stack(start).flatten(1), torch.stack(target).flatten(1)
     rows_of, columns_of = (start.t().contiguous(), target.t().contiguous()), (start.numpy(), target.numpy())
     functions = {name: _engine(name) for name in ("giou", "sliced", "squared")}
     functions["SGD, torchvision's loss"] = lambda: peers.sgd(*rows_of, PEER_STEPS)
@@ -97,7 +97,7 @@ def _experiment():
 def _run(points, how, cache):
     """(seconds of the import, of all, peak bytes or None) of the experiment in a fresh process."""
     command = [sys.executable, "-c", EXPERIMENT, str(points), how]
-    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache}
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache, "TMPDIR": cache}  # torch keeps its compiled headers in the latter
     answer = subprocess.run(command, env=environment, cwd=store.project_folder(), capture_output=True, text=True, check=True).stdout
     imported, seconds, memory = answer.split()
     return float(imported), float(seconds), None if memory == "None" else int(memory)

@@ -29,7 +29,7 @@ RADIUS = 3.0
 SHAPES = ((0.5, 2.0), (3**0.5 / 3, 3**0.5), (2**0.5 / 2, 2**0.5), (1.0, 1.0), (2**0.5, 2**0.5 / 2), (3**0.5, 3**0.5 / 3), (2.0, 0.5))
 AREAS = (0.5, 0.67, 0.75, 1.0, 1.33, 1.5, 2.0)
 CASES_PER_POINT = len(SHAPES) * len(AREAS) * len(SHAPES)
-POINTS_PER_BLOCK = 500  # long enough to outweigh the calls, short enough to share out to cores
+POINTS_PER_BLOCK = {"cpu": 500, "cuda": 5000}  # outweigh the calls; on a CPU few enough to share out to cores
 CURVE_COLUMNS = ("error_x", "error_y", "error_w", "error_h", "mean_iou", "iou_50", "iou_75", "iou_90")
 ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
 COMPILE_FROM = 2e8  # case-steps a loss: about the point where compiling has paid for itself on two cores
@@ -96,7 +96,8 @@ def simulate(
     device = _resolve_device(device)
     clock = _clock(steps, step_size, schedule).to(device, getattr(torch, dtype))
     compiling = compile is True or (compile == "auto" and len(points) * CASES_PER_POINT * steps >= COMPILE_FROM)
-    blocks = np.split(np.arange(len(points)), range(POINTS_PER_BLOCK, len(points), POINTS_PER_BLOCK))
+    size = POINTS_PER_BLOCK.get(device.type, 500)
+    blocks = np.split(np.arange(len(points)), range(size, len(points), size))
 
     boxes.keep_freed_memory()
     curves, final, paths, seconds = [], [], [], {}
@@ -205,9 +206,9 @@ def _clock(steps, step_size, schedule):
 
 
 def _cases(points, encoding, dtype, device):
-    """Start boxes and targets of the cases at `points` (n, 2), each as four columns (343 n,) in `encoding`.
+    """Start boxes and targets of the cases at `points` (n, 2), each as four columns (n, 343) in `encoding`.
 
-    Order: point, target, area, anchor shape. The arithmetic is NumPy's, whose square root is correctly rounded: some cases amplify the
+    Order of a row: target, area, anchor shape. The arithmetic is NumPy's, whose square root is correctly rounded: some cases amplify the
     last bit of their start into a visible difference.
     """
     shapes = np.array(SHAPES)
@@ -217,8 +218,8 @@ def _cases(points, encoding, dtype, device):
     start = (points[:, 0, None, None, None], points[:, 1, None, None, None], shapes[:, 0] * scale, shapes[:, 1] * scale)
     target = (*map(np.array, CENTRE), target_w, target_h)
     for columns in (start, target):
-        flat = (torch.from_numpy(np.broadcast_to(column, grid).flatten()) for column in columns)
-        yield tuple(column.to(device, dtype) for column in boxes.convert(tuple(flat), "cxcywh", encoding))
+        rows = (torch.from_numpy(np.broadcast_to(column, grid).flatten()).view(len(points), -1) for column in columns)
+        yield tuple(column.to(device, dtype) for column in boxes.convert(tuple(rows), "cxcywh", encoding))
 
 
 def _stepper(name, gradients, encoding, iou_factor, optimizer, compiling, device):
@@ -257,22 +258,12 @@ def _run_block(engine, name, points, block, blocks, clock, watched, encoding, ba
     """Run every step on the cases of one block of points: the sums of the measures at each step, (steps + 1, 8), and the tables of last
     errors and of the watched cases' paths."""
     step, overlap, slots = engine
-    compiled, cases = isinstance(step, _Compiled), len(block) * CASES_PER_POINT
-    padding = len(blocks[0]) - len(block) if compiled else 0  # or a last block of another size would be compiled anew
+    padding = len(blocks[0]) - len(block) if isinstance(step, _Compiled) else 0  # or a last block of another size would be compiled anew
     start, target = _cases(points[np.pad(block, (0, padding), "edge")], encoding, clock.dtype, clock.device)
-    if compiled:
-        start, target = (tuple(column.view(_rows(len(blocks[0])), -1) for column in columns) for columns in (start, target))
-    count = torch.tensor(cases, device=clock.device) if compiled and len(points) % len(blocks[0]) else None
     memory, at = tuple(torch.zeros_like(start[0]) for _ in range(slots)), watched - 1 - block[0] * CASES_PER_POINT
-    state, measured, path = _descend(step, start, target, clock, memory, count, at, bar)
-    state, target = (tuple(column.reshape(-1)[:cases] for column in columns) for columns in (state, target))
-    final = _final_table(name, points, block, sum(_errors(state, target, encoding)), overlap(state, target))
-    return measured, final, _path_table(name, watched, path, tuple(column[at] for column in target), overlap, encoding)
-
-
-def _rows(points):
-    """Rows in which the cases of a block are laid out for the compiler: it sums rows of up to a few thousand without further ado."""
-    return points // 4 if points % 4 == 0 else points
+    sums, last, path = _descend(step, start, target, clock, memory, len(block), at, bar)
+    paths = _path_table(name, watched, path, tuple(column.view(-1)[at] for column in target), overlap, encoding)
+    return sums, _final_table(name, points, block, last), paths
 
 
 def _published(name):
@@ -348,28 +339,20 @@ OPTIMIZERS = {"plain": (_plain, 0), "adam": (_adam, 8)}  # the update, and how m
 
 
 def _step(direction, encoding, iou_factor, update):
-    """One step as a pure function of columns: (state, memory, target, clock, count) -> (next state, next memory, sums of the measures).
+    """One step as a pure function of columns (rows, n): (state, memory, target, clock) -> (next state, next memory, measures).
 
-    A column is one row of cases, (n,), or several, (rows, n). The sums, (8,) or (8, rows), are those of the state before the step, over the
-    first `count` cases, or over all where it is None.
+    The measures, (8, rows), are sums over each row of the state before the step.
     """
 
-    def step(state, memory, target, clock, count):
+    def step(state, memory, target, clock):
         ascent, iou = direction(state, target)
         move, memory = update(ascent, 2 - iou if iou_factor else 1, memory, clock)
         errors = _errors(state, target, encoding)
         shares = ((iou > bar).to(iou.dtype) for bar in (0.5, 0.75, 0.9))
-        measures = torch.stack([_total(measure, count) for measure in (*errors, iou, *shares)])
+        measures = torch.stack([measure.sum(-1) for measure in (*errors, iou, *shares)])
         return tuple(s + m for s, m in zip(state, move, strict=True)), memory, measures
 
     return step
-
-
-def _total(measure, count):
-    """The sum of each row of a measure over those of the first `count` cases, or over all where it is None."""
-    if count is not None:
-        measure = torch.where(torch.arange(measure.numel(), device=measure.device).view_as(measure) < count, measure, 0)
-    return measure.sum(-1)
 
 
 def _errors(state, target, encoding):
@@ -385,9 +368,10 @@ class _Compiled:
         # torch keeps what it compiled by code object, 8 versions of each at most: every step gets one of its own
         own = types.FunctionType(step.__code__.replace(co_name=name), step.__globals__, name, step.__defaults__, step.__closure__)
         self.step, self.name = step, name
-        # called through C++, blocks in threads do not wait for one another's Python; what is kept between stacked expressions is kept in rows of
-        # four, which no vector instruction likes: less of it
-        options = {"cpp_wrapper": device == "cpu"} | ({"realize_opcount_threshold": 200} if stacked else {})
+        # called through C++, blocks in threads do not wait for one another's Python; torch knows the processor, no need to try its
+        # instructions out; what is kept between stacked expressions is kept in rows of four, which no vector instruction likes: less of it
+        options = {"cpp_wrapper": device == "cpu", "cpp.vec_isa_ok": True, "cpp.enable_floating_point_contract_flag": "fast"}
+        options |= {"max_fusion_size": 256, "realize_opcount_threshold": 200 if stacked else 4}
         self.run = torch.compile(own, fullgraph=True, dynamic=False, options=options)
         self.works, self.failure, self.warned = False, None, False
 
@@ -421,20 +405,21 @@ def _keep_compiled_code():
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 
-def _descend(step, start, target, clock, memory, count, watched, bar):
-    """Run every step on one block: the last state, the measures, (steps + 1, 8), and the watched cases' path, (steps + 1, 4, n)."""
-    state, measures, path = start, [], []
-    for k, tick in enumerate(clock):
-        if len(watched):  # a tenth of the time of a short block, where there are none
-            path.append(torch.stack([column.view(-1)[watched] for column in state]))
-        moved, memory, measured = step(state, memory, target, tick, count)
-        measures.append(measured)
-        if k < len(clock) - 1:  # the last row of the clock only measures
-            state = moved
-        bar.update()
-    measures = torch.stack(measures).double()
-    path = torch.stack(path) if path else start[0].new_empty(len(clock), 4, 0)
-    return state, measures.view(len(clock), len(CURVE_COLUMNS), -1).sum(-1), path
+def _descend(step, start, target, clock, memory, rows, watched, bar):
+    """Run every step on one block: the measures, summed over the first `rows` rows, at each step, (steps + 1, 8), those of each row after the
+    last one, (8, rows), and the watched cases' path, (steps + 1, 4, n)."""
+    state, sums, path = start, [], []
+    for ticks in clock.split(50):  # what is kept of the rows does not grow with the steps
+        measures = []
+        for tick in ticks:  # the clock's last only measures
+            if len(watched):  # a tenth of the time of a short block, where there are none
+                path.append(torch.stack([column.view(-1)[watched] for column in state]))
+            state, memory, measured = step(state, memory, target, tick)
+            measures.append(measured)
+            bar.update()
+        measures = torch.stack(measures)[:, :, :rows].double()
+        sums.append(measures.sum(-1))
+    return torch.cat(sums), measures[-1], torch.stack(path) if path else start[0].new_empty(len(clock), 4, 0)
 
 
 def _curve_table(name, sums, n_cases):
@@ -447,11 +432,11 @@ def _curve_table(name, sums, n_cases):
     return table
 
 
-def _final_table(name, points, block, error, iou):
-    """One row an anchor point of the block, from the error and the IoU of each of its cases."""
-    error, iou = (values.double().cpu().numpy().reshape(len(block), CASES_PER_POINT) for values in (error, iou))
+def _final_table(name, points, block, measures):
+    """One row an anchor point of the block, from its last measures (8, n)."""
+    measures = measures.cpu().numpy()
     x, y = points[block].T
-    return pd.DataFrame(dict(loss=name, point=block + 1, x=x, y=y, error=error.sum(1), mean_iou=iou.mean(1)))
+    return pd.DataFrame(dict(loss=name, point=block + 1, x=x, y=y, error=measures[:4].sum(0), mean_iou=measures[4] / CASES_PER_POINT))
 
 
 def _path_table(name, cases, path, goal, overlap, encoding):

@@ -47,7 +47,7 @@ def test_published_gradients_agree_with_octave(published, number, name):
 
 
 def test_cases_are_those_of_the_paper():
-    start, target = simulation._cases(BESIDE, "cxcywh", torch.float64, "cpu")
+    start, target = ([column[0] for column in columns] for columns in simulation._cases(BESIDE, "cxcywh", torch.float64, "cpu"))
     assert len(start[0]) == 343
     square = SQUARES - 1
     assert [column[square].item() for column in start] == [12.5, 10, 1, 1]
@@ -79,7 +79,7 @@ def test_one_exact_step_by_hand():
 @pytest.mark.parametrize("name", ["giou", "l1", "ciou"])
 def test_exact_gradients_agree_with_a_plain_loop(name, encoding):
     run = quiet([name], points=BESIDE, steps=15, dtype="float64", trajectories=[7, SQUARES], encoding=encoding)
-    start, target = simulation._cases(BESIDE, encoding, torch.float64, "cpu")
+    start, target = ([column[0] for column in columns] for columns in simulation._cases(BESIDE, encoding, torch.float64, "cpu"))
     for case, path in run.trajectories.groupby("case"):
         state, goal = (torch.stack([column[case - 1] for column in columns]) for columns in (start, target))
         for k in range(15):
@@ -122,7 +122,7 @@ def test_same_seed_same_result():
 
 def test_blocks_do_not_change_the_result(monkeypatch):
     whole = quiet(["giou"], n_points=5, steps=5, dtype="float64", trajectories=[1, 1500])
-    monkeypatch.setattr(simulation, "POINTS_PER_BLOCK", 2)
+    monkeypatch.setitem(simulation.POINTS_PER_BLOCK, "cpu", 2)
     parts = quiet(["giou"], n_points=5, steps=5, dtype="float64", trajectories=[1, 1500])
     assert whole.final.equals(parts.final)
     assert whole.trajectories.equals(parts.trajectories)
@@ -130,7 +130,7 @@ def test_blocks_do_not_change_the_result(monkeypatch):
 
 
 def test_threads_do_not_change_the_result(monkeypatch):
-    monkeypatch.setattr(simulation, "POINTS_PER_BLOCK", 1)
+    monkeypatch.setitem(simulation.POINTS_PER_BLOCK, "cpu", 1)
     runs, before = [], torch.get_num_threads()
     try:
         for threads in (1, 3):
@@ -191,7 +191,7 @@ def test_compiled_and_plain_steps_agree(user_module):
 
 
 def test_a_compiled_step_serves_any_rate_schedule_and_number_of_points(monkeypatch):
-    monkeypatch.setattr(simulation, "POINTS_PER_BLOCK", 2)  # 5 points: a last block that is half empty
+    monkeypatch.setitem(simulation.POINTS_PER_BLOCK, "cpu", 2)  # 5 points: a last block that is half empty
     options = dict(steps=6, dtype="float64", trajectories=[1, 1000])
     first = quiet(["giou"], n_points=5, **options, compile=True)
     plain = quiet(["giou"], n_points=5, **options, compile=False)
