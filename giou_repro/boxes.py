@@ -239,6 +239,8 @@ def _sorted(low, high):
         kept = 1 - flipped
         return low * kept + high * flipped, high * kept + low * flipped
     flipped = high < low
+    if not is_transformed() and flipped.device.type == "cpu" and not flipped.any():  # elsewhere a look at the values would cost more
+        return low, high
     return torch.where(flipped, high, low), torch.where(flipped, low, high)
 
 
@@ -252,18 +254,19 @@ def _axis(low, high, first, second):
 class Areas(NamedTuple):
     """Areas (...) of two boxes in units of their enclosing box's: in both (A∩B), in one only, and in neither (C∖(A∪B)). They add up to 1.
 
-    For disjoint boxes `one` is no area, only positive: all that matters there is that nothing is in both.
+    For boxes `apart`, which have no area in common, `one` is no area, only positive: all that matters there is that nothing is in both.
     """
 
     both: torch.Tensor
     one: torch.Tensor
     neither: torch.Tensor
+    apart: torch.Tensor
 
     @property
     def missed(self):
         """1 − IoU = (|A∪B| − |A∩B|) / |A∪B|, and 1 where nothing is in both."""
         union = self.both + self.one + torch.finfo(self.both.dtype).tiny
-        return torch.where(self.both > 0, self.one / union, 1)
+        return (self.one / union).masked_fill(self.apart, 1)
 
 
 def areas(axes):
@@ -271,12 +274,14 @@ def areas(axes):
 
     An axis along which both boxes are one and the same point does not count: two equal segments have IoU 1.
     """
-    (x_one, y_one), (x_difference, y_difference), (x_clear, y_clear) = map(_pair, (axes.one, axes.difference, axes.clear))
-    x_common, y_common = torch.relu(x_clear), torch.relu(y_clear)
+    common = tuple(map(torch.relu, axes.clear)) if isinstance(axes.clear, tuple) else torch.relu(axes.clear)
+    pairs = map(_pair, (axes.one, axes.difference, axes.clear, common))
+    (x_one, y_one), (x_difference, y_difference), (x_clear, y_clear), (x_common, y_common) = pairs
     both, corners, crossed = x_common * y_common, x_one * y_one, x_difference * y_difference
     one = torch.add(x_common * y_one + y_common * x_one, corners + crossed, alpha=0.5)
-    gaps = (x_clear * y_clear).masked_fill(both > 0, 0)  # of disjoint boxes, for which the term beside it is too much by as much
-    return Areas(both, one, torch.add(-gaps, corners - crossed, alpha=0.5))
+    apart = both == 0
+    gaps = x_clear * y_clear * apart  # of disjoint boxes, for which the term beside it is too much by as much
+    return Areas(both, one, torch.add(-gaps, corners - crossed, alpha=0.5), apart)
 
 
 def iou(a, b):
