@@ -11,12 +11,13 @@ from torch.nn import functional
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNetRegressionHead
-from torchvision.ops import generalized_box_iou_loss
+from torchvision.ops import MultiScaleRoIAlign, generalized_box_iou_loss
 
 from giou_repro import boxes as geometry
 from giou_repro import detectors
 from giou_repro.detectors import backbones
 from giou_repro.detectors.box_loss import BoxLoss
+from giou_repro.detectors.pooling import RoIAlign
 from giou_repro.losses import LOSSES, loss
 
 SIZE, CLASSES = 64, 3
@@ -185,6 +186,22 @@ def recorded(monkeypatch):
         return calls
 
     return record
+
+
+@pytest.mark.parametrize("cells", [7, 14])
+def test_pooling_by_products_is_torchvisions(cells):
+    generator = torch.Generator().manual_seed(0)
+    maps = {str(stride): torch.randn(3, 6, 128 // stride, 96 // stride, generator=generator) for stride in (4, 8, 16, 32)}
+    corners = torch.rand(40, 2, generator=generator) * 160 - 30  # some lie outside of the image of 96 x 128
+    boxes = torch.cat((corners, corners + torch.rand(40, 2, generator=generator) ** 3 * 200), 1)
+    boxes = [boxes, boxes[:0], boxes[:7]]
+    found = []
+    for pool in (RoIAlign((4, 8, 16, 32), cells), MultiScaleRoIAlign(["4", "8", "16", "32"], cells, 2)):
+        leaves = {name: values.clone().requires_grad_() for name, values in maps.items()}
+        pooled = pool(leaves, boxes, [(128, 96)] * 3)
+        found.append((pooled, *torch.autograd.grad(pooled.square().sum(), list(leaves.values()))))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["faster_rcnn", "mask_rcnn"])

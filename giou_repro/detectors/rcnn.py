@@ -12,11 +12,11 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.ops import MultiScaleRoIAlign
 
 from giou_repro.detectors import backbones
 from giou_repro.detectors.box_loss import BoxLoss
 from giou_repro.detectors.contract import DETECTIONS, SCORE_THRESHOLD, Anchors, AsIs, anchor_sizes, in_float32, losses_and_positives
+from giou_repro.detectors.pooling import RoIAlign
 
 BETA = 1 / 9  # where torchvision's smooth ℓ1 turns from a parabola into a line
 
@@ -90,13 +90,11 @@ def faster_rcnn(num_classes, box_loss, image_size, backbone=None):
     small = image_size < 256
     pyramid = backbones.Pyramid(backbone or ("tiny" if small else "resnet50"), finest=4)
     channels, wide = pyramid.out_channels, 4 * pyramid.out_channels
-    levels = [str(stride) for stride in backbones.STRIDES]
-
     anchors = Anchors(tuple((size,) for size in anchor_sizes(image_size)), ((0.5, 1.0, 2.0),) * 5)
     kept = {"training": 500, "testing": 250} if small else {"training": 2000, "testing": 1000}
     proposals = RegionProposalNetwork(anchors, _ProposalHead(channels, 3), 0.7, 0.3, 256, 0.5, kept, kept, nms_thresh=0.7)
     heads = _RoIHeads(
-        box_roi_pool=MultiScaleRoIAlign(levels, output_size=7, sampling_ratio=2),
+        box_roi_pool=RoIAlign(backbones.STRIDES, 7),
         box_head=TwoMLPHead(channels * 7**2, wide),
         box_predictor=_Predictor(wide, num_classes + 1),
         fg_iou_thresh=0.5,
@@ -118,7 +116,7 @@ def mask_rcnn(num_classes, box_loss, image_size, backbone=None):
     """`faster_rcnn` with torchvision's mask head; targets need `masks` (n, S, S), detections have them, bool (k, S, S)."""
     model = faster_rcnn(num_classes, box_loss, image_size, backbone)
     heads, channels = model.roi_heads, model.backbone.out_channels
-    heads.mask_roi_pool = MultiScaleRoIAlign(heads.box_roi_pool.featmap_names, output_size=14, sampling_ratio=2)
+    heads.mask_roi_pool = RoIAlign(backbones.STRIDES, 14)
     heads.mask_head = MaskRCNNHeads(channels, (channels,) * 4, 1)
     heads.mask_predictor = MaskRCNNPredictor(channels, channels, num_classes + 1)
     return model
