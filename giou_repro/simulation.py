@@ -4,6 +4,7 @@ Boxes start around 7 targets and are moved towards them by gradient steps on a l
 full experiment is 5,000 anchor points x 343 cases a point x 200 steps for each loss.
 """
 
+import contextlib
 import functools
 import logging
 import math
@@ -101,7 +102,8 @@ def simulate(
 
     boxes.keep_freed_memory()
     curves, final, paths, seconds = [], [], [], {}
-    with tqdm(total=len(names) * len(blocks) * (steps + 1), disable=None if progress else True, unit="step", leave=False) as bar:
+    total = len(names) * len(blocks) * (steps + 1)
+    with _threads(device) as each, tqdm(total=total, disable=None if progress else True, unit="step", leave=False) as bar:
         for name in names:
             started = time.perf_counter()
             bar.set_description(name)
@@ -111,7 +113,8 @@ def simulate(
                 here = chosen[np.isin((chosen - 1) // CASES_PER_POINT, block)]
                 return _run_block(engine, name, points, block, blocks, clock, here, encoding, bar)
 
-            tables = _in_threads(run, blocks, device, alone=compiling and not engine[0].works)
+            alone = 1 if compiling and not engine[0].works else 0  # the first block compiles
+            tables = [*each(run, blocks[:alone]), *each(run, blocks[alone:])]
             curves.append(_curve_table(name, sum(measured for measured, _, _ in tables), len(points) * CASES_PER_POINT))
             final += [ends for _, ends, _ in tables]
             paths += [path for _, _, path in tables]
@@ -239,17 +242,18 @@ def _made(function, space, name, gradients, encoding, iou_factor, optimizer, dev
     return step, overlap, slots, _Compiled(step, name, device, stacked)
 
 
-def _in_threads(run, blocks, device, alone):
-    """[run(block) for each block], in as many threads as torch may use, each of one core: blocks have nothing to tell each other, while
-    several cores on one block would wait for each other after every step. With `alone` the first block goes first, and compiles."""
+@contextlib.contextmanager
+def _threads(device):
+    """A `map` over blocks, in as many threads as torch may use, each of one core: blocks have nothing to tell each other, while several cores
+    on one block would wait for each other after every step."""
     threads = torch.get_num_threads()
     if device.type != "cpu" or threads == 1:
-        return [run(block) for block in blocks]
+        yield map
+        return
     try:
         torch.set_num_threads(1)
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            first = [pool.submit(run, blocks[0]).result()] if alone else []
-            return first + list(pool.map(run, blocks[len(first) :]))
+            yield pool.map
     finally:
         torch.set_num_threads(threads)
 
@@ -410,14 +414,14 @@ def _descend(step, start, target, clock, memory, rows, watched, bar):
     last one, (8, rows), and the watched cases' path, (steps + 1, 4, n)."""
     state, sums, path = start, [], []
     for ticks in clock.split(50):  # what is kept of the rows does not grow with the steps
-        measures = []
-        for tick in ticks:  # the clock's last only measures
+        measures = start[0].new_empty(len(ticks), len(CURVE_COLUMNS), rows)  # at once: small pieces kept among large ones waste room
+        for tick, measured in zip(ticks, measures, strict=True):  # the clock's last tick only measures
             if len(watched):  # a tenth of the time of a short block, where there are none
                 path.append(torch.stack([column.view(-1)[watched] for column in state]))
-            state, memory, measured = step(state, memory, target, tick)
-            measures.append(measured)
+            state, memory, found = step(state, memory, target, tick)
+            measured.copy_(found[:, :rows])
             bar.update()
-        measures = torch.stack(measures)[:, :, :rows].double()
+        measures = measures.double()
         sums.append(measures.sum(-1))
     return torch.cat(sums), measures[-1], torch.stack(path) if path else start[0].new_empty(len(clock), 4, 0)
 
