@@ -321,8 +321,8 @@ def _takes_columns(loss):
 
 
 def _on_stacked(function):
-    """A function of (..., 4) boxes as one of columns. Stacked on the first dimension, the columns stay contiguous."""
-    return lambda pred, target: function(torch.stack(pred).movedim(0, -1), torch.stack(target).movedim(0, -1))
+    """A function of (N, 4) boxes as one of columns. Stacked on the first dimension, the columns stay contiguous."""
+    return lambda *sides: function(*(torch.stack([column.reshape(-1) for column in side]).movedim(0, -1) for side in sides))
 
 
 def _plain(direction, factor, memory, clock):

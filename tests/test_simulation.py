@@ -148,6 +148,11 @@ def on_boxes(pred, target):
     return (pred - target).abs().sum(dim=-1) + 1 - boxes.iou(pred, target)
 
 
+def on_rows(pred, target):
+    """The same for (N, 4) boxes only."""
+    return sum((pred[:, k] - target[:, k]).abs() for k in range(4)) + 1 - boxes.iou(pred, target)
+
+
 def with_an_if(pred, target):
     """A user's loss with a data-dependent branch, which no compiler can follow."""
     value = 1 - boxes.giou(pred, target)
@@ -158,8 +163,11 @@ def test_a_users_loss_runs_in_the_engine(user_module):
     loss("mine")(on_boxes)
     assert not simulation._takes_columns(LOSSES["mine"])
     assert simulation._takes_columns(LOSSES["giou"])
-    run = quiet(["mine"], points=BESIDE)
-    assert run.curves.mean_iou.iloc[-1] > 0.95
+    loss("by_rows")(on_rows)
+    run = quiet(["mine", "by_rows"], points=BESIDE, dtype="float64")
+    mine, by_rows = (run.curves[run.curves.loss == name].mean_iou.to_numpy() for name in ("mine", "by_rows"))
+    assert mine[-1] > 0.95
+    np.testing.assert_allclose(by_rows, mine, rtol=1e-9)
 
 
 class Cubed(torch.autograd.Function):
