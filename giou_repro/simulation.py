@@ -365,6 +365,16 @@ def _errors(state, target, encoding):
     return [(s - t).abs() for s, t in zip(state, target, strict=True)]
 
 
+ON_CPU = {
+    "cpp_wrapper": True,  # called through C++, blocks in threads do not wait for one another's Python
+    "cpp.vec_isa_ok": True,  # torch knows the processor: no need to try its instructions out
+    "cpp.enable_floating_point_contract_flag": "fast",  # a product and a sum are one instruction
+    "max_fusion_size": 256,  # so many expressions in one loop,
+    "realize_opcount_threshold": 4,  # each of so few operations, and traced once
+}
+ON_STACKED = {"realize_opcount_threshold": 200}  # results between expressions would be rows of four, which no vector instruction likes
+
+
 class _Compiled:
     """A step that is compiled at its first call; where that fails it runs as it is, after one warning."""
 
@@ -372,10 +382,7 @@ class _Compiled:
         # torch keeps what it compiled by code object, 8 versions of each at most: every step gets one of its own
         own = types.FunctionType(step.__code__.replace(co_name=name), step.__globals__, name, step.__defaults__, step.__closure__)
         self.step, self.name = step, name
-        # called through C++, blocks in threads do not wait for one another's Python; torch knows the processor, no need to try its
-        # instructions out; what is kept between stacked expressions is kept in rows of four, which no vector instruction likes: less of it
-        options = {"cpp_wrapper": device == "cpu", "cpp.vec_isa_ok": True, "cpp.enable_floating_point_contract_flag": "fast"}
-        options |= {"max_fusion_size": 256, "realize_opcount_threshold": 200 if stacked else 4}
+        options = ON_CPU | (ON_STACKED if stacked else {}) if device == "cpu" else {}
         self.run = torch.compile(own, fullgraph=True, dynamic=False, options=options)
         self.works, self.failure, self.warned = False, None, False
 
