@@ -33,7 +33,7 @@ CASES_PER_POINT = len(SHAPES) * len(AREAS) * len(SHAPES)
 POINTS_PER_BLOCK = {"cpu": 500, "cuda": 5000}  # outweigh the calls; on a CPU few enough to share out to cores
 CURVE_COLUMNS = ("error_x", "error_y", "error_w", "error_h", "mean_iou", "iou_50", "iou_75", "iou_90")
 ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
-COMPILE_FROM = 2e8  # case-steps a loss: about the point where compiling has paid for itself on two cores
+COMPILE_FROM = 1e8  # case-steps a loss: about the point where compiling has paid for itself on two cores
 
 
 @dataclass(frozen=True)
