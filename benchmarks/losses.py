@@ -58,7 +58,7 @@ def _compiled():
     loss = torch.compile(lambda pred, target: LOSSES["giou"](pred, target), dynamic=False)
     for n in SIZES[2:]:
         pred, target = _boxes(n)
-        seconds = medians({"ours": _work(loss, pred, target), "torchvision": _work(peers.LOSSES["torchvision"], pred, target)}, rounds=3)
+        seconds = medians({"ours": _work(loss, pred, target), "torchvision": _work(peers.LOSSES["torchvision"], pred, target)}, rounds=7)
         rows.append(faster(f"GIoU loss, compiled, N = {n:,}", "ns a pair", *_pair(seconds, "torchvision", n), least=10))
     return rows
 
@@ -75,7 +75,7 @@ def _columns():
     function = torch.compile(_value_and_gradient, dynamic=False, fullgraph=True)
     source = torch.rand(13, n // 2)  # 8 columns in, 5 out
     functions = {"ours": lambda: function(pred, target), "copying as many bytes": source.clone}
-    seconds = medians(functions, rounds=7)
+    seconds = medians(functions, rounds=21)
     what = f"GIoU and its gradient, compiled, on columns, N = {n:,}"
     return [faster(what, "ns a pair", *_pair(seconds, "copying as many bytes", n), most=2)]
 

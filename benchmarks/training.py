@@ -22,7 +22,7 @@ from torchvision.transforms.v2 import functional as images_of
 from giou_repro import batches, datasets, detectors, training
 
 AIMS = {"cpu": 1.5, "cuda": 2.0}
-SIZE, IMAGES, BATCH, ROUNDS = 128, 64, 8, 5
+SIZE, IMAGES, BATCH, ROUNDS = 128, 64, 8, 4
 ORIGINAL = 320  # px of the files' images
 
 
