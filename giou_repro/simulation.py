@@ -6,16 +6,12 @@ full experiment is 5,000 anchor points x 343 cases a point x 200 steps for each 
 
 import contextlib
 import functools
-import logging
 import math
-import os
 import time
-import types
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -23,6 +19,7 @@ import torch
 from tqdm.auto import tqdm
 
 from giou_repro import boxes, published
+from giou_repro.compiled import Compiled
 from giou_repro.losses import LOSSES, select
 
 CENTRE = (10.0, 10.0)
@@ -239,7 +236,7 @@ def _made(function, space, name, gradients, encoding, iou_factor, optimizer, dev
     direction, overlap, stacked = _published(name) if gradients == "published" else _exact(LOSSES[name], encoding)
     update, slots = OPTIMIZERS[optimizer]
     step = _step(direction, encoding, iou_factor, update)
-    return step, overlap, slots, _Compiled(step, name, device, stacked)
+    return step, overlap, slots, Compiled(step, name, device, stacked)
 
 
 @contextlib.contextmanager
@@ -262,7 +259,7 @@ def _run_block(engine, name, points, block, blocks, clock, watched, encoding, ba
     """Run every step on the cases of one block of points: the sums of the measures at each step, (steps + 1, 8), and the tables of last
     errors and of the watched cases' paths."""
     step, overlap, slots = engine
-    padding = len(blocks[0]) - len(block) if isinstance(step, _Compiled) else 0  # or a last block of another size would be compiled anew
+    padding = len(blocks[0]) - len(block) if isinstance(step, Compiled) else 0  # or a last block of another size would be compiled anew
     start, target = _cases(points[np.pad(block, (0, padding), "edge")], encoding, clock.dtype, clock.device)
     memory, at = tuple(torch.zeros_like(start[0]) for _ in range(slots)), watched - 1 - block[0] * CASES_PER_POINT
     sums, last, path = _descend(step, start, target, clock, memory, len(block), at, bar)
@@ -363,57 +360,6 @@ def _errors(state, target, encoding):
     """|x − x*|, |y − y*|, |w − w*|, |h − h*| of each case."""
     state, target = boxes.convert(state, encoding, "cxcywh"), boxes.convert(target, encoding, "cxcywh")
     return [(s - t).abs() for s, t in zip(state, target, strict=True)]
-
-
-ON_CPU = {
-    "cpp_wrapper": True,  # called through C++, blocks in threads do not wait for one another's Python
-    "cpp.vec_isa_ok": True,  # torch knows the processor: no need to try its instructions out
-    "cpp.enable_floating_point_contract_flag": "fast",  # a product and a sum are one instruction
-    "max_fusion_size": 256,  # so many expressions in one loop,
-    "realize_opcount_threshold": 4,  # each of so few operations, and traced once
-}
-ON_STACKED = {"realize_opcount_threshold": 200}  # results between expressions would be rows of four, which no vector instruction likes
-
-
-class _Compiled:
-    """A step that is compiled at its first call; where that fails it runs as it is, after one warning."""
-
-    def __init__(self, step, name, device, stacked):
-        # torch keeps what it compiled by code object, 8 versions of each at most: every step gets one of its own
-        own = types.FunctionType(step.__code__.replace(co_name=name), step.__globals__, name, step.__defaults__, step.__closure__)
-        self.step, self.name = step, name
-        options = ON_CPU | (ON_STACKED if stacked else {}) if device == "cpu" else {}
-        self.run = torch.compile(own, fullgraph=True, dynamic=False, options=options)
-        self.works, self.failure, self.warned = False, None, False
-
-    def __call__(self, *arguments):
-        if self.works:
-            return self.run(*arguments)
-        if self.failure is None:
-            _keep_compiled_code()
-            logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # says at length that there is no GPU
-            try:
-                result = self.run(*arguments)
-                self.works = True
-                return result
-            except Exception as error:  # no compiler, no headers, a loss that cannot be traced: each means "run it as it is"
-                self.failure = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        if not self.warned:
-            warnings.warn(f"loss {self.name!r} runs uncompiled, many times slower: {self.failure}", stacklevel=4)
-            self.warned = True
-        return self.step(*arguments)
-
-
-def _keep_compiled_code():
-    """Have torch keep what it compiles in the user's cache folder, not in /tmp, unless TORCHINDUCTOR_CACHE_DIR says where."""
-    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
-        return
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "giou_repro" / "compiled"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # a home that cannot be written: torch's own choice
-        return
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 
 def _descend(step, start, target, clock, memory, rows, watched, bar):

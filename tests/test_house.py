@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     *("boxes", "shapes", "store", "losses", "statistics", "scenes", "defects", "voc", "coco", "datasets", "evaluation", "detectors"),
     *("batches", "training"),
-    *("published", "simulation", "metric", "landscape", "convergence", "comparison"),
+    *("published", "compiled", "simulation", "metric", "landscape", "convergence", "comparison"),
     *("findings", "plotting", "claims", "publish", "report", "doctor", "runner", "verify", "sweep", "__main__"),
 ]
 
