@@ -36,7 +36,7 @@ class RoIAlign(MultiScaleRoIAlign):
                     order.append(here)
                     parts.append(_pool(of_image, boxes[here] / stride, self.cells))
         pooled = torch.cat(parts)
-        return torch.zeros_like(pooled).index_copy(0, torch.cat(order), pooled).to(maps[0].dtype)
+        return pooled.new_zeros(len(boxes), *pooled.shape[1:]).index_copy(0, torch.cat(order), pooled).to(maps[0].dtype)
 
 
 def _pool(features, boxes, cells):
