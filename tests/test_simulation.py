@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from giou_repro import boxes, compiled, convergence, simulation
+from giou_repro import boxes, convergence, simulation
+from giou_repro.compiled import keep_compiled_code
 from giou_repro.losses import LOSSES, loss
 from giou_repro.published import PUBLISHED
 from giou_repro.simulation import case_number, simulate
@@ -213,10 +214,10 @@ def test_a_compiled_step_serves_any_rate_schedule_and_number_of_points(monkeypat
 def test_compiled_code_is_kept_where_the_user_keeps_caches(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")
-    compiled.keep_compiled_code()
+    keep_compiled_code()
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "elsewhere"
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
-    compiled.keep_compiled_code()
+    keep_compiled_code()
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "giou_repro" / "compiled")
 
 
