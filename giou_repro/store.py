@@ -24,6 +24,7 @@ import re
 import subprocess
 import sys
 import time
+import warnings
 import weakref
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -68,6 +69,17 @@ class Run:
     def complete(self):
         """Whether the run came to its end and everything it made is on disk."""
         return self.record["status"] == "complete"
+
+    @property
+    def parameters(self):
+        """The resolved parameters of the run, name → value."""
+        return self.record["parameters"]
+
+    def table(self, name):
+        """The table <name>.csv, as pandas has it."""
+        import pandas as pd  # here, so that the command line can answer without it
+
+        return pd.read_csv(self.folder / f"{name}.csv")
 
     def hold(self):
         """Take the run's lock for as long as this object lives or until `close`; False where another holder has it."""
@@ -187,6 +199,27 @@ def resume_or_open(notebook, results, parameters, given=None, runner=False, inpu
             print(f"waiting for the process that is at work on the same run in {alike[0].folder}", file=sys.stderr)
             told = True
         time.sleep(0.5)
+
+
+def runs(results, notebook=None, status=None):
+    """The Runs under the folder `results`, oldest first: of one notebook and with one status, or all. Published runs are not among them.
+
+    A run.json that cannot be read, or is not a run's, is left out with a warning that names it.
+    """
+    paths = [path for path in Path(results).glob("*/*/run.json") if path.parents[1].name != "published"]
+    found = []
+    for path in sorted(paths, key=lambda path: path.parent.name):
+        run = Run(path.parent)
+        try:
+            record = run.record
+            alike = record["notebook"] == (notebook or record["notebook"]) and record["status"] == (status or record["status"])
+            dict(record["parameters"])
+        except (OSError, ValueError, TypeError, KeyError):
+            warnings.warn(f"{path} is not the record of a run, or is damaged: its folder does not count", stacklevel=2)
+            continue
+        if alike:
+            found.append(run)
+    return found
 
 
 def find_runs(results, wanted):

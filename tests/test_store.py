@@ -241,3 +241,20 @@ def test_many_at_once_open_one_run(tmp_path):
     assert len({process.communicate(timeout=60)[0].splitlines()[0] for process in processes}) == 1
     (folder,) = (path for path in (tmp_path / "n").iterdir() if path.is_dir())
     assert store.Run(folder).complete
+
+
+def test_runs_are_those_of_a_notebook_oldest_first_without_published_and_damaged_ones(tmp_path):
+    made = [store.open_run(name, tmp_path / name, dict(seed=seed)) for seed, name in enumerate(("b", "a", "b"))]
+    made[0].save_table("table", pd.DataFrame(dict(a=[1, 2])))
+    made[0].close("complete")
+    store.open_run("b", tmp_path / "published", {})
+    assert [run.parameters["seed"] for run in store.runs(tmp_path)] == [0, 1, 2]
+    assert [run.parameters["seed"] for run in store.runs(tmp_path, "b")] == [0, 2]
+    (run,) = store.runs(tmp_path, "b", "complete")
+    assert run.table("table").a.tolist() == [1, 2]
+    for name, text in (("cut", "{"), ("list", "[]"), ("foreign", '{"status": "complete"}')):
+        (tmp_path / "b" / name).mkdir()
+        (tmp_path / "b" / name / "run.json").write_text(text)
+    with pytest.warns(UserWarning, match=r"b/cut/run.json") as warned:
+        assert len(store.runs(tmp_path)) == 3
+    assert len(warned) == 3
