@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from giou_repro import statistics, training
+from giou_repro import statistics
+from giou_repro.config import Config
 from giou_repro.losses import LOSSES, select
 
 RUNS = ["dataset", "detector", "loss", "weight", "seed", "AP", "AP50", "AP75", "AP_giou", "AP75_giou", "mean_iou", "disjoint"]
@@ -58,7 +59,7 @@ def _order(column):
 
 def _fixed(record):
     """What must be equal in runs that are compared: their parameters but the FREE ones, and the contents of the data set."""
-    defaults = {name: field.default for name, field in training.Config.model_fields.items()}  # of parameters that came after the run
+    defaults = {name: field.default for name, field in Config.model_fields.items()}  # of parameters that came after the run
     fixed = {name: value for name, value in (defaults | record["parameters"]).items() if name not in FREE}
     data = [part["checksum"][:8] for part in record.get("data", {}).values()]
     return fixed | {"dataset": Path(fixed["dataset"]).name, "data": " ".join(data)}

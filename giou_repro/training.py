@@ -12,10 +12,8 @@ import math
 import os
 import time
 from dataclasses import dataclass
-from typing import Literal
 
 import pandas as pd
-import pydantic
 import torch
 from safetensors.torch import save as safetensors_bytes
 from torch import distributed
@@ -23,44 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
 from giou_repro import batches, datasets, detectors, evaluation, store
+from giou_repro.config import SCALES, Config
 from giou_repro.losses import select
-
-SCALES = {  # what a scale sets where the caller says nothing
-    "smoke": {"images": 32, "val_images": 16, "image_size": 64, "epochs": 2, "batch_size": 8},
-    "laptop": {"images": 500, "val_images": 100, "image_size": 128, "epochs": 12, "batch_size": 8},
-    "paper": {"images": 5000, "val_images": 1000, "image_size": 416, "epochs": 100, "batch_size": 64},
-}
-
-
-class Config(pydantic.BaseModel, extra="forbid", frozen=True):
-    """What decides a training run. Every field has a default; `configure` sets those a scale decides."""
-
-    detector: str = "yolov3"
-    dataset: str = "shapes"
-    loss: str = "giou"
-    weight: pydantic.PositiveFloat | None = None
-    seed: pydantic.NonNegativeInt = 0
-    scale: Literal["smoke", "laptop", "paper"] = "laptop"
-    train_split: str = "train"
-    val_split: str = "val"
-    backbone: str | None = None
-    images: pydantic.PositiveInt | None = None
-    val_images: pydantic.PositiveInt | None = None
-    image_size: pydantic.PositiveInt = 128
-    epochs: pydantic.PositiveInt = 12
-    batch_size: pydantic.PositiveInt = 16
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: pydantic.PositiveFloat | None = None
-    schedule: Literal["cosine", "step"] = "cosine"
-    warmup: float = pydantic.Field(0.05, ge=0, lt=1)
-    ema: float = pydantic.Field(0.998, ge=0, lt=1)
-    clip: pydantic.PositiveFloat = 10.0
-    augment: bool = True
-    frozen_views: pydantic.NonNegativeInt = 0
-    evaluations: pydantic.NonNegativeInt = 4
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    compile: bool = False
-    device: str = "auto"
 
 
 def configure(**given):
