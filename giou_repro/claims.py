@@ -285,7 +285,7 @@ def _compared(detectors, measure, chain=False):
     for group in settings(detectors).values():
         base = _coordinate_loss(group.loss.unique())
         pairs = [("giou", base), *([("giou", "iou"), ("iou", base)] if chain else [])]
-        tables.append(statistics.compare(group, measure, pairs, by=("setting",)))
+        tables.append(statistics.judged(statistics.compare(group, measure, pairs, by=("setting",))))
     table = pd.concat(tables) if tables else pd.DataFrame()
     return table[table.n >= statistics.LEAST].reset_index(drop=True) if len(table) else table
 
@@ -317,7 +317,7 @@ def _g9(tables, parameters):
         verdict = FAILS if (in_ap.verdict == "worse").any() or (in_ap.high < HALF_A_POINT).all() else UNTESTED
     row, counts = _gain(in_ap), in_ap.verdict.value_counts()
     words = f"Of the chain's {len(in_ap)} differences in AP, {counts.get('better', 0)} are better, {counts.get('worse', 0)} worse, "
-    words += f"{counts.get('not distinguishable', 0)} not distinguishable. {_in_words(row)}"
+    words += f"{counts.get('undecided', 0)} undecided. {_in_words(row)}"
     return _found(row.difference, (row.low, row.high), row.n, verdict, words)
 
 

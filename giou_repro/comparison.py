@@ -12,9 +12,10 @@ from giou_repro.config import Config
 from giou_repro.losses import LOSSES, select
 
 RUNS = ["dataset", "detector", "loss", "weight", "seed", "AP", "AP50", "AP75", "AP_giou", "AP75_giou", "mean_iou", "disjoint"]
-MEASURES = ["AP", "AP75", "AP_giou", "AP75_giou"]
+MEASURES = ["AP", "AP75", "AP_giou", "AP75_giou"]  # those of the paper's tables
+TESTED = ["AP", "AP50", "AP75", "mean_iou"]  # those that a difference is tested in
 BASELINES = ("l2", "smooth_l1", "l1")  # the paper's MSE and smooth-ℓ1, whichever was run
-PAIRED = pd.DataFrame(columns=["setting", "measure", "loss", "against", "n", "difference", "low", "high", "verdict"])  # where none is
+PAIRED = pd.DataFrame(columns=["setting", "measure", "loss", "against", "n", "difference", "low", "high", "p_holm", "verdict"])  # where none is
 FREE = {"loss", "weight", "seed", "scale", "device", "evaluations"}  # parameters that may differ between runs of one setting
 
 
@@ -142,19 +143,32 @@ def paper_table(runs):
     """The paper's tables in shape: a row a setting and loss, each measure's mean over seeds, n, and the gain over the baseline in per cent."""
     tables = []
     for setting, group in runs.groupby("setting", sort=False):
-        means = group.groupby("loss", sort=False)[MEASURES].mean()
-        gains = (means / means.loc[baseline(means.index)] - 1).mul(100).add_suffix(" gain %")
+        means = group.groupby("loss", sort=False)[[*MEASURES, "AP50", "mean_iou"]].mean()
+        gains = (means[MEASURES] / means[MEASURES].loc[baseline(means.index)] - 1).mul(100).add_suffix(" gain %")
         about = group.groupby("loss", sort=False).agg(n=("seed", "nunique"), weight=("weight", "first"), disjoint=("disjoint", "mean"))
         tables.append(about.join(means).join(gains).reset_index().assign(setting=setting))
     return pd.concat(tables, ignore_index=True)
 
 
 def paired(runs, seed=0):
-    """Every loss against its setting's baseline on the seeds both have, for each measure: statistics.compare's rows."""
-    tables = []
+    """The differences between losses that are tested, on the seeds both have: statistics.compare's rows with p_holm and verdict.
+
+    In each setting all of its rows are one family, over which Holm corrects: the TESTED measures, each for every loss against the detector's
+    coordinate loss (`baseline`), every other loss against ℓ1 where that was run, and GIoU against IoU. Where a run found no object at all,
+    and so has no mean IoU, the setting's mean IoU is not compared. `seed` is that of the bootstrap.
+    """
+    families = []
     for _, group in runs.groupby("setting", sort=False):
-        base = baseline(group.loss.unique())
-        pairs = [(loss, base) for loss in group.loss.unique() if loss != base]
+        pairs = _pairs(group.loss.unique())
+        measures = [name for name in TESTED if name != "mean_iou" or group[name].notna().all()]
         if pairs:
-            tables += [statistics.compare(group, measure, pairs, by=("setting",)) for measure in ("AP", "AP50", "AP75", "AP_giou", "AP75_giou")]
-    return pd.concat(tables, ignore_index=True) if tables else PAIRED
+            rows = [statistics.compare(group, measure, pairs, by=("setting",), seed=seed) for measure in measures]
+            families.append(statistics.judged(pd.concat(rows)))
+    return pd.concat(families, ignore_index=True) if families else PAIRED
+
+
+def _pairs(losses):
+    """(loss, against) of the comparisons made of these losses, each pair once."""
+    pairs = [(loss, against) for against in (baseline(losses), "l1") for loss in losses if loss != against and against in losses]
+    pairs += [("giou", "iou")] if {"giou", "iou"} <= set(losses) else []
+    return [pair for number, pair in enumerate(pairs) if set(pair) not in map(set, pairs[:number])]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from giou_repro import claims, comparison, publish, statistics, store
+from giou_repro import claims, comparison, publish, store
 from giou_repro.losses import LOSSES
 
 SCALES = ("smoke", "laptop", "paper")
@@ -167,8 +167,8 @@ def _detector_tables(runs):
 def _setting(name, group):
     """A setting's losses: mean of each measure over the seeds, and the paired difference in AP to the detector's own loss."""
     base = comparison.baseline(group.loss.unique())
-    compared = statistics.compare(group, "AP", [(loss, base) for loss in group.loss.unique() if loss != base], by=("setting",))
-    compared = compared.set_index("loss") if len(compared) else compared
+    compared = comparison.paired(group)
+    compared = compared[(compared.measure == "AP") & (compared.against == base)].set_index("loss")
     rows = []
     for loss, part in group.groupby("loss", sort=False):
         cells = [_text(LOSSES[loss].label if loss in LOSSES else loss), ("n", ", ".join(f"{w:g}" for w in part.weight.unique())), ("n", len(part))]

@@ -1,16 +1,19 @@
 """Which of two losses is better, from runs of the same seeds, and how sure that is.
 
-A difference is taken seed by seed. Its verdict is "better", "worse" or "not distinguishable", and "too few runs" below three. How often "better"
-is said although there is no difference, measured on 20,000 draws each (tests/test_statistics.py repeats it):
+A difference is taken seed by seed. It has an interval from three seeds and a verdict from five: "better", "worse" or "undecided", and "too few
+seeds" below. How often "better" is said of one comparison although there is no difference, measured on 20,000 draws each
+(tests/test_statistics.py repeats it):
 
-                                              n = 3      5      10
-    normal noise                             2.6 %    1.9 %    2.3 %
-    heavy tails (Student's t, 2 d.o.f.)      1.7 %    1.4 %    1.7 %
-    normal noise, by bootstrap interval      13 %      9 %      5 %
+                                              n = 5      10
+    normal noise                             1.9 %    2.4 %
+    heavy tails (Student's t, 2 d.o.f.)      1.5 %    1.8 %
+    normal noise, by bootstrap interval      9 %      5 %
 
-So the bootstrap interval is shown, but Student's decides: with few runs the bootstrap's is too short (it covers 75, 82 and 90 % instead of 95).
+So the bootstrap interval is shown, but Student's decides: with few runs the bootstrap's is too short (it covers 82 and 90 % instead of 95).
 The one assumption is that without a difference, d is as likely as −d, as it is when both losses' runs are drawn alike. Where it fails, so does
-the verdict: 11 % for d drawn from 1 − exponential. With three runs, 13 % for d that is about +1 or about −1 and nothing between.
+the verdict: 10 % for d drawn from 1 − exponential.
+
+`compare` makes the rows, `judged` the verdicts of all rows that answer one question together; comparison.paired says which those are.
 
 Tables of runs have the columns dataset, detector, loss, weight, seed, and measures such as AP; one row a run.
 """
@@ -23,7 +26,7 @@ from scipy import special, stats
 
 LEVEL = 0.95
 LEAST = 3  # runs below which there is no interval
-DISTRIBUTION_FREE = 5  # runs from which the exact test can say something: 1/2⁵ < 5 %
+DECIDING = 5  # runs below which there is no verdict: the exact test can say something from here, 1/2⁵ < 5 %
 GROUP = ("dataset", "detector")
 
 
@@ -64,7 +67,7 @@ def difference(a, b, seed=0):
 
     n, difference (the mean), low, high (95 %, Student), boot_low, boot_high (95 %, percentile bootstrap), iqm (interquartile mean of the
     differences), probability (of improvement), p (Student, two-sided), p_signs (exact: the share of the 2ⁿ ways to flip the differences' signs
-    with as large a sum) and verdict. Up to four runs, equal differences show less spread than there is: the smallest step between values is then
+    with as large a sum). Up to four runs, equal differences show less spread than there is: the smallest step between values is then
     the least spread assumed. Raises ValueError where lengths differ or a value is not finite.
     """
     a, b = _finite(a), _finite(b)
@@ -74,31 +77,43 @@ def difference(a, b, seed=0):
     low, high, p = _student(d, _spread(a, b))
     found = dict(n=len(d), difference=d.mean() if len(d) else np.nan, low=low, high=high)
     found |= dict(zip(("boot_low", "boot_high"), bootstrap_interval(d, seed), strict=True))
-    found |= dict(iqm=interquartile_mean(d), probability=probability_of_improvement(a, b), p=p, p_signs=_sign_flips(d, seed))
-    return found | dict(verdict=_verdict(found, p))
+    return found | dict(iqm=interquartile_mean(d), probability=probability_of_improvement(a, b), p=p, p_signs=_sign_flips(d, seed))
 
 
-def compare(runs, measure="AP", pairs=None, higher=True, by=GROUP):
+def compare(runs, measure="AP", pairs=None, higher=True, by=GROUP, seed=0):
     """Every loss against every other, on the seeds both have: a row for each data set, detector and pair.
 
-    Columns: those of `by`, measure, loss, against, seeds, the entries of `difference`, p_holm and verdict; a positive difference says that `loss`
-    is better (for errors say higher=False). `pairs` are (loss, against); by default all, in the table's order. p_holm is Holm's over the pairs
-    of one group, and with p_signs decides the verdict. Raises ValueError for two runs of a seed, for several weights of a loss (at_equal_weight
-    or at_best_weight choose), and for a run without the measure.
+    Columns: those of `by`, measure, loss, against, seeds, mean, mean_against and the entries of `difference`; a positive difference says that
+    `loss` is better (for errors say higher=False). `pairs` are (loss, against); by default all, in the table's order. `judged` adds the verdicts.
+    Raises ValueError for two runs of a seed, for several weights of a loss (at_equal_weight or at_best_weight choose), and for a run without
+    the measure.
     """
-    tables = [_compare_group(group, measure, pairs, higher, dict(zip(by, key, strict=True))) for key, group in runs.groupby(list(by), sort=False)]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    rows = []
+    for key, group in runs.groupby(list(by), sort=False):
+        rows += _compare_group(group, measure, pairs, higher, dict(zip(by, key, strict=True)), seed)
+    return pd.DataFrame(rows)
 
 
 def judged(comparisons):
-    """Rows of `compare`, taken as one family: p_holm and verdict are made anew over all of them."""
+    """Rows of `compare`, taken as one family, with p_holm, Holm's correction of p over all of them, and the verdict that follows from it."""
+    if comparisons.empty:
+        return comparisons
     p = comparisons.p.to_numpy(dtype=float)
     corrected = np.full(len(p), np.nan)
     known = np.flatnonzero(~np.isnan(p))
     order = known[np.argsort(p[known], kind="stable")]
     corrected[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
-    verdicts = [_verdict(row, holm) for row, holm in zip(comparisons.to_dict("records"), corrected, strict=True)]
+    verdicts = [verdict(row, holm) for row, holm in zip(comparisons.to_dict("records"), corrected, strict=True)]
     return comparisons.assign(p_holm=corrected, verdict=verdicts)
+
+
+def verdict(found, p):
+    """In words, what the entries `found` of `difference` and p, corrected for the comparisons made beside it, allow to say."""
+    if found["n"] < DECIDING:
+        return "too few seeds"
+    if p >= 1 - LEVEL or found["p_signs"] > 1 - LEVEL:
+        return "undecided"
+    return "better" if found["difference"] > 0 else "worse"
 
 
 def at_equal_weight(runs, knob="weight"):
@@ -157,7 +172,7 @@ def _spread(a, b):
         return np.nan
     grain = 1e-9 * max(np.abs(a).max(), np.abs(b).max())  # what rounding makes of equal numbers
     spread = d.std(ddof=1) if np.ptp(d) > grain else 0.0
-    if len(d) >= DISTRIBUTION_FREE or (np.diff(np.sort(d)) > grain).all():
+    if len(d) >= DECIDING or (np.diff(np.sort(d)) > grain).all():
         return spread
     steps = np.diff(np.sort(np.concatenate((a, b))))
     return max(spread, steps[steps > grain].min(initial=np.inf)) if (steps > grain).any() else spread
@@ -174,15 +189,7 @@ def _sign_flips(d, seed):
     return float(as_far.mean()) if n <= 12 else float((as_far.sum() + 1) / (len(signs) + 1))
 
 
-def _verdict(found, p):
-    if found["n"] < LEAST:
-        return "too few runs"
-    if p >= 1 - LEVEL or (found["n"] >= DISTRIBUTION_FREE and found["p_signs"] > 1 - LEVEL):
-        return "not distinguishable"
-    return "better" if found["difference"] > 0 else "worse"
-
-
-def _compare_group(group, measure, pairs, higher, key):
+def _compare_group(group, measure, pairs, higher, key, seed):
     twice = group[group.duplicated(["loss", "seed"], keep=False)]
     if len(twice):
         first = twice.iloc[0]
@@ -197,10 +204,10 @@ def _compare_group(group, measure, pairs, higher, key):
             continue
         seeds = ran.index[ran[loss] & ran[against]]
         ours, theirs = values.loc[seeds, loss], values.loc[seeds, against]
-        found = difference(ours, theirs) if higher else difference(-ours, -theirs)
+        found = difference(ours, theirs, seed) if higher else difference(-ours, -theirs, seed)
         head = key | dict(measure=measure, loss=loss, against=against, seeds=" ".join(map(str, seeds)))
         rows.append(head | dict(mean=ours.mean(), mean_against=theirs.mean()) | found)
-    return judged(pd.DataFrame(rows)) if rows else pd.DataFrame()
+    return rows
 
 
 def _each_group(runs, choose):

@@ -183,7 +183,7 @@ def detectors(gain, n=5, noise=0.001, ap50=0.0, detector="yolov3", disjoint=0.2,
         common = rng.normal(0, 0.01)
         for share, loss in zip((0, 0.5, 1), ("l2", "iou", "giou"), strict=True):
             ap, ap75, giou, giou75, half = 0.4 + common + rng.normal(0, noise, 5)
-            row = dict(dataset="voc", detector=detector, loss=loss, weight=1.0, seed=run, disjoint=disjoint, AP=ap + share * gain)
+            row = dict(dataset="voc", detector=detector, loss=loss, weight=1.0, seed=run, disjoint=disjoint, mean_iou=0.8, AP=ap + share * gain)
             row |= dict(AP50=half + share * ap50, AP75=ap75 + 2 * share * gain, AP_giou=giou + share * gain, AP75_giou=giou75 + 2 * share * gain)
             rows.append(row)
     return pd.DataFrame(rows)

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -53,6 +54,42 @@ def test_gains_are_relative_to_the_detectors_own_loss(tmp_path):
     assert table["AP gain %"].round(3).to_dict() == {"l2": 0, "giou": 9.524}
     paired = comparison.paired(runs).set_index("measure").loc["AP"]
     assert (paired.loss, paired.against, paired.n, round(paired.difference, 6)) == ("giou", "l2", 3, 0.02)
+
+
+FAMILY = [("l1", "l2"), ("iou", "l2"), ("giou", "l2"), ("iou", "l1"), ("giou", "l1"), ("giou", "iou")]
+
+
+def family(losses, n=5, gain=0.05, **changed):
+    """Runs of `losses` on `n` seeds: the first at AP .3, every other `gain` above, with noise of .001."""
+    rng, rows = np.random.default_rng(0), []
+    for loss in losses:
+        for seed in range(n):
+            ap = 0.3 + gain * (loss != losses[0]) + rng.normal(0, 0.001)
+            rows.append(dict(setting="one", loss=loss, weight=1.0, seed=seed, AP=ap, AP50=ap, AP75=ap, mean_iou=0.7 + rng.normal(0, 0.001)) | changed)
+    return pd.DataFrame(rows)
+
+
+def test_every_loss_is_held_against_the_detectors_own_and_l1_in_one_family():
+    table = comparison.paired(family(["l1", "l2", "iou", "giou"]))
+    assert [pair for pair in zip(table.loss, table.against, strict=True)] == 4 * FAMILY
+    assert table.measure.unique().tolist() == ["AP", "AP50", "AP75", "mean_iou"]
+    assert table.p_holm.min() == pytest.approx(24 * table.p.min())  # 4 measures of 6 pairs
+    assert comparison.paired(family(["l1", "giou"])).against.unique().tolist() == ["l1"]
+    two = pd.concat([family(["l2", "giou"]), family(["l2", "giou"]).assign(setting="two")])
+    assert comparison.paired(two).groupby("setting").p_holm.min().nunique() == 1, "another setting is another family"
+    assert comparison.paired(family(["l2"])).empty
+
+
+def test_verdicts_from_five_seeds_and_intervals_from_three():
+    clear = comparison.paired(family(["l2", "giou"]))
+    assert clear.set_index("measure").verdict.to_dict() == {"AP": "better", "AP50": "better", "AP75": "better", "mean_iou": "undecided"}
+    few = comparison.paired(family(["l2", "giou"], n=4))
+    assert set(few.verdict) == {"too few seeds"} and few.low.notna().all()
+
+
+def test_where_nothing_was_found_there_is_no_mean_iou_to_compare():
+    table = comparison.paired(family(["l2", "giou"], mean_iou=np.nan))
+    assert table.measure.tolist() == ["AP", "AP50", "AP75"]
 
 
 def test_several_weights_are_compared_at_equal_and_at_best_weight(tmp_path):
