@@ -154,13 +154,15 @@ def _print_outputs(run):
 
 
 def _train(options):
-    from giou_repro import datasets, runner, store, training
+    from giou_repro import runner, store
 
     path = runner.find_notebook("04_train_detector")
     declared = runner.declared_parameters(path)
     if options.parameters:
         return _run(options)
     try:
+        from giou_repro import datasets, training  # here, because they need the extra `detection`
+
         given = runner.check_parameters(declared, _given(options, declared))
         parameters = {parameter.name: parameter.default for parameter in declared.values()} | given
         config = training.configure(**{name: value for name, value in parameters.items() if name != "run_dir"})

@@ -73,8 +73,10 @@ def download(name):
     """Fetch "voc2007" (trainval and test) or "voc2012" (trainval) by torchvision into the project's data/; returns the folder."""
     if name not in DOWNLOADS:
         raise ValueError(f"{name!r} cannot be downloaded; there are {', '.join(DOWNLOADS)}")
-    from torchvision.datasets import VOCDetection
-
+    try:
+        from torchvision.datasets import VOCDetection
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"a download needs {error.name}: pip install 'giou-repro[detection]'") from None
     data = store.project_folder() / "data"
     for part in ("trainval", "test") if name == "voc2007" else ("trainval",):
         VOCDetection(str(data), year="2007-test" if part == "test" else name[3:], image_set=part, download=True)

