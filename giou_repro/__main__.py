@@ -103,28 +103,30 @@ def _parser():
 
 def _run(options):
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # or every kernel prints a debugger's warning
-    from giou_repro import runner
+    from giou_repro import parameters
 
     where = ""
     try:
-        paths = [runner.find_notebook(name) for name in options.notebooks]
-        declared = [runner.declared_parameters(path) for path in paths]
+        paths = [parameters.find_notebook(name) for name in options.notebooks]
+        declared = [parameters.declared(path) for path in paths]
         if options.parameters:
-            for path, parameters in zip(paths, declared, strict=True):
-                print(f"{path.stem}\n" + "\n".join(f"  {p.name:<16}{p.default!r:<12} {p.help}" for p in parameters.values()))
+            for path, known in zip(paths, declared, strict=True):
+                print(f"{path.stem}\n" + "\n".join(f"  {p.name:<16}{p.default!r:<12} {p.help}" for p in known.values()))
             return 0
         given = []
-        for path, parameters in zip(paths, declared, strict=True):
+        for path, known in zip(paths, declared, strict=True):
             where = f"{path.stem}: "
-            given.append(runner.check_parameters(parameters, _given(options, parameters)))
-    except (FileNotFoundError, runner.ParameterError) as error:
+            given.append(parameters.check(known, _given(options, known)))
+    except (FileNotFoundError, parameters.ParameterError) as error:
         print(f"giou-repro: {where}{error}", file=sys.stderr)
         return 2
+    from giou_repro import runner
+
     runs = []
-    for path, parameters in zip(paths, given, strict=True):
+    for path, values in zip(paths, given, strict=True):
         try:
-            runs.append(runner.run_notebook(str(path), parameters, options.results))
-        except (runner.RunFailed, RuntimeError) as error:
+            runs.append(runner.run_notebook(str(path), values, options.results))
+        except RuntimeError as error:
             print(f"giou-repro: {error}", file=sys.stderr)
             return 1
     for run in runs:
@@ -154,18 +156,18 @@ def _print_outputs(run):
 
 
 def _train(options):
-    from giou_repro import runner, store
-
-    path = runner.find_notebook("04_train_detector")
-    declared = runner.declared_parameters(path)
     if options.parameters:
         return _run(options)
+    from giou_repro import parameters, store
+
+    path = parameters.find_notebook("04_train_detector")
+    declared = parameters.declared(path)
     try:
         from giou_repro import datasets, training  # here, because they need the extra `detection`
 
-        given = runner.check_parameters(declared, _given(options, declared))
-        parameters = {parameter.name: parameter.default for parameter in declared.values()} | given
-        config = training.configure(**{name: value for name, value in parameters.items() if name != "run_dir"})
+        given = parameters.check(declared, _given(options, declared))
+        values = parameters.resolved(declared, given)
+        config = training.configure(**{name: value for name, value in values.items() if name != "run_dir"})
         datasets.splits(config.dataset)  # a path that is not there is told before anything is written
     except (ImportError, OSError, ValueError) as error:
         print(f"giou-repro: {error}", file=sys.stderr)
@@ -173,7 +175,7 @@ def _train(options):
     rank, world = training.join()
     results = os.path.join(options.results or store.project_folder() / "results", path.stem)
     try:
-        run = store.resume_or_open(path.stem, results, parameters, given, runner=True, wait=True) if rank == 0 else None
+        run = store.resume_or_open(path.stem, results, values, given, runner=True, wait=True) if rank == 0 else None
     except OSError as error:
         print(f"giou-repro: no run folder can be made in {results}: {error}", file=sys.stderr)
         return 2
@@ -298,14 +300,14 @@ def _report(options):
 
 def _verify(options):
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # or every kernel prints a debugger's warning
-    from giou_repro import runner, verify
+    from giou_repro import verify
 
     try:
         table = verify.verify(options.scale, results=options.results)
     except FileNotFoundError as error:
         print(f"giou-repro: {error}", file=sys.stderr)
         return 2
-    except (runner.RunFailed, RuntimeError) as error:
+    except RuntimeError as error:
         print(f"giou-repro: {error}", file=sys.stderr)
         return 1
     print(table.to_string(index=False, na_rep="–", float_format="{:.4g}".format))

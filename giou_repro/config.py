@@ -4,6 +4,8 @@ from typing import Literal
 
 import pydantic
 
+from giou_repro.parameters import ImageSize, Seed, Share
+
 SCALES = {  # what a scale sets where the caller says nothing
     "smoke": {"images": 32, "val_images": 16, "image_size": 64, "epochs": 2, "batch_size": 8},
     "laptop": {"images": 500, "val_images": 100, "image_size": 128, "epochs": 12, "batch_size": 8},
@@ -18,21 +20,21 @@ class Config(pydantic.BaseModel, extra="forbid", frozen=True):
     dataset: str = "shapes"
     loss: str = "giou"
     weight: pydantic.PositiveFloat | None = None
-    seed: pydantic.NonNegativeInt = 0
+    seed: Seed = 0
     scale: Literal["smoke", "laptop", "paper"] = "laptop"
     train_split: str = "train"
     val_split: str = "val"
     backbone: str | None = None
     images: pydantic.PositiveInt | None = None
     val_images: pydantic.PositiveInt | None = None
-    image_size: pydantic.PositiveInt = 128
+    image_size: ImageSize = 128
     epochs: pydantic.PositiveInt = 12
     batch_size: pydantic.PositiveInt = 16
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: pydantic.PositiveFloat | None = None
     schedule: Literal["cosine", "step"] = "cosine"
-    warmup: float = pydantic.Field(0.05, ge=0, lt=1)
-    ema: float = pydantic.Field(0.998, ge=0, lt=1)
+    warmup: Share = 0.05
+    ema: Share = 0.998
     clip: pydantic.PositiveFloat = 10.0
     augment: bool = True
     frozen_views: pydantic.NonNegativeInt = 0

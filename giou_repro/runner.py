@@ -4,31 +4,21 @@ Strictly: unknown parameters and wrong types are refused before a kernel starts,
 complete only when the notebook came to its end and its executed copy is on disk.
 """
 
-import ast
-import difflib
 import os
 import re
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import nbformat
 import papermill
 from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 from papermill.iorw import LocalHandler, papermill_io
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 
-from giou_repro import doctor, store
+from giou_repro import doctor, parameters, store
 
-TYPES = dict(Literal=Literal, NonNegativeInt=NonNegativeInt, PositiveInt=PositiveInt, PositiveFloat=PositiveFloat)  # beside Python's own
 START_TIMEOUT = 300  # seconds for a kernel to start, on a busy machine with a slow disk
-
-
-class ParameterError(ValueError):
-    """A parameter that the notebook does not have, or that has the wrong type."""
 
 
 class RunFailed(RuntimeError):
@@ -39,92 +29,22 @@ class KernelDied(RunFailed):
     """The kernel ended in the middle, by no error of a cell: killed, out of memory, crashed. Another try may go well."""
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """One line of a notebook's parameters cell: ``n_points = None  # type: int anchor points``."""
-
-    name: str
-    type: Any
-    default: Any
-    help: str
-
-
-def find_notebook(name):
-    """The path of a notebook given as a path, or by its name in the notebooks folder. Raises FileNotFoundError, naming the closest."""
-    folder = store.project_folder() / "notebooks"
-    known = sorted(path.stem for path in folder.glob("*.ipynb"))
-    for path in (Path(name), folder / f"{name}.ipynb"):
-        if path.suffix == ".ipynb" and path.is_file():
-            return path.resolve()
-    close = difflib.get_close_matches(name, known, n=1)
-    raise FileNotFoundError(f"no notebook {name!r}{f'; did you mean {close[0]!r}?' if close else ''} The notebooks are {', '.join(known)}")
-
-
-def declared_parameters(notebook):
-    """The parameters of the notebook at a path: name → Parameter, from its cell tagged "parameters"."""
-    found = {}
-    for name, entry in papermill.inspect_notebook(str(notebook)).items():
-        default = ast.literal_eval(entry["default"])
-        written = entry["inferred_type_name"]
-        kind = eval(written, TYPES) if written != "None" else type(default)  # the notebook is about to be run anyway
-        found[name] = Parameter(name, kind | None if default is None else kind, default, entry["help"])
-    return found
-
-
-def check_parameters(declared, given):
-    """Return `given` (name → value) where each is declared and of its type, and losses exist; else raise ParameterError with the remedy.
-
-    A whole number given for a float becomes one, so that equal runs have equal parameters.
-    """
-    checked = {}
-    for name, value in given.items():
-        if name not in declared:
-            close = difflib.get_close_matches(name, declared, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise ParameterError(f"unknown parameter {name!r}; {hint}The parameters are {', '.join(declared)}")
-        try:
-            checked[name] = TypeAdapter(declared[name].type).validate_python(value, strict=True)
-        except ValidationError as error:
-            reason = error.errors()[0]["msg"].lower()
-            raise ParameterError(f"parameter {name!r} is {value!r}, but {reason} ({declared[name].help})") from None
-        if name == "run_dir":
-            raise ParameterError("run_dir is made by the runner; --results FOLDER says where")
-    _check_losses(given.get("losses"))
-    _check_losses(given.get("loss"))
-    return checked
-
-
-def _check_losses(names):
-    """Import what the notebook will import, so that a loss that is not there is told before a kernel starts."""
-    if names is not None:
-        from giou_repro.losses import select  # here, because it brings torch
-
-        try:
-            select(names)
-        except ValueError as error:
-            raise ParameterError(str(error)) from None
-
-
 def run_notebook(name, given, results=None, progress=True):
     """Execute a notebook with the parameters `given` (name → value) and return its Run, complete, in a fresh folder.
 
     The folder is <results>/<notebook>/<run-id>, `results` being the project's by default. Raises FileNotFoundError or ParameterError
     before anything is written, RunFailed after the partial copy and ``status: failed`` are on disk.
     """
-    path = find_notebook(name)
-    declared = declared_parameters(path)
-    given = check_parameters(declared, given)
+    path = parameters.find_notebook(name)
+    declared = parameters.declared(path)
+    given = parameters.check(declared, given)
     problem = doctor.kernel_problem()
     if problem:
         raise RuntimeError(problem)
-    run = store.open_run(path, Path(results or store.project_folder() / "results") / path.stem, resolved(declared, given), given, runner=True)
+    folder = Path(results or store.project_folder() / "results") / path.stem
+    run = store.open_run(path, folder, parameters.resolved(declared, given), given, runner=True)
     execute(run, path, given, progress)
     return run
-
-
-def resolved(declared, given):
-    """The parameters (name → value) that a notebook starts with: the caller's, and the defaults of the others."""
-    return {parameter.name: parameter.default for parameter in declared.values()} | given
 
 
 def execute(run, path, given, progress=False, timeout=None):

@@ -34,7 +34,8 @@ from distributed.core import Status
 from pydantic import BaseModel, BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 from tqdm import tqdm
 
-from giou_repro import doctor, store  # runner where it is needed: a worker only starts processes, and starts faster without papermill
+from giou_repro import doctor, parameters, store  # runner where it is needed: a worker only starts processes, and starts faster without papermill
+from giou_repro.parameters import Seed
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 CHILD = "import sys; sys.modules['rfc3987_syntax'] = None; from giou_repro.sweep import child; child()"  # whose grammar takes a second to build
@@ -76,7 +77,7 @@ class Job(BaseModel, extra="forbid", frozen=True):
     notebooks: Annotated[list[str], Field(min_length=1), BeforeValidator(_listed)]
     parameters: Annotated[list[dict[str, Any]], Field(min_length=1), BeforeValidator(_listed)] = [{}]
     grid: dict[str, Annotated[list, Field(min_length=1)]] = {}
-    seeds: Annotated[list[NonNegativeInt], Field(min_length=1)] | None = None
+    seeds: Annotated[list[Seed], Field(min_length=1)] | None = None
     scale: str | None = None
     after: Literal["all"] | None = None
     gpus: Literal[0, 1] = 0
@@ -149,8 +150,6 @@ def expand(file, scale=None, losses=None, results=None):
     `scale` and `losses` (a list) replace the file's; a grid over ``loss`` runs over `losses`. Where a notebook has a parameter ``results``,
     it is the folder `results`. Raises SweepError, naming the job, where a notebook or parameter does not exist or has the wrong type.
     """
-    from giou_repro import runner
-
     cells, stage = [], 0
     overrides = dict(scale=scale, losses=losses)
     for number, job in enumerate(file.jobs):
@@ -158,11 +157,11 @@ def expand(file, scale=None, losses=None, results=None):
         defaults = dict(scale=job.scale or file.scale, results=results and str(results))
         for name in job.notebooks:
             try:
-                path = runner.find_notebook(name)
-                declared = runner.declared_parameters(path)
+                path = parameters.find_notebook(name)
+                declared = parameters.declared(path)
                 for wanted in _combinations(job, losses):
-                    given = runner.check_parameters(declared, _known(declared, defaults) | wanted | _known(declared, overrides))
-                    cells.append(Cell(path, given, runner.resolved(declared, given), job.gpus, stage))
+                    given = parameters.check(declared, _known(declared, defaults) | wanted | _known(declared, overrides))
+                    cells.append(Cell(path, given, parameters.resolved(declared, given), job.gpus, stage))
             except (FileNotFoundError, ValueError) as error:
                 raise SweepError(f"jobs[{number}], {name}: {error}") from None
     if losses and not any({"loss", "losses"} & set(cell.given) for cell in cells):
@@ -257,12 +256,12 @@ def _carry_out(order):
 
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # or every kernel prints a debugger's warning
     results = Path(order["results"])
-    path = runner.find_notebook(order["notebook"])
-    parameters = runner.resolved(runner.declared_parameters(path), order["given"])
-    problem = doctor.kernel_problem() or _mismatch(order, results, store.address(path, parameters, order["inputs"]))
+    path = parameters.find_notebook(order["notebook"])
+    all_given = parameters.resolved(parameters.declared(path), order["given"])
+    problem = doctor.kernel_problem() or _mismatch(order, results, store.address(path, all_given, order["inputs"]))
     if problem:
         return _outcome("failed", error=problem)
-    run = store.resume_or_open(path, results / path.stem, parameters, order["given"], runner=True, inputs=order["inputs"], wait=True)
+    run = store.resume_or_open(path, results / path.stem, all_given, order["given"], runner=True, inputs=order["inputs"], wait=True)
     if run.complete:
         return _outcome("complete already", run)
     try:

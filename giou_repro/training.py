@@ -37,8 +37,6 @@ def configure(**given):
         budget = {name: value for name, value in budget.items() if name not in ("images", "val_images") or given.get("scale") == "smoke"}
     config = Config(**(budget | given))
     detectors.check(config.detector, config.backbone)
-    if config.image_size < 64 or config.image_size % 32:
-        raise ValueError(f"image_size must be a multiple of 32 and at least 64, got {config.image_size}")
     if config.frozen_views and not (config.detector == "yolov3" and detectors.pretrained(config.backbone)):
         raise ValueError("frozen_views needs detector yolov3 and a backbone with weights, as efficientnet_lite0; or leave it 0")
     _device(config.device)

@@ -16,7 +16,7 @@ from giou_repro import doctor
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
-    *("boxes", "shapes", "store", "losses", "statistics", "scenes", "defects", "voc", "coco", "datasets", "evaluation", "detectors"),
+    *("boxes", "shapes", "store", "losses", "parameters", "statistics", "scenes", "defects", "voc", "coco", "datasets", "evaluation", "detectors"),
     *("config", "batches", "training"),
     *("published", "compiled", "simulation", "metric", "landscape", "convergence", "comparison"),
     *("findings", "plotting", "claims", "publish", "report", "doctor", "runner", "verify", "sweep", "__main__"),

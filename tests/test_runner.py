@@ -13,7 +13,7 @@ import pandas as pd
 import papermill
 import pytest
 
-from giou_repro import runner, store
+from giou_repro import parameters, runner, store
 from giou_repro.__main__ import main
 
 PARAMETERS = """\
@@ -51,9 +51,8 @@ def test_a_run_is_complete_with_its_page(small, tmp_path):
 
 
 def test_declared_parameters(small):
-    declared = runner.declared_parameters(small)
+    declared = parameters.declared(small)
     assert declared["seed"].help == "the seed"
-    assert declared["size"].type == float | None
     assert declared["losses"].default == ["l1"]
     assert declared["size"].help == "a size"
 
@@ -76,13 +75,13 @@ def test_declared_parameters(small):
     ],
 )
 def test_wrong_parameters_are_refused(small, given, message):
-    with pytest.raises(runner.ParameterError, match=message):
-        runner.check_parameters(runner.declared_parameters(small), given)
+    with pytest.raises(parameters.ParameterError, match=message):
+        parameters.check(parameters.declared(small), given)
 
 
 def test_right_parameters_are_taken(small):
     given = dict(seed=3, size=2, losses=["iou", "giou"])
-    assert runner.check_parameters(runner.declared_parameters(small), given) == given
+    assert parameters.check(parameters.declared(small), given) == given
 
 
 def test_refused_before_anything_is_written(small, tmp_path, capsys):
@@ -180,7 +179,7 @@ def test_the_last_lines_are_those_of_the_failing_cell(tmp_path):
 
 
 def test_a_whole_number_for_a_float_is_one(small):
-    assert repr(runner.check_parameters(runner.declared_parameters(small), dict(size=2))) == "{'size': 2.0}"
+    assert repr(parameters.check(parameters.declared(small), dict(size=2))) == "{'size': 2.0}"
 
 
 def test_unknown_notebook_is_named(capsys):
@@ -248,6 +247,6 @@ def test_sources_are_clean(name):
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in book.cells)
     tags = [tag for cell in book.cells for tag in cell.metadata.get("tags", [])]
     assert tags == ["parameters"]
-    declared = runner.declared_parameters(store.project_folder() / "notebooks" / f"{name}.ipynb")
+    declared = parameters.declared(store.project_folder() / "notebooks" / f"{name}.ipynb")
     assert {"scale", "seed", "run_dir"} <= set(declared)
     assert all(parameter.help for parameter in declared.values())

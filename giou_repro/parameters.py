@@ -1,0 +1,153 @@
+"""The parameters of a notebook: what its cell tagged "parameters" declares, and whether values are right.
+
+The command line checks before a kernel starts, each notebook its own globals in its set-up cell, with the same words.
+"""
+
+import ast
+import difflib
+import io
+import json
+import tokenize
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+
+from giou_repro import store
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what every random generator takes
+PositiveFloat = Annotated[FiniteFloat, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+ImageSize = Annotated[int, Field(ge=64, multiple_of=32)]  # pixels; 32 is the coarsest stride of the backbones
+TYPES = dict(bool=bool, int=int, float=FiniteFloat, str=str, Seed=Seed, Share=Share, ImageSize=ImageSize)
+TYPES |= dict(NonNegativeInt=NonNegativeInt, PositiveInt=PositiveInt, PositiveFloat=PositiveFloat)
+
+
+class ParameterError(ValueError):
+    """A parameter that the notebook does not have, that has the wrong type, or that is declared in a way that cannot be read."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One line of a notebook's parameters cell: ``n_points = None  # type: AtLeast[2] anchor points``."""
+
+    name: str
+    type: Any
+    default: Any
+    help: str
+
+
+def find_notebook(name):
+    """The path of a notebook given as a path, or by its name in the notebooks folder. Raises FileNotFoundError, naming the closest."""
+    folder = store.project_folder() / "notebooks"
+    known = sorted(path.stem for path in folder.glob("*.ipynb"))
+    for path in (Path(name), folder / f"{name}.ipynb"):
+        if path.suffix == ".ipynb" and path.is_file():
+            return path.resolve()
+    close = difflib.get_close_matches(name, known, n=1)
+    raise FileNotFoundError(f"no notebook {name!r}{f'; did you mean {close[0]!r}?' if close else ''} The notebooks are {', '.join(known)}")
+
+
+def declared(notebook):
+    """The parameters of the notebook at a path: name → Parameter. Nothing in it is evaluated.
+
+    Raises ParameterError, naming notebook and parameter, for a value that is no literal or a type that is none of TYPES, None, list[…],
+    Literal[…], AtLeast[…] or a union of them.
+    """
+    cells = json.loads(Path(notebook).read_text())["cells"]
+    source = next(("".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])), "")
+    try:
+        statements = [node for node in ast.parse(source).body if isinstance(node, ast.Assign)]
+        tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
+    except SyntaxError as error:
+        raise ParameterError(f"{notebook}: its parameters cell is not Python ({error})") from None
+    comments = {token.start[0]: token.string.removeprefix("#").strip() for token in tokens if token.type == tokenize.COMMENT}
+    found = [_parameter(notebook, node, comments.get(node.end_lineno, "")) for node in statements]
+    return {parameter.name: parameter for parameter in found}
+
+
+def _parameter(notebook, statement, comment):
+    name = ast.unparse(statement.targets[0])
+    written, _, text = comment.removeprefix("type:").strip().partition(" ") if comment.startswith("type:") else ("", "", comment)
+    try:
+        default = ast.literal_eval(statement.value)
+        kind = _type(ast.parse(written, mode="eval").body) if written else type(default)
+    except (ValueError, SyntaxError, TypeError):
+        line = f"{ast.unparse(statement)}  # {comment}"
+        remedy = f"write a literal, and one of {', '.join(TYPES)}, list[…], Literal[…], AtLeast[1] after # type:"
+        raise ParameterError(f"{notebook}: parameter {name!r} cannot be read from {line!r}; {remedy}") from None
+    return Parameter(name, kind | None if default is None else kind, default, text.strip())
+
+
+def _type(node):
+    """The type that an expression of a comment names; ValueError where it names none."""
+    match node:
+        case ast.Name(name) if name in TYPES:
+            return TYPES[name]
+        case ast.Constant(None):
+            return None
+        case ast.BinOp(left, ast.BitOr(), right):
+            return _type(left) | _type(right)
+        case ast.Subscript(ast.Name("list"), entry):
+            return Annotated[list[_type(entry)], Field(min_length=1)]
+        case ast.Subscript(ast.Name("Literal"), choices):
+            return Literal[ast.literal_eval(choices)]
+        case ast.Subscript(ast.Name("AtLeast"), ast.Constant(int(least))):
+            return Annotated[int, Field(ge=least)]
+    raise ValueError(ast.unparse(node))
+
+
+def check(declared, given):
+    """Return `given` (name → value) where each is declared and of its type, and losses exist; else raise ParameterError with the remedy.
+
+    A whole number given for a float becomes one, so that equal runs have equal parameters.
+    """
+    for name in given:
+        if name not in declared:
+            close = difflib.get_close_matches(name, declared, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise ParameterError(f"unknown parameter {name!r}; {hint}The parameters are {', '.join(declared)}")
+    checked = _checked(declared, given)
+    if "run_dir" in given:
+        raise ParameterError("run_dir is made by the runner; --results FOLDER says where")
+    return checked
+
+
+def check_notebook(name, values):
+    """Check the parameters among a notebook's `values`, its globals; called by the notebook `name` itself. Raises ParameterError.
+
+    What it declares is read from its file in the notebooks folder or the current one; without either nothing can be checked.
+    """
+    paths = [folder / f"{name}.ipynb" for folder in (store.project_folder() / "notebooks", Path())]
+    known = next((declared(path) for path in paths if path.is_file()), {})
+    _checked(known, {name: values[name] for name in known if name in values})
+
+
+def _checked(declared, given):
+    checked = {}
+    for name, value in given.items():
+        try:
+            checked[name] = TypeAdapter(declared[name].type).validate_python(value, strict=True)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"].lower()
+            raise ParameterError(f"parameter {name!r} is {value!r}, but {reason} ({declared[name].help})") from None
+    _check_losses(given.get("losses"))
+    _check_losses(given.get("loss"))
+    return checked
+
+
+def _check_losses(names):
+    """Import what the notebook will import, so that a loss that is not there is refused before a kernel starts."""
+    if names is not None:
+        from giou_repro.losses import select  # here, because it brings torch
+
+        try:
+            select(names)
+        except ValueError as error:
+            raise ParameterError(str(error)) from None
+
+
+def resolved(declared, given):
+    """The parameters (name → value) that a notebook starts with: the caller's, and the defaults of the others."""
+    return {parameter.name: parameter.default for parameter in declared.values()} | given
