@@ -12,6 +12,7 @@ import math
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 import torch
@@ -27,6 +28,8 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError(f"training needs {error.name}: pip install 'giou-repro[detection]'") from None
 from giou_repro.config import SCALES, Config
 from giou_repro.losses import select
+
+POSITIVES = ("count", "iou", "disjoint")  # what is logged of a detector's positives
 
 
 def configure(**given):
@@ -137,13 +140,14 @@ def _epoch(epoch, forward, state, source, rank, world, run):
     pending, rows, clock = [], [], time.perf_counter()
     for number, indices in enumerate(order):
         mine = indices[rank::world]
-        images, targets = batch(mine)
+        images, targets = batch(mine if len(mine) else indices[:1])  # a rank without an image takes part with one that does not count
         step = epoch * len(order) + number
-        pending.append((epoch, step, mine, *state.step(forward, images, targets, step / (len(order) * config.epochs))))
+        outcome = state.step(partial(forward, counted=len(mine) > 0), images, targets, step / (len(order) * config.epochs))
+        pending.append((epoch, step, indices, *outcome))
         if len(pending) == 20 or number + 1 == len(order):  # one look at the device for several steps, so that it is not kept waiting
             seconds, clock = time.perf_counter() - clock, time.perf_counter()
-            speed = world * sum(len(entry[2]) for entry in pending) / seconds
-            fresh = [row | {"images_per_second": round(speed, 1)} for row in _read(pending, source.packed)]
+            speed = sum(len(entry[2]) for entry in pending) / seconds
+            fresh = [row | {"images_per_second": round(speed, 1)} for row in _read(pending, source.packed, world)]
             if rank == 0:
                 for row in fresh:
                     run.log(**row)
@@ -151,10 +155,13 @@ def _epoch(epoch, forward, state, source, rank, world, run):
     return rows
 
 
-def _read(pending, packed):
-    """Move the numbers of several steps to the CPU at once; stop at the first that is not finite."""
-    names = [*pending[0][3], *pending[0][4], "gradient"]
-    values = torch.stack([torch.stack([*losses.values(), *positives.values(), norm]).float() for _, _, _, losses, positives, norm in pending]).cpu()
+def _read(pending, packed, world):
+    """Move the numbers of several steps to the CPU at once, losses as means and positives as sums over ranks; stop at the first not finite."""
+    names = [*pending[0][3], *POSITIVES, "gradient"]
+    values = torch.stack([torch.stack([*losses.values(), *positives.values(), norm]).float() for _, _, _, losses, positives, norm in pending])
+    if world > 1:
+        values[:, [name not in POSITIVES for name in names]] /= world
+        distributed.all_reduce(values)
     rows = []
     for (epoch, step, indices, losses, _, _), line in zip(pending, values.tolist(), strict=True):
         row = dict(zip(names, line, strict=True))
@@ -172,16 +179,36 @@ def _read(pending, packed):
 
 
 def forward_of(model, config, world, device):
-    """The callable that trains: the model under autocast, compiled or spread over ranks where asked."""
+    """The callable that trains: the model under autocast, compiled or spread over ranks where asked.
+
+    The gradient of several ranks is that of one process with all of their images, but for what each rank has of its own: the statistics of batch
+    normalisation, augmentations, and the R-CNNs' random samples. A rank's images that are not `counted` add nothing to it.
+    """
     if config.compile:
         model.compile()
     ready = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None) if world > 1 else model
 
-    def forward(images, targets):
+    def forward(images, targets, counted=True):
         with autocast(config.precision, device):
-            return ready(images, targets)
+            losses, counts = ready(images, targets)
+        if world > 1:
+            losses, counts = shares(losses, counts | {"images": counts["count"].new_tensor(len(targets))}, model.divided_by, counted)
+        return losses, {name: counts[name] for name in POSITIVES}
 
     return forward
+
+
+def shares(losses, counts, divided_by, counted):
+    """This rank's (losses, counts), such that the mean over ranks of each loss is that of one process; zeros where they are not `counted`.
+
+    A loss was divided by this rank's own count, the one that `divided_by` names for it, and is divided by the mean of all ranks' instead.
+    """
+    counts = {name: value * counted for name, value in counts.items()}
+    own = torch.stack([counts[divided_by[name]] for name in losses])
+    total = own.clone()
+    distributed.all_reduce(total)
+    factors = counted * own.clamp(min=1) * distributed.get_world_size() / total.clamp(min=1)
+    return {name: value * factor for (name, value), factor in zip(losses.items(), factors, strict=True)}, counts
 
 
 def autocast(precision, device):

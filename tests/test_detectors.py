@@ -100,6 +100,7 @@ def test_training_gives_losses_and_positives_and_every_parameter_a_gradient(name
     sum(losses.values()).backward()
     assert losses["box"] > 0
     assert all(value.ndim == 0 and value.isfinite() for value in losses.values())
+    assert set(losses) <= set(model.divided_by) and set(model.divided_by.values()) <= {"count", "images", *positives}
     assert positives["count"] >= positives["iou"] > 0
     assert not any(value.requires_grad for value in positives.values())
     assert [parameter for parameter, value in model.named_parameters() if value.grad is None] == []
@@ -222,7 +223,7 @@ def test_another_loss_in_an_rcnn_acts_on_the_deltas_of_the_true_class(scene, rec
     pairs = [(deltas[i, 4 * label : 4 * label + 4], wanted[i]) for i, label in enumerate(labels.tolist()) if label]
     expected = sum(functional.l1_loss(*pair, reduction="sum") for pair in pairs) / len(labels)
     torch.testing.assert_close(losses["box"], 2 * expected)
-    assert positives["count"] == len(pairs)
+    assert (positives["count"], positives["samples"]) == (len(pairs), len(labels))
 
 
 def test_an_overlap_loss_in_an_rcnn_acts_on_decoded_boxes(scene, recorded):

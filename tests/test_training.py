@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 import torch
 import torchvision
+from torch import distributed
 
-from giou_repro import LOSSES, batches, loss, store, training
+from giou_repro import LOSSES, batches, datasets, detectors, loss, store, training
 
 SMALL = {"scale": "smoke", "image_size": 64, "images": 16, "val_images": 8, "batch_size": 8, "epochs": 3, "evaluations": 0, "precision": "float32"}
 
@@ -252,3 +253,61 @@ def test_two_ranks_train_and_survive_the_death_of_one(tmp_path):
     assert process.wait() == 0, process.stdout.read()
     row, curves = evaluation(tmp_path)
     assert curves.epoch.tolist() == [1, 2, 3] and row.AP.notna().all()
+
+
+# ---- several ranks
+
+
+def crowded(*counts):
+    """Images with so many true boxes each, of 12 x 12 pixels, one beside the other."""
+    corners = torch.tensor([[x, y] for y in range(0, 60, 16) for x in range(0, 60, 16)]).float()
+    images = torch.rand(len(counts), 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    return images, [{"boxes": torch.cat([corners, corners + 12], 1)[:n], "labels": torch.arange(n) % 3} for n in counts]
+
+
+def gradient(detector, counts, rank=0, world=1):
+    """Every parameter's gradient after one step of `world` ranks on images with `counts` true boxes."""
+    torch.manual_seed(0)
+    model = detectors.build(detector, 3, "giou", image_size=64, backbone="tiny").train()
+    for layer in model.modules():  # statistics of a batch are each rank's own
+        layer.train(not isinstance(layer, torch.nn.BatchNorm2d))
+    images, targets = crowded(*counts)
+    mine = slice(rank, None, world) if rank < len(counts) else slice(1)
+    forward = training.forward_of(model, training.configure(precision="float32"), world, torch.device("cpu"))
+    losses, _ = forward(images[mine], targets[mine], counted=rank < len(counts))
+    sum(losses.values()).backward()
+    return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+
+CROWDS = {"yolov3": (1, 9), "fcos": (1, 9), "retinanet": (1, 2, 3), "yolov3 ": (9,)}
+
+
+def of_two_ranks(rank, folder):
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    gradients = {name: gradient(name.strip(), counts, rank, 2) for name, counts in CROWDS.items()}
+    own = ({"box": torch.tensor(1.0)}, {"samples": torch.tensor(1.0)}), ({"box": torch.tensor(2.0)}, {"samples": torch.tensor(9.0)})
+    losses, _ = training.shares(*own[rank], {"box": "samples"}, counted=True)
+    torch.save((gradients, losses["box"]), f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def test_two_ranks_have_the_gradient_of_one_process(tmp_path):
+    """1 positive on a rank and 9 on the other, unlike numbers of images, and a rank without an image."""
+    torch.multiprocessing.spawn(of_two_ranks, (str(tmp_path),), nprocs=2)
+    (gradients, first), (_, second) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    for name, counts in CROWDS.items():
+        expected = gradient(name.strip(), counts)
+        torch.testing.assert_close(gradients[name], expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+    assert (first + second) / 2 == pytest.approx((1 * 1 + 9 * 2) / 10)  # means of 1 and 9 samples
+
+
+def test_three_ranks_finish_a_batch_of_two_images_and_log_all_of_it(tmp_path):
+    small = {"images": 6, "batch_size": 4, "epochs": 1, "augment": False}
+    words = command(tmp_path, *(part for name, value in small.items() for part in ("-p", name, json.dumps(value))))
+    process = started([words[0], "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", *words[1:]])
+    said = process.communicate()[0]
+    assert process.returncode == 0, said
+    [path] = tmp_path.glob("*/*/metrics.jsonl")
+    scenes = datasets.load("shapes", "train", images=6, image_size=64)
+    assert sum(json.loads(line)["positives"] for line in path.read_text().splitlines()) == sum(len(scenes[i][1]["labels"]) for i in range(6))

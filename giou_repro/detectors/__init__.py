@@ -2,7 +2,8 @@
 
 Each is a module with one contract. Training: ``losses, positives = model(images, targets)``, images float (B, 3, S, S) in 0..1, targets a list of
 dicts with boxes (n, 4) xyxy pixels, labels (n,) in 0..C-1 and, for Mask R-CNN, masks (n, S, S), n ≥ 0. `losses` are weighted scalars to be added
-up, the box term is "box"; `positives` hold what the box loss saw: count, sum of IoU, number disjoint from their target. Evaluation:
+up, the box term is "box"; `positives` hold what the box loss saw: count, sum of IoU, number disjoint from their target. `model.divided_by` says
+for each loss what it is divided by: "count" (1 where that is 0), "images", or "samples", which is then among the positives. Evaluation:
 ``detections = model(images)``, a list of dicts with boxes (k, 4), scores (k,), labels (k,), and masks (k, S, S).
 """
 

@@ -53,8 +53,8 @@ def in_float32(outputs):
 
 
 def losses_and_positives(outputs):
-    """torchvision's dict of losses, in which the box loss has left its count, iou and disjoint → (losses, positives)."""
-    positives = {name: outputs[name] for name in ("count", "iou", "disjoint")}
+    """torchvision's dict of losses, in which the box loss has left its positives → (losses, positives)."""
+    positives = {name: outputs[name] for name in ("count", "iou", "disjoint", "samples") if name in outputs}
     return {NAMES.get(name, name): value for name, value in outputs.items() if name not in positives}, positives
 
 

@@ -55,6 +55,8 @@ class _RetinaHead(RetinaNetHead):
 class RetinaNet(detection.RetinaNet):
     """torchvision's RetinaNet under this package's contract; images (B, 3, S, S) in 0..1."""
 
+    divided_by = dict.fromkeys(("classification", "box"), "images")
+
     def forward(self, images, targets=None):
         outputs = super().forward(images, targets)
         return losses_and_positives(outputs) if self.training else outputs
@@ -96,6 +98,8 @@ class _FCOSHead(FCOSHead):
 
 class FCOS(detection.FCOS):
     """torchvision's FCOS under this package's contract; images (B, 3, S, S) in 0..1."""
+
+    divided_by = dict.fromkeys(("classification", "box", "centerness"), "count")
 
     def forward(self, images, targets=None):
         outputs = super().forward(images, targets)

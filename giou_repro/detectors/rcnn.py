@@ -37,7 +37,7 @@ class _Predictor(FastRCNNPredictor):
 
 
 class _RoIHeads(RoIHeads):
-    """torchvision's heads with the box loss given in place of its own; it leaves count, iou and disjoint among the losses."""
+    """torchvision's heads with the box loss given in place of its own; it leaves count, iou, disjoint and samples among the losses."""
 
     box_loss = samples = None
 
@@ -49,7 +49,7 @@ class _RoIHeads(RoIHeads):
         detections, losses = super().forward(features, proposals, image_shapes, targets)
         if self.training:
             losses["loss_box_reg"], positives = self._box(targets, self.box_predictor.deltas, *self.samples)
-            losses |= positives
+            losses |= positives | {"samples": positives["count"].new_tensor(sum(map(len, self.samples[0])))}
             self.samples = None
         self.box_predictor.deltas = None
         return detections, losses
@@ -67,6 +67,9 @@ class _RoIHeads(RoIHeads):
 
 class RCNN(GeneralizedRCNN):
     """torchvision's R-CNN under this package's contract; images (B, 3, S, S) in 0..1. Its class 0 is the background, hence the shift."""
+
+    # the proposal network samples 256 anchors of every image that has as many
+    divided_by = dict.fromkeys(("classification", "box"), "samples") | dict.fromkeys(("objectness", "rpn_box"), "images") | {"mask": "count"}
 
     def forward(self, images, targets=None):
         if self.training:

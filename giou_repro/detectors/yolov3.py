@@ -96,6 +96,8 @@ class YOLOv3(nn.Module):
     """Images (B, 3, S, S) in 0..1, S a multiple of 32, or a list of the backbone's features of them → losses and positives in training,
     detections otherwise."""
 
+    divided_by = dict.fromkeys(("box", "objectness", "classification"), "count")
+
     def __init__(self, backbone, num_classes, box_loss, image_size, mixing=5):
         super().__init__()
         self.num_classes, self.box_loss = num_classes, box_loss
