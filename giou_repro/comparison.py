@@ -2,15 +2,16 @@
 
 import contextlib
 import json
-import shutil
 from pathlib import Path
 
 import pandas as pd
 
-from giou_repro import statistics
-from giou_repro.config import Config
+from giou_repro import statistics, store
+from giou_repro.config import SCALES, Config
 from giou_repro.losses import LOSSES, select
 
+TABLES = ["evaluation", "curves", "thresholds"]  # of a training; its record is its run.json
+KEY = ["run", "dataset", "detector", "loss", "weight", "seed"]
 RUNS = ["dataset", "detector", "loss", "weight", "seed", "AP", "AP50", "AP75", "AP_giou", "AP75_giou", "mean_iou", "disjoint"]
 MEASURES = ["AP", "AP75", "AP_giou", "AP75_giou"]  # those of the paper's tables
 TESTED = ["AP", "AP50", "AP75", "mean_iou"]  # those that a difference is tested in
@@ -19,51 +20,87 @@ PAIRED = pd.DataFrame(columns=["setting", "measure", "loss", "against", "n", "di
 FREE = {"loss", "weight", "seed", "scale", "device", "evaluations"}  # parameters that may differ between runs of one setting
 
 
-def gather(results, dataset=None):
-    """Every complete detector run (on `dataset`, or any) under the folder `results`: (runs, curves, thresholds), one row a run in the first.
+def gather(results, dataset=None, scale="smoke"):
+    """Every complete training under the folder `results`: (runs, curves, thresholds), one row a training in the first.
 
-    Of runs alike in setting, loss, weight and seed the newest counts. Column `setting` says in words what is equal in runs that may be compared.
-    Raises FileNotFoundError, saying how to make some, where there is none.
+    Where the folder has no training, but a comparison of some, as results/published has, those are gathered again from its tables and records.
+    `dataset` says the only data set that counts, `scale` the least scale. Of trainings alike in setting, loss, weight and seed the newest
+    counts. Column `setting` says in words what is equal in those that may be compared. Raises FileNotFoundError, saying how to make some,
+    where there is none.
     """
-    found = {}
-    for path in sorted(Path(results).glob("*/*/run.json"), key=lambda path: path.parent.name):
-        record = json.loads(path.read_text())
-        wanted = dataset is None or dataset == Path(record["parameters"].get("dataset", "")).name
-        if record["notebook"] == "04_train_detector" and record["status"] == "complete" and wanted:
-            row = pd.read_csv(path.parent / "evaluation.csv").iloc[0]
-            fixed = _fixed(record)
-            found[json.dumps(fixed), row.loss, row.weight, row.seed] = path.parent, fixed
+    found, checksums, smaller = {}, {}, 0
+    for record, tables in _trainings(results):
+        if dataset not in (None, Path(record["parameters"].get("dataset", "")).name):
+            continue
+        if list(SCALES).index(record["parameters"].get("scale", "paper")) < list(SCALES).index(scale):
+            smaller += 1
+            continue
+        row, fixed = tables["evaluation"].iloc[0], _fixed(record)
+        data = _data(record, "checksum")
+        if data != checksums.setdefault((json.dumps(fixed), row.seed), data):  # one seed means one set of images in a setting
+            fixed["data"] = data
+        found[json.dumps(fixed), row.loss, row.weight, row.seed] = record["run"], fixed, tables
     if not found:
         on = f" on {dataset}" if dataset else ""
-        remedy = "make some: giou-repro train --loss giou, or make reproduce"
+        remedy = f"{smaller} of a smaller scale do not count at scale {scale}, but at --scale smoke; or " if smaller else ""
+        remedy += "make some: giou-repro train --loss giou, or make reproduce"
         raise FileNotFoundError(f"no complete run of 04_train_detector{on} under {results}; {remedy}")
-    titles = _titles([fixed for _, fixed in found.values()])
-    tables = {"evaluation": [], "curves": [], "thresholds": []}
-    for folder, fixed in found.values():
-        about = {"run": folder.name, "setting": titles[json.dumps(fixed)], "epochs": fixed["epochs"], "image_size": fixed["image_size"]}
-        for name, parts in tables.items():
-            table = pd.read_csv(folder / f"{name}.csv")
-            table = table.rename(columns={"loss": "total"}) if name == "curves" else table  # `loss` is the name of one, everywhere else
-            parts.append(table.assign(**about))
-    runs = pd.concat(tables["evaluation"])
-    runs["loss"] = [select([name])[0] for name in runs.loss]  # my_module:mine is imported, and called mine
+    titles = _titles([fixed for _, fixed, _ in found.values()])
+    parts = {name: [] for name in TABLES}
+    for run, fixed, tables in found.values():
+        about = {"run": run, "setting": titles[json.dumps(fixed)], "epochs": fixed["epochs"], "image_size": fixed["image_size"]}
+        for name, table in tables.items():
+            parts[name].append(table.assign(**about))
+    runs = pd.concat(parts["evaluation"])
+    runs["loss"] = [_registered(name, run) for name, run in zip(runs.loss, runs.run, strict=True)]
     runs = runs.sort_values(["setting", "loss", "weight", "seed"], key=_order, ignore_index=True)
-    key = runs[["run", "dataset", "detector", "loss", "weight", "seed"]]
-    curves, thresholds = (key.merge(pd.concat(tables[name]), on="run") for name in ("curves", "thresholds"))
+    curves, thresholds = (runs[KEY].merge(pd.concat(parts[name]), on="run") for name in ("curves", "thresholds"))
     return runs[[*RUNS, *(name for name in runs if name not in RUNS)]], curves, thresholds
 
 
+def _trainings(results):
+    """(record, its TABLES by name) of every complete training under `results`, oldest first, else of those that a comparison there kept."""
+    finished = store.runs(results, "04_train_detector", "complete")
+    for run in finished:
+        tables = {name: run.table(name) for name in TABLES}
+        tables["curves"] = tables["curves"].rename(columns={"loss": "total"})  # `loss` is the name of one, everywhere else
+        yield run.record, tables
+    kept = Path(results) / "05_compare_losses"
+    if finished or not (kept / "detectors.csv").is_file():
+        return
+    rows = pd.read_csv(kept / "detectors.csv")
+    others = [pd.read_csv(kept / f"{name}.csv").drop(columns=[*KEY[1:], "setting"]).drop_duplicates() for name in TABLES[1:]]
+    for run in sorted(rows.run):
+        tables = dict(zip(TABLES, (table[table.run == run] for table in [rows, *others]), strict=True))
+        yield json.loads((kept / "runs" / f"{run}.json").read_text()), tables
+
+
+def _registered(reference, run):
+    """The name in LOSSES of a training's loss; of one that cannot be imported any more, what follows the colon."""
+    try:
+        return select([reference])[0]
+    except Exception as error:  # a user's module may raise anything
+        name = reference.rpartition(":")[2]
+        name = reference if name in LOSSES else name
+        print(f"{run}: its loss {reference} could not be imported ({error}); its numbers count, under the name {name}")
+        return name
+
+
 def _order(column):
-    names = list(LOSSES)
-    return column.map(names.index) if column.name == "loss" else column
+    names = [*LOSSES, *sorted(set(column) - set(LOSSES))] if column.name == "loss" else []
+    return column.map(names.index) if names else column
 
 
 def _fixed(record):
-    """What must be equal in runs that are compared: their parameters but the FREE ones, and the contents of the data set."""
+    """What must be equal in trainings that are compared: their parameters but the FREE ones, and the data set but for the seed of generated ones."""
     defaults = {name: field.default for name, field in Config.model_fields.items()}  # of parameters that came after the run
     fixed = {name: value for name, value in (defaults | record["parameters"]).items() if name not in FREE}
-    data = [part["checksum"][:8] for part in record.get("data", {}).values()]
-    return fixed | {"dataset": Path(fixed["dataset"]).name, "data": " ".join(data)}
+    return fixed | {"dataset": Path(fixed["dataset"]).name, "data": _data(record, "recipe")}
+
+
+def _data(record, entry):
+    """The start of an entry of a training's data sets: "recipe", or "checksum", as all have."""
+    return " ".join(part.get(entry, part["checksum"])[:8] for part in record.get("data", {}).values())
 
 
 def _titles(settings):
@@ -84,10 +121,11 @@ def _words(fixed):
 
 
 def keep_records(runs, results, run):
-    """Copy run.json of every run compared into the folder runs/ of `run`, so that the table's evidence travels with it."""
+    """Copy the record of every training compared into the folder runs/ of `run`, so that the table's evidence travels with it."""
     (run.folder / "runs").mkdir(exist_ok=True)
     for name in runs.run:
-        shutil.copy(next(Path(results).glob(f"*/{name}/run.json")), run.folder / "runs" / f"{name}.json")
+        path = next(Path(results).glob(f"*/{name}/run.json"), Path(results) / "05_compare_losses" / "runs" / f"{name}.json")
+        store.write_atomic(run.folder / "runs" / f"{name}.json", path.read_bytes())
 
 
 def baseline(losses):

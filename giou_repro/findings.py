@@ -1,17 +1,19 @@
 """What we see, in words, written from the numbers of the run. Each function takes the tables of one figure and returns Markdown."""
 
+import pandas as pd
+
+from giou_repro import losses, statistics
 from giou_repro.landscape import FLAT
-from giou_repro.losses import LOSSES
 
 
 def ranking(table, measure):
     """The losses of a table in words, best first, by one of its columns: the least error, or the highest of anything else."""
     order = table.sort_values(measure, ascending=measure == "error")
-    return ", ".join(f"{LOSSES[row.loss].label} ({getattr(row, measure):.3f})" for row in order.itertuples())
+    return ", ".join(f"{losses.label(row.loss)} ({getattr(row, measure):.3f})" for row in order.itertuples())
 
 
 def _labels(names):
-    return ", ".join(LOSSES[name].label for name in names) or "none"
+    return ", ".join(losses.label(name) for name in names) or "none"
 
 
 def figure_1(table):
@@ -98,7 +100,7 @@ def flat_parts(table):
 def field(table):
     still = table.assign(still=table[["dx", "dy"]].abs().max(axis=1) < FLAT, apart=table.iou < FLAT)
     shares = still.pivot_table(index="loss", columns="apart", values="still", sort=False).reindex(table.loss.unique())
-    words = [f"{LOSSES[name].label} {row[True]:.0%} of the disjoint places and {row[False]:.0%} of the others" for name, row in shares.iterrows()]
+    words = [f"{losses.label(name)} {row[True]:.0%} of the disjoint places and {row[False]:.0%} of the others" for name, row in shares.iterrows()]
     return f"**What we see.** The centre is not pulled on: {'; '.join(words)}."
 
 
@@ -119,7 +121,7 @@ def convergence(standings, against):
         worst = against.loc[against.difference.abs().idxmax()]
         words.append(
             f"Our published curves differ from the paper's picture by {against.difference.abs().median():.3f} in the median and by "
-            f"{abs(worst.difference):.3f} at most ({LOSSES[worst.loss].label}, step {worst.step}, where the paper has {worst.paper:.2f})."
+            f"{abs(worst.difference):.3f} at most ({losses.label(worst.loss)}, step {worst.step}, where the paper has {worst.paper:.2f})."
         )
     return f"**What we see.** {' '.join(words)}"
 
@@ -127,7 +129,7 @@ def convergence(standings, against):
 def alignment(table):
     """From convergence.alignment with a column "run"."""
     worse = table[table.aligned > 1.5 * table.diagonal]
-    words = [f"{LOSSES[row.loss].label} with {row.run} gradients ({row.aligned:.3f} against {row.diagonal:.3f})" for row in worse.itertuples()]
+    words = [f"{losses.label(row.loss)} with {row.run} gradients ({row.aligned:.3f} against {row.diagonal:.3f})" for row in worse.itertuples()]
     return (
         "**What we see.** Of the starts more than 2 from the targets' centre, those beside, above or below them end with at least half as much "
         f"error again as the diagonal ones for: {'; '.join(words) or 'none'} (claim Z3)."
@@ -140,14 +142,14 @@ def step_sizes(table):
     best = found.loc[found.groupby("loss", sort=False).error.idxmin()]
     lost = sorted(set(table.loss) - set(found.loss))
     diverged = f" Diverged at every rate: {_labels(lost)}." if lost else ""
-    rates = ", ".join(f"{LOSSES[row.loss].label} at {row.step_size:g}" for row in best.itertuples())
+    rates = ", ".join(f"{losses.label(row.loss)} at {row.step_size:g}" for row in best.itertuples())
     words = f"Final error, least first, {'; '.join(orders)}. Each at its own best rate ({rates}): {ranking(best, 'error')}."
     return f"**What we see.** {words}{diverged}"
 
 
 def every_loss(table, step_size):
     """From convergence.every_loss. Coordinate losses are left out: they regress the very coordinates that the error is measured in."""
-    overlap = table[[LOSSES[name].space == "boxes" for name in table.loss]]
+    overlap = table[[losses.LOSSES[name].space == "boxes" for name in table.loss]]
     equal, best = overlap.dropna(subset="error"), overlap.assign(error=overlap.best_error).dropna(subset="error")
     return (
         f"**What we see.** Of the {len(overlap)} overlap losses, each at its own best step size, least error: "
@@ -176,7 +178,7 @@ def encodings(early, final, step):
 
 def single_boxes(table):
     sizes = table.assign(area=(table.w * table.h).abs()).groupby(["gradients", "loss", "start"], sort=False).area.max()
-    words = [f"{LOSSES[loss].label} {gradients}, {start}, {area:.1f}" for (gradients, loss, start), area in sizes.items() if area > 1.2]
+    words = [f"{losses.label(loss)} {gradients}, {start}, {area:.1f}" for (gradients, loss, start), area in sizes.items() if area > 1.2]
     return f"**What we see.** Boxes that grew to more than 1.2 times their area on the way, and to how many: {'; '.join(words) or 'none'}."
 
 
@@ -193,27 +195,40 @@ def trained(row, curves):
 
 
 def paired(table):
-    """What the paired differences allow to say, one sentence a setting and measure."""
+    """What each setting's differences allow to say, all of them, by what they are against and by verdict."""
     if table.empty:
         return "No setting has two losses, so there is nothing to compare yet."
     lines = []
     for setting, part in table.groupby("setting", sort=False):
-        lines.append(f"**{setting}**\n")
-        if part.n.max() < 3:
-            lines.append(f"- n = {part.n.max()}: too few runs for intervals; three seeds are the least\n")
-            continue
-        for row in part[part.measure.isin(["AP", "AP75", "AP_giou"])].itertuples():
-            measure, names = row.measure.replace("_giou", " by GIoU"), f"{LOSSES[row.loss].label} against {LOSSES[row.against].label}"
-            interval = f", 95 % interval {row.low:+.3f} to {row.high:+.3f}" if row.n >= 3 else ""
-            lines.append(f"- {measure}, {names}: {row.difference:+.3f}{interval} (n = {row.n}): **{row.verdict}**")
+        lines.append(f"**{setting}** ({len(part)} differences)\n")
+        part = part.assign(against=pd.Categorical(part.against, part.against.unique()), verdict=pd.Categorical(part.verdict, statistics.VERDICTS))
+        for (against, verdict), rows in part.groupby(["against", "verdict"], observed=True):
+            seeds = " to ".join(f"{n}" for n in sorted({rows.n.min(), rows.n.max()}))
+            measures = (f"{_measure(name)}: {', '.join(map(_difference, these.itertuples()))}" for name, these in rows.groupby("measure", sort=False))
+            lines.append(f"- against {losses.label(against)} (n = {seeds}), **{verdict}**: {'; '.join(measures)}")
+        if "mean_iou" not in set(part.measure):
+            lines.append("- mean IoU is not compared: a training found no object")
         lines.append("")
-    return "\n".join([*lines, "Verdicts are corrected for the number of losses compared (Holm), intervals are not."])
+    lines.append(
+        "In brackets: the 95 % confidence interval of the mean difference, from three seeds on. There is no verdict below five seeds; verdicts"
+    )
+    lines.append("are corrected for the number of differences of their setting (Holm), intervals are not.")
+    return "\n".join(lines)
+
+
+def _measure(name):
+    return name.replace("mean_iou", "mean IoU")
+
+
+def _difference(row):
+    interval = f" ({row.low:+.3f} to {row.high:+.3f})" if row.n >= statistics.LEAST else ""
+    return f"{losses.label(row.loss)} {row.difference:+.3f}{interval}"
 
 
 def apart(table):
     """From convergence.apart."""
     words = [
-        f"{LOSSES[row.loss].label} {row.gradients} {row.solved / row.cases:.0%} ({row.grew / row.cases:.0%} grew, median {row.growth:.1f} times)"
+        f"{losses.label(row.loss)} {row.gradients} {row.solved / row.cases:.0%} ({row.grew / row.cases:.0%} grew, median {row.growth:.1f} times)"
         for row in table.itertuples()
     ]
     return f"**What we see.** Of the {table.cases.max()} boxes that start apart, these ended above IoU .5: {'; '.join(words)}."

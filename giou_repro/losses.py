@@ -182,6 +182,11 @@ def select(losses):
     return list(dict.fromkeys(selected))
 
 
+def label(name):
+    """What figures and sentences call a loss: its label, or its name where no such loss is registered, as in a table made elsewhere."""
+    return LOSSES[name].label if name in LOSSES else name
+
+
 def table(markdown=False):
     """The registered losses with formula, range, space and paper, as text or as a Markdown table."""
     if markdown:

@@ -27,6 +27,7 @@ from scipy import special, stats
 LEVEL = 0.95
 LEAST = 3  # runs below which there is no interval
 DECIDING = 5  # runs below which there is no verdict: the exact test can say something from here, 1/2⁵ < 5 %
+VERDICTS = ("better", "worse", "undecided", "too few seeds")
 GROUP = ("dataset", "detector")
 
 

@@ -335,7 +335,7 @@ def _say_data(run, sets):
     record = {}
     for dataset, packed in sets:
         record[dataset.split] = {"name": dataset.name, "checksum": dataset.checksum, "images": len(packed), "defects": len(dataset.defects)}
-        record[dataset.split]["unreadable"] = packed.skipped
+        record[dataset.split] |= {"recipe": getattr(dataset, "recipe", dataset.checksum), "unreadable": packed.skipped}
         if dataset.defects or packed.skipped:
             print(f"{dataset.name} {dataset.split}: {datasets.summary(dataset.defects)}", *packed.skipped, sep="\n  ")
     run.update(data=record)

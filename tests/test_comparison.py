@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from giou_repro import comparison, store, training
+from giou_repro import comparison, findings, plotting, store, training
 
 
 def finished(results, ap, **given):
@@ -42,6 +42,75 @@ def test_of_equal_runs_the_newest_counts_and_unfinished_ones_do_not(tmp_path):
 def test_no_run_is_told_with_the_remedy(tmp_path):
     with pytest.raises(FileNotFoundError, match="giou-repro train"):
         comparison.gather(tmp_path)
+
+
+def test_a_training_of_a_smaller_scale_does_not_count(tmp_path):
+    finished(tmp_path, 0.2)
+    with pytest.raises(FileNotFoundError, match="1 of a smaller scale do not count at scale laptop, but at --scale smoke"):
+        comparison.gather(tmp_path, scale="laptop")
+    assert len(comparison.gather(tmp_path, scale="smoke")[0]) == 1
+
+
+def test_a_published_record_is_no_training(tmp_path):
+    finished(tmp_path, 0.2)
+    store.open_run("05_compare_losses", tmp_path / "published", {"dataset": None})
+    assert len(comparison.gather(tmp_path, "shapes")[0]) == 1
+
+
+def with_data(run, checksum, **entries):
+    run.update(data={"train": {"checksum": checksum} | entries})
+
+
+def test_generated_data_of_another_seed_is_the_same_setting_and_seeds_are_paired(tmp_path):
+    for loss in ("l2", "giou"):
+        for seed in range(3):
+            with_data(finished(tmp_path, 0.2, loss=loss, seed=seed), f"of seed {seed}", recipe="shapes")
+    runs, _, _ = comparison.gather(tmp_path)
+    assert runs.setting.nunique() == 1
+    assert comparison.paired(runs).n.unique().tolist() == [3]
+    with_data(finished(tmp_path, 0.2, loss="iou", seed=2), "others", recipe="shapes")
+    runs, _, _ = comparison.gather(tmp_path)
+    assert runs.groupby("setting").size().sort_values().tolist() == [1, 6], "equal seeds without equal images are not paired"
+    with_data(finished(tmp_path, 0.2, loss="iou", seed=1), "of seed 1")  # a record from before there were recipes
+    assert comparison.gather(tmp_path)[0].setting.nunique() == 3
+
+
+def test_a_loss_of_a_module_that_is_gone_keeps_its_numbers_and_name(tmp_path, capsys):
+    finished(tmp_path, 0.2, loss="l2")
+    for name in ("gone:mine", "gone:giou"):
+        run = finished(tmp_path, 0.3, loss="iou")
+        run.save_table("evaluation", run.table("evaluation").assign(loss=name))
+    runs, _, _ = comparison.gather(tmp_path)
+    assert runs.loss.tolist() == ["l2", "gone:giou", "mine"]  # the package's giou is another
+    assert f"{runs.run[2]}: its loss gone:mine could not be imported" in capsys.readouterr().out
+    paired = comparison.paired(runs)
+    assert "mine +0.100" in findings.paired(paired)
+    assert "mine" in [text.get_text() for text in plotting.every_run(runs).axes[0].get_xticklabels()]
+    assert "mine − ℓ2 (n 1)" in [text.get_text() for text in plotting.paired(paired).axes[0].get_yticklabels()]
+
+
+def test_a_kept_comparison_is_gathered_as_its_trainings_were(tmp_path):
+    for loss in ("l2", "giou"):
+        for weight in (1.0, 10.0):
+            for seed in range(3):
+                finished(tmp_path / "results", 0.3 + seed / 100, loss=loss, weight=weight, seed=seed)
+    first = runs, curves, thresholds = comparison.gather(tmp_path / "results")
+    kept = store.start("05_compare_losses", tmp_path / "published" / "05_compare_losses", {})
+    comparison.keep_records(runs, tmp_path / "results", kept)
+    chosen = comparison.at_one_weight(runs)  # where a run is in two settings
+    for name, table in (
+        ("detectors", runs),
+        ("curves", comparison.of_chosen(curves, chosen)),
+        ("thresholds", comparison.of_chosen(thresholds, chosen)),
+    ):
+        kept.save_table(name, table)
+    again = comparison.gather(tmp_path / "published")
+    pd.testing.assert_frame_equal(runs, again[0])
+    for ours, theirs in zip(first[1:], again[1:], strict=True):
+        pd.testing.assert_frame_equal(ours[ours.seed > 0].reset_index(drop=True), theirs[theirs.seed > 0].reset_index(drop=True), check_like=True)
+    copy = store.open_run("05_compare_losses", tmp_path / "05_compare_losses", {})
+    comparison.keep_records(again[0], tmp_path / "published", copy)
+    assert len(list((copy.folder / "runs").glob("*.json"))) == 12
 
 
 def test_gains_are_relative_to_the_detectors_own_loss(tmp_path):
