@@ -81,11 +81,12 @@ def _parser():
     download.add_argument("name", help="voc2007 or voc2012")
     download.set_defaults(command=_data_download)
 
-    publish = commands.add_parser("publish", help="copy complete runs of committed code to results/published/ and renew the README's table")
-    publish.add_argument("runs", nargs="+", metavar="RUN_FOLDER")
+    publish = commands.add_parser("publish", help="copy complete runs to results/published/ and renew what is made of them")
+    renewed = "without one, the README's tables, claims.csv and the page are renewed alone"
+    publish.add_argument("runs", nargs="*", metavar="RUN_FOLDER", help=f"of committed code, at scale paper; {renewed}")
     publish.set_defaults(command=_publish)
 
-    report = commands.add_parser("report", help="write the report, one page, from the newest runs; renew results/published/claims.csv")
+    report = commands.add_parser("report", help="write the report, one page, from the newest runs and those published")
     report.add_argument("--results", metavar="FOLDER", help="where run folders are; the project's results/ by default")
     report.add_argument("--out", metavar="FILE", help="the page; report.html in the results folder by default")
     report.add_argument("--scale", choices=("smoke", "laptop", "paper"), default="laptop", help="smaller runs do not count; laptop by default")
@@ -269,11 +270,13 @@ def _data_download(options):
 
 
 def _publish(options):
-    from giou_repro.publish import publish
+    from giou_repro import publish
 
     try:
         for run in options.runs:
-            print(publish(run))
+            print(publish.publish(run))
+        if not options.runs:
+            print("\n".join(f"renewed: {path}" for path in publish.renew()))
     except (OSError, ValueError) as error:
         print(f"giou-repro: {error}", file=sys.stderr)
         return 2
@@ -283,18 +286,18 @@ def _publish(options):
 def _report(options):
     from pathlib import Path
 
-    from giou_repro import publish, report, store
+    from giou_repro import report, store
 
     results = Path(options.results or store.project_folder() / "results")
     out = Path(options.out or results / "report.html")
     try:
-        runs = report.write(results, out, options.scale)
-        ledger = publish.refresh(results.parent) if (results / "published").is_dir() else None
+        found = report.write(results, out, options.scale)
     except (OSError, ValueError) as error:
         print(f"giou-repro: {error}", file=sys.stderr)
         return 2
-    print("\n".join(f"{name:<20}{folder}" for name, folder in runs.items()))
-    print(f"renewed: {results / 'published' / 'claims.csv'}\n" * (ledger is not None) + f"the report: {out}")
+    for whose, runs in found.items():
+        print("\n".join(f"{whose:<11}{name:<20}{folder}" for name, folder in runs.items()))
+    print(f"the report: {out}")
     return 0
 
 

@@ -2,10 +2,10 @@
 
 A run is given by its folder (run.json and tables). Each `_<id>` function decides one claim: it takes the claim's tables (name → pandas table) and
 the run's parameters, and returns value, low, high, n, verdict and a sentence. What a value and its interval are, and what makes the claim hold, is
-said in claims.toml under `decided_by`. A claim whose run or tables are missing, or too few to decide, is "not tested at this scale".
+said in claims.toml under `decided_by`. A claim is "undecided" where it was tested and the intervals do not decide, and
+"not tested" where there is no run, no table, or fewer than five paired seeds.
 """
 
-import contextlib
 import json
 import re
 import shlex
@@ -16,14 +16,16 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from giou_repro import comparison, statistics
-from giou_repro.losses import LOSSES
+from giou_repro import comparison, findings, statistics
+from giou_repro.losses import label
 
-HOLDS, CONDITION, FAILS, UNTESTED = "holds", "holds with a condition", "does not hold", "not tested at this scale"
+HOLDS, CONDITION, FAILS = "holds", "holds with a condition", "does not hold"
+UNDECIDED, UNTESTED = "undecided", "not tested"
 COLUMNS = ["id", "claim", "decided_by", "value", "low", "high", "n", "verdict", "run", "command"]
 WAYS = ("published", "exact")  # gradients of the simulation
 HALF_A_POINT, A_POINT = 0.005, 0.01  # of AP
 LEARNED = 0.05  # mean AP below which detectors have nothing to say about losses
+TOO_FEW = f"fewer than {statistics.DECIDING} paired seeds, in detectors that reached a mean AP of {LEARNED},"
 TABLES = {1: "YOLOv3, VOC 2007", 2: "YOLOv3, COCO", 4: "Faster R-CNN, VOC 2007", 5: "Faster R-CNN, COCO", 7: "Mask R-CNN, COCO"}
 BOOK = tomllib.loads(Path(__file__).with_name("claims.toml").read_text())
 
@@ -79,7 +81,7 @@ def _untested(words):
 def _graded(*parts):
     """The verdict from whether each part of a claim holds: all, some or none; of a part that is None the runs say too little."""
     if None in parts and not {True, False} <= set(parts):
-        return UNTESTED
+        return UNDECIDED
     return HOLDS if all(parts) else CONDITION if any(parts) else FAILS
 
 
@@ -133,7 +135,7 @@ def _b1(tables, parameters):
     if _below(tiny, 0.01) is False:
         verdict = CONDITION if tiny[1] < large[0] else FAILS
     else:
-        verdict = {True: HOLDS, False: FAILS, None: UNTESTED}[_both(_below(tiny, 0.01), _above(large, 0.01))]
+        verdict = {True: HOLDS, False: FAILS, None: UNDECIDED}[_both(_below(tiny, 0.01), _above(large, 0.01))]
     words = (
         f"{one.wrong_pairs.iloc[-1]:.0%} of the pairs are ranked wrongly for large errors, and still {one.wrong_pairs.iloc[0]:.0%} for tiny ones: "
         "smaller errors help, but the side that is wrong matters at any size."
@@ -182,7 +184,7 @@ def _apart(tables, loss, count):
 def _g6(tables, parameters):
     (grew, grew_range, n), (shrank, shrank_range, _) = (_apart(tables, "giou", count)["exact"] for count in ("grew", "hull_shrank"))
     nearly_all, most = (_both(_above(grew_range, bar), _above(shrank_range, bar)) for bar in (0.9, 0.5))
-    verdict = UNTESTED if None in (nearly_all, most) else HOLDS if nearly_all else CONDITION if most else FAILS
+    verdict = UNDECIDED if None in (nearly_all, most) else HOLDS if nearly_all else CONDITION if most else FAILS
     return _found(grew, grew_range, n, verdict, f"{grew:.0%} of the boxes grow before they meet their target, {shrank:.0%} shrink the enclosing box.")
 
 
@@ -266,28 +268,27 @@ def _z6(tables, parameters):
 
 
 def settings(detectors):
-    """The runs of each setting, each loss at one weight (its best, chosen on other seeds): name of the setting → runs.
+    """The runs of each setting that are compared (comparison.at_one_weight): name of the setting → runs.
 
-    Left out: settings whose detectors learned next to nothing (mean AP below LEARNED), and those with seeds too few to choose a weight.
+    Left out: settings whose detectors learned next to nothing (mean AP below LEARNED), and those whose losses share no
+    weight.
     """
-    by = ["setting"] if "setting" in detectors else list(statistics.GROUP)
-    found = {}
-    for key, group in detectors.groupby(by, sort=False):
-        name = ", ".join(map(str, key))
-        with contextlib.suppress(ValueError):
-            found[name] = statistics.at_best_weight(group).assign(setting=name)
-    return {name: group for name, group in found.items() if group.AP.mean() >= LEARNED}
+    try:
+        chosen = comparison.at_one_weight(detectors)
+    except ValueError:
+        return {}
+    return {name: group for name, group in chosen.groupby("setting", sort=False) if group.AP.mean() >= LEARNED}
 
 
-def _compared(detectors, measure, chain=False):
-    """Comparisons of GIoU with each setting's coordinate loss (and with `chain`, by way of IoU), on paired seeds."""
-    tables = []
-    for group in settings(detectors).values():
-        base = _coordinate_loss(group.loss.unique())
-        pairs = [("giou", base), *([("giou", "iou"), ("iou", base)] if chain else [])]
-        tables.append(statistics.judged(statistics.compare(group, measure, pairs, by=("setting",))))
-    table = pd.concat(tables) if tables else pd.DataFrame()
-    return table[table.n >= statistics.LEAST].reset_index(drop=True) if len(table) else table
+def differences(groups):
+    """comparison.paired of `settings`: every verdict on detectors is from this table."""
+    return comparison.paired(pd.concat(groups.values())) if groups else comparison.PAIRED
+
+
+def remark(group):
+    """What has to be said of the published runs of a setting: how their seeds, losses and weights were chosen."""
+    about = group.dataset.iloc[0], group.detector.iloc[0]
+    return " ".join(entry["text"] for entry in BOOK["remarks"] if (entry["dataset"], entry["detector"]) == about)
 
 
 def _coordinate_loss(losses):
@@ -295,72 +296,94 @@ def _coordinate_loss(losses):
     return next((name for name in comparison.BASELINES if name in list(losses)), None)
 
 
-def _gain(table):
-    """The comparison of GIoU with the coordinate loss that has the most runs."""
-    return table[(table.loss == "giou") & (table.against != "iou")].sort_values("n", kind="stable", ascending=False).iloc[0]
+def _chain(groups):
+    """The rows of `differences` from the coordinate loss (`base`) over IoU to GIoU, on seeds enough for a verdict."""
+    table = differences(groups)
+    base = table.setting.map({name: _coordinate_loss(group.loss) for name, group in groups.items()})
+    links = (table.against == base) & table.loss.isin(("iou", "giou"))
+    links |= (table.against == "iou") & (table.loss == "giou") & base.notna()
+    return table.assign(base=base)[links & (table.n >= statistics.DECIDING)]
+
+
+def _gains(chain, measure="AP"):
+    """The rows of a chain that compare GIoU with the coordinate loss, those of most seeds first."""
+    rows = chain[(chain.measure == measure) & (chain.loss == "giou") & (chain.against == chain.base)]
+    return rows.sort_values("n", kind="stable", ascending=False)
+
+
+def _measured(groups, rows, measure):
+    """statistics.compare of the losses that `rows` of a chain compare, in another measure."""
+    tables = []
+    for name, part in rows.groupby("setting", sort=False):
+        pairs = part[["loss", "against"]].to_numpy().tolist()
+        tables.append(statistics.compare(groups[name], measure, pairs, by=("setting",)))
+    return pd.concat(tables, ignore_index=True)
 
 
 def _g9(tables, parameters):
-    detectors = tables["detectors"]
-    measures = [name for name in comparison.MEASURES if detectors[name].notna().all()]
-    found = [_compared(detectors, measure, chain=True) for measure in measures]
-    table = pd.concat(found, ignore_index=True) if found else pd.DataFrame()
-    if table.empty or not ((table.loss == "giou") & (table.against != "iou")).any():
-        return _untested("fewer than three paired runs of GIoU and a coordinate loss")
-    in_ap = statistics.judged(table[table.measure == "AP"])
-    complete = len(measures) == 4 and (table.groupby("setting").size() == 12).all()
-    if complete and (table.low > 0).all():
+    groups = settings(tables["detectors"])
+    chain = _chain(groups)
+    gains, in_ap = _gains(chain), chain[chain.measure == "AP"]
+    if gains.empty:
+        return _untested(f"{TOO_FEW} of GIoU and a coordinate loss")
+    whole = (in_ap.groupby("setting").size() == 3).all()
+    won = whole and tables["detectors"][comparison.MEASURES].notna().all(axis=None)
+    won &= (chain.verdict[chain.measure.isin(("AP", "AP75"))] == "better").all()
+    if won and all((_measured(groups, in_ap, measure).low > 0).all() for measure in ("AP_giou", "AP75_giou")):
         verdict = HOLDS
     elif (in_ap.verdict == "better").any():
         verdict = CONDITION
     else:
-        verdict = FAILS if (in_ap.verdict == "worse").any() or (in_ap.high < HALF_A_POINT).all() else UNTESTED
-    row, counts = _gain(in_ap), in_ap.verdict.value_counts()
-    words = f"Of the chain's {len(in_ap)} differences in AP, {counts.get('better', 0)} are better, {counts.get('worse', 0)} worse, "
-    words += f"{counts.get('undecided', 0)} undecided. {_in_words(row)}"
+        verdict = FAILS if (in_ap.verdict == "worse").any() or (in_ap.high < HALF_A_POINT).all() else UNDECIDED
+    each = []
+    for measure, part in chain.groupby("measure", sort=False):
+        counts = part.verdict.value_counts().sort_index()
+        each.append(f"in {findings.measure(measure)} {', '.join(f'{n} {verdict}' for verdict, n in counts.items())}")
+    row, words = gains.iloc[0], f"Of the chain's {len(in_ap)} differences: {'; '.join(each)}. "
+    words += f"{row.setting}: GIoU {row.difference:+.3f} AP to {label(row.against)}."
     return _found(row.difference, (row.low, row.high), row.n, verdict, words)
 
 
-def _in_words(row):
-    return f"{row.setting}: {LOSSES[row.loss].label} {row.difference:+.3f} {row.measure} to {LOSSES[row.against].label}."
-
-
 def _g10(tables, parameters):
-    detectors = tables["detectors"].assign(tilt=lambda t: t.AP75 - t.AP)
-    gains = _compared(detectors, "AP")
-    gains = gains[gains.verdict == "better"] if len(gains) else gains
+    groups = settings(tables["detectors"].assign(tilt=lambda t: t.AP75 - t.AP))
+    chain = _chain(groups)
+    gains, lows = _gains(chain), _gains(chain, "AP50").set_index("setting")
     if gains.empty:
-        return _untested("no setting in which GIoU gains AP beyond chance, so there is no gain to place")
-    tilts, lows = (_compared(detectors, name).set_index("setting").loc[gains.setting] for name in ("tilt", "AP50"))
-    tilts = statistics.judged(tilts.reset_index())
-    sits, still = (tilts.verdict == "better").all(), ((lows.low > -A_POINT) & (lows.high < A_POINT)).all()
-    row = _gain(tilts)
-    if not sits:
-        lost = (tilts.verdict == "worse").any() or (tilts.high < HALF_A_POINT).all()
-        verdict = CONDITION if (tilts.verdict == "better").any() else FAILS if lost else UNTESTED
-    else:
+        return _untested(f"{TOO_FEW} of GIoU and a coordinate loss")
+    won = (gains.verdict == "better").to_numpy()
+    tilts = statistics.judged(_measured(groups, gains[won] if won.any() else gains, "tilt")).set_index("setting")
+    sits = (tilts.verdict == "better").all()
+    still = ((lows.low > -A_POINT) & (lows.high < A_POINT)).loc[tilts.index].all()
+    lost = (tilts.verdict == "worse").any() or (tilts.high < HALF_A_POINT).all()
+    if not won.any():
+        verdict = UNDECIDED
+    elif sits:
         verdict = HOLDS if still else CONDITION
-    words = f"{row.setting}: AP75 gains {row.difference:+.3f} more than AP; AP50 changes by {lows.loc[row.setting].difference:+.3f}."
+    else:
+        verdict = CONDITION if (tilts.verdict == "better").any() else FAILS if lost else UNDECIDED
+    name, row = tilts.index[0], tilts.iloc[0]
+    words = f"{name}: AP75 gains {row.difference:+.3f} more than AP; AP50 changes by {lows.difference[name]:+.3f}."
+    words = words if won.any() else f"GIoU gains AP beyond chance in no setting, so there is no gain to place. {words}"
     return _found(row.difference, (row.low, row.high), row.n, verdict, words)
 
 
 def _g11(tables, parameters):
     gains = {}
-    for group in settings(tables["detectors"]).values():
+    for group in sorted(settings(tables["detectors"]).values(), key=len):  # of several settings, the one with most runs
         values = group.pivot(index="seed", columns="loss", values="AP")
         base = _coordinate_loss(values)
         if {"giou", base} <= set(values):
             gain = (values.giou - values[base]).dropna()
-            gains.setdefault((group.dataset.iloc[0], group.detector.iloc[0]), (gain, group.disjoint.mean()))
+            gains[group.dataset.iloc[0], group.detector.iloc[0]] = gain, group.disjoint.mean()
     stages = [(data, name) for data, detector in gains if detector == "yolov3" for name in ("faster_rcnn", "mask_rcnn") if (data, name) in gains]
     pairs = [(gains[data, "yolov3"], gains[data, name]) for data, name in stages]
-    pairs = [(one, two) for one, two in pairs if min(len(one[0]), len(two[0])) >= statistics.LEAST]
+    pairs = [(one, two) for one, two in pairs if min(len(one[0]), len(two[0])) >= statistics.DECIDING]
     if not pairs:
-        return _untested("no data set with three paired runs of YOLOv3 and of a two-stage detector")
+        return _untested(f"{TOO_FEW} of YOLOv3 and of a two-stage detector on one data set")
     (one, one_apart), (two, two_apart) = pairs[0]
     low, high = stats.ttest_ind(one, two, equal_var=False).confidence_interval(statistics.LEVEL)
     value = one.mean() - two.mean()
-    verdict = (HOLDS if one_apart > two_apart else CONDITION) if low > 0 else FAILS if high < HALF_A_POINT else UNTESTED
+    verdict = (HOLDS if one_apart > two_apart else CONDITION) if low > 0 else FAILS if high < HALF_A_POINT else UNDECIDED
     words = f"GIoU gains {one.mean():+.3f} AP with YOLOv3, {one_apart:.1%} of whose positives are disjoint, and {two.mean():+.3f} with two stages, "
     words += f"{two_apart:.1%}."
     return _found(value, (low, high), min(len(one), len(two)), verdict, words)

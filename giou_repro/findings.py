@@ -152,7 +152,7 @@ def every_loss(table, step_size):
     overlap = table[[losses.LOSSES[name].space == "boxes" for name in table.loss]]
     equal, best = overlap.dropna(subset="error"), overlap.assign(error=overlap.best_error).dropna(subset="error")
     return (
-        f"**What we see.** Of the {len(overlap)} overlap losses, each at its own best step size, least error: "
+        f"**What we see.** Of the {len(overlap)} overlap losses, each at the best step size that was tried, least error: "
         f"{ranking(best.nsmallest(4, 'error'), 'error')}; most: {ranking(best.nlargest(3, 'error'), 'error')}. "
         f"With step size {step_size:g} for all the first four are {ranking(equal.nsmallest(4, 'error'), 'error')}."
     )
@@ -204,7 +204,7 @@ def paired(table):
         part = part.assign(against=pd.Categorical(part.against, part.against.unique()), verdict=pd.Categorical(part.verdict, statistics.VERDICTS))
         for (against, verdict), rows in part.groupby(["against", "verdict"], observed=True):
             seeds = " to ".join(f"{n}" for n in sorted({rows.n.min(), rows.n.max()}))
-            measures = (f"{_measure(name)}: {', '.join(map(_difference, these.itertuples()))}" for name, these in rows.groupby("measure", sort=False))
+            measures = (f"{measure(name)}: {', '.join(map(_difference, these.itertuples()))}" for name, these in rows.groupby("measure", sort=False))
             lines.append(f"- against {losses.label(against)} (n = {seeds}), **{verdict}**: {'; '.join(measures)}")
         if "mean_iou" not in set(part.measure):
             lines.append("- mean IoU is not compared: a training found no object")
@@ -216,13 +216,18 @@ def paired(table):
     return "\n".join(lines)
 
 
-def _measure(name):
-    return name.replace("mean_iou", "mean IoU")
+def measure(name):
+    """What tables and sentences call a measure."""
+    return name.replace("mean_iou", "mean IoU").replace("_giou", " by GIoU")
+
+
+def interval(row):
+    """The mean difference and its interval, of a row of comparison.paired."""
+    return f"{row.difference:+.3f}" + (f" ({row.low:+.3f} to {row.high:+.3f})" if row.n >= statistics.LEAST else "")
 
 
 def _difference(row):
-    interval = f" ({row.low:+.3f} to {row.high:+.3f})" if row.n >= statistics.LEAST else ""
-    return f"{losses.label(row.loss)} {row.difference:+.3f}{interval}"
+    return f"{losses.label(row.loss)} {interval(row)}"
 
 
 def apart(table):
@@ -235,6 +240,7 @@ def apart(table):
 
 
 def ledger(table):
-    """From claims.ledger."""
-    words = [f"{len(part)} {verdict} ({', '.join(part.id)})" for verdict, part in table.groupby("verdict", sort=False)]
+    """From report.ledger: the verdicts, by whose runs they are."""
+    parts = table.groupby(["whose", "verdict"], sort=False).id
+    words = [f"{whose}: {len(ids)} {verdict} ({', '.join(ids)})" for (whose, verdict), ids in parts]
     return f"**What we see.** {'; '.join(words)}."

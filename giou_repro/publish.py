@@ -1,78 +1,103 @@
 """results/published/: the committed copy of finished runs; what was found in them, in ten lines; the README's table and ledger made from it."""
 
+import ctypes
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pandas as pd
 
-from giou_repro import claims, comparison, findings, published, statistics, store
-from giou_repro.losses import LOSSES
+from giou_repro import claims, findings, losses, published, store
+from giou_repro.losses import LOSSES, label
 from giou_repro.simulation import CASES_PER_POINT
 
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux: paths from the current folder; two names change places
 LARGEST = 500_000  # bytes of a table; larger ones stay in the run folder
 BEGIN, END = "<!-- made by giou-repro publish: begin -->\n", "<!-- end -->\n"
-LEDGER_BEGIN, LEDGER_END = "<!-- claims, made by giou-repro publish: begin -->\n", "<!-- claims end -->\n"
+LEDGER = "<!-- claims, made by giou-repro publish: begin -->\n", "<!-- claims end -->\n"
 
 
 def publish(run_folder, project=None):
-    """Copy a run to results/published/<notebook>/, renew claims.csv and the page beside it and the README's table and ledger. Returns the new
-    folder.
+    """Copy a run to results/published/<notebook>/ and renew what is made of the published runs. Returns the new folder.
 
-    Taken: run.json and those of the runs it compares, the figures as PNG, the tables up to 500 kB. The copy that was there before is replaced in
-    one move, once the new table could be made. Raises ValueError for a folder without a run, and for a run that is not complete, not the
-    runner's, not of scale "paper", or of code that is not committed, a loss from elsewhere and the runs it compares included.
+    Taken: run.json and those of the runs it compares, the figures as PNG, the tables up to 500 kB. The copy that was
+    there before is exchanged in one step, once all that is made of it could be made. Raises ValueError for a folder
+    without a run, and for a run that is not complete, not the runner's, not of scale "paper", of code that is not
+    committed, or with a loss from elsewhere, the runs it compares included.
     """
-    project = Path(project or store.project_folder())
-    if not (Path(run_folder) / "run.json").is_file():
+    project, run_folder = Path(project or store.project_folder()), Path(run_folder)
+    if not (run_folder / "run.json").is_file():
         raise ValueError(f"{run_folder} is not a run folder: it has no run.json; name results/<notebook>/<run-id>")
-    record = json.loads((Path(run_folder) / "run.json").read_text())
+    record = store.Run(run_folder).record
     _check(run_folder, record)
     place = project / "results" / "published" / record["notebook"]
-    fresh, old = place.with_name(f".{place.name}.new"), place.with_name(f".{place.name}.old")
-    for leftover in (fresh, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    for source in [Path(run_folder) / name for name in ("run.json", *record["outputs"])]:
+    fresh = place.with_name(f".{place.name}.new")
+    _remove_leftovers(project)
+    for source in [run_folder / name for name in ("run.json", *record["outputs"])]:
         if source.suffix in (".png", ".json") or (source.suffix == ".csv" and source.stat().st_size <= LARGEST):
             target = fresh / source.relative_to(run_folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
-    readme, runs = project / "README.md", published_runs(project) | {record["notebook"]: fresh}
-    ledger = claims.ledger(runs)
-    text, found = with_ledger(with_table(readme.read_text(), runs), ledger), page(runs, ledger)
+    texts = _texts(project, published_runs(project) | {record["notebook"]: fresh})
     if place.exists():
-        place.rename(old)
-    fresh.rename(place)
-    shutil.rmtree(old, ignore_errors=True)
-    store.write_atomic(place.with_name("claims.csv"), ledger[claims.COLUMNS].to_csv(index=False))
-    store.write_atomic(place.with_name("README.md"), found)
-    store.write_atomic(readme, text)
+        _exchange(fresh, place)
+    else:
+        fresh.rename(place)
+    _write(project, texts)
     return place
 
 
-def refresh(project):
-    """Renew results/published/claims.csv and README.md, and the README's table and ledger, from the published runs. Returns the ledger, or None
-    without runs."""
+def renew(project=None):
+    """Renew claims.csv and the page in results/published/, and the README's table and ledger, from the published runs.
+
+    Returns their paths. Raises FileNotFoundError where nothing is published.
+    """
+    project = Path(project or store.project_folder())
     runs = published_runs(project)
     if not runs:
-        return None
-    ledger, readme = claims.ledger(runs), Path(project) / "README.md"
-    text, place = with_ledger(with_table(readme.read_text(), runs), ledger), Path(project) / "results" / "published"
-    store.write_atomic(place / "claims.csv", ledger[claims.COLUMNS].to_csv(index=False))
-    store.write_atomic(place / "README.md", page(runs, ledger))
-    store.write_atomic(readme, text)
-    return ledger
+        place = project / "results" / "published"
+        raise FileNotFoundError(f"nothing is published in {place}; name a run folder: results/<notebook>/<run-id>")
+    return _write(project, _texts(project, runs))
+
+
+def _texts(project, runs):
+    """What is made of published runs (notebook → folder): path → text."""
+    ledger, place = claims.ledger(runs), project / "results" / "published"
+    tables = {place / "claims.csv": ledger[claims.COLUMNS].to_csv(index=False), place / "README.md": page(runs, ledger)}
+    return tables | {project / "README.md": with_tables((project / "README.md").read_text(), runs, ledger)}
+
+
+def _write(project, texts):
+    for path, text in texts.items():
+        store.write_atomic(path, text)
+    _remove_leftovers(project)
+    return list(texts)
+
+
+def _remove_leftovers(project):
+    for folder in (project / "results" / "published").glob(".*.new"):
+        shutil.rmtree(folder)
+
+
+def _exchange(one, other):
+    """Let two folders change places in one step, so that a kill at any moment leaves both whole (Linux's renameat2)."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None or renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE):
+        why = os.strerror(ctypes.get_errno()) if renameat2 else "it has no renameat2"
+        raise OSError(f"{other} cannot be exchanged for the new one in one step ({why}); move it away and publish again")
 
 
 def _check(run_folder, record):
-    own = [name for name in record["given"].get("losses", []) if ":" in name]
-    compared = [json.loads(path.read_text()) for path in Path(run_folder).glob("runs/*.json")]
+    """Raise ValueError, with every reason, where a run or one that it compares is not fit to be published."""
+    compared = [json.loads(path.read_text()) for path in sorted(run_folder.glob("runs/*.json"))]
+    foreign = [f"loss {name} of run {run}" for name, run in _foreign_losses(run_folder, [record, *compared]).items()]
     reasons = {
         "it compares runs of code that is not committed": any(each["dirty"] is not False for each in compared),
         f"it is {record['status']}": record["status"] != "complete",
         "it was not made by giou-repro run, so its notebook is elsewhere": not record["runner"],
         "its code is not committed": record["dirty"] is not False,
-        f"its loss {', '.join(own)} is not part of the package": bool(own),
+        f"not part of the package: {', '.join(foreign)}": bool(foreign),
         'its scale is not "paper"': record["parameters"].get("scale") != "paper",
     }
     wrong = [reason for reason, holds in reasons.items() if holds]
@@ -80,33 +105,61 @@ def _check(run_folder, record):
         raise ValueError(f"{run_folder} cannot be published: {'; '.join(wrong)}")
 
 
+def _foreign_losses(run_folder, records):
+    """The losses that are not of the package, in the records of a run and of those it compares and in its table: name → a run."""
+    used = {}
+    for record in records:
+        for parameters in (record["given"], record["parameters"]):
+            used |= dict.fromkeys([parameters.get("loss"), *(parameters.get("losses") or [])], record["run"])
+    if (run_folder / "detectors.csv").is_file():
+        used |= dict(pd.read_csv(run_folder / "detectors.csv")[["loss", "run"]].itertuples(index=False))
+    ours = {None, *(name for name, entry in LOSSES.items() if entry.function.__module__ == losses.__name__)}
+    return {name: run for name, run in used.items() if name not in ours}
+
+
 def published_runs(project):
     """The folders of the runs that are published: notebook → folder."""
     return {path.parent.name: path.parent for path in (Path(project) / "results" / "published").glob("[0-9]*/run.json")}
 
 
-def with_table(readme, runs):
-    """The README's text with the part between its marks made new from published runs (notebook → folder)."""
-    before, rest = readme.split(BEGIN, 1)
-    after = rest.split(END, 1)[1]
-    return before + BEGIN + reproduced(runs) + END + after
+def with_tables(readme, runs, ledger):
+    """The README's text with the parts between its marks made new from published runs (notebook → folder) and their ledger."""
+    found = _markdown(HEAD, reproduced(runs, detector_settings(runs))) + f"\n{VERDICTS}\n" * ("05_compare_losses" in runs)
+    rows = [[row.id, row.claim, f"**{row.verdict}**", row.words] for row in ledger.itertuples()]
+    for begin, end, table in ((BEGIN, END, found), (*LEDGER, _markdown(["", "claim", "verdict", "measured"], rows))):
+        before, rest = readme.split(begin, 1)
+        readme = before + begin + table + end + rest.split(end, 1)[1]
+    return readme
 
 
-def with_ledger(readme, ledger):
-    """The README's text with the part between the ledger's marks made new from claims.ledger; unchanged without the marks."""
-    if LEDGER_BEGIN not in readme:
-        return readme
-    before, rest = readme.split(LEDGER_BEGIN)
-    after = rest.split(LEDGER_END)[1]
-    rows = [f"| {row.id} | {row.claim} | **{row.verdict}** | {row.words} |" for row in ledger.itertuples()]
-    return before + LEDGER_BEGIN + "\n".join(["| | claim | verdict | measured |", "|---|---|---|---|", *rows]) + "\n" + LEDGER_END + after
+def _markdown(head, rows):
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]]) + "\n"
 
 
-def reproduced(runs):
-    """The table "what was reproduced", in Markdown, from published runs (notebook → folder)."""
-    makers = {"01_metric": _metric_rows, "03_simulation": _simulation_rows, "05_compare_losses": _detector_rows}
+# ---- what was reproduced: a row each
+
+
+HEAD = ["what", "paper", "ours", "shown in"]
+VERDICTS = (
+    "On detectors, “better” and “worse” take five paired seeds; all comparisons of a setting, in AP, AP50, AP75 and "
+    "mean IoU, are corrected together (Holm)."
+)
+
+
+def reproduced(runs, settings, numbers=False, remarks=True):
+    """The table "what was reproduced", rows of text under HEAD, from runs (notebook → folder) and their `detector_settings`.
+
+    For detectors `numbers` adds differences and intervals, and `remarks` what has to be said of the published runs.
+    """
+    makers = {"01_metric": _metric_rows, "03_simulation": _simulation_rows}
     rows = [row for notebook, maker in makers.items() if notebook in runs for row in maker(runs[notebook])]
-    return "\n".join(["| what | paper | ours | shown in |", "|---|---|---|---|", *rows]) + "\n"
+    for name, group, table in settings:
+        n = f"{table.n.min()} paired seeds" if len(table) else f"{group.seed.nunique()} seeds, one loss"
+        means = ", ".join(f"{label(loss)} {ap:.3f}" for loss, ap in group.groupby("loss", sort=False).AP.mean().items())
+        said = [f"{means}.", verdicts(table, numbers), claims.remark(group) if remarks else ""]
+        rows.append([f"AP, {name}; {n}", "GIoU best", " ".join(filter(None, said)), "05"])
+    return rows
 
 
 def _metric_rows(folder):
@@ -114,8 +167,8 @@ def _metric_rows(folder):
     same = sum((figure[key].round(2) == figure[f"printed_{key}"]).sum() for key in ("iou", "giou"))
     printed, ours = (", ".join(f"{value:.2f}" for value in figure[key]) for key in ("printed_iou", "iou"))
     return [
-        f"| Figure 1, IoU at equal distance | {printed} | {ours} ({same} of 12 IoU and GIoU equal to 2 digits) | 01 |",
-        f"| properties of GIoU, random boxes | proved | {properties.holds.sum()} of {len(properties)} checks hold | 01 |",
+        ["Figure 1, IoU at equal distance", printed, f"{ours} ({same} of 12 IoU and GIoU equal to 2 digits)", "01"],
+        ["properties of GIoU, random boxes", "proved", f"{properties.holds.sum()} of {len(properties)} checks hold", "01"],
     ]
 
 
@@ -129,30 +182,52 @@ def _simulation_rows(folder):
     names = [name for name in published.PUBLISHED if ("published", name) in ends.index and ("exact", name) in ends.index]
 
     def listed(value):
-        return ", ".join(f"{LOSSES[name].label} {value(name)}" for name in names)
+        return ", ".join(f"{label(name)} {value(name)}" for name in names)
 
     paper = listed(lambda name: f"{against.paper[name, last] * millions:.2f}")
     printed, exact = (listed(lambda name, run=run: f"{ends.error[run, name] * millions:.3f}") for run in ("published", "exact"))
     tuned = listed(lambda name: f"{best.error[name] * millions:.3f} (at {best.step_size[name]:g})")
+    searched = f"the same, each at the best of {sweep.step_size.nunique()} step sizes, scaled from {swept:,} cases"
     return [
-        f"| simulation, error after {last} steps, millions, gradients as published | {paper} | {printed} | 03 |",
-        f"| the same with exact gradients | – | {exact} | 03 |",
-        f"| the same, each at its best step size, scaled from {swept:,} cases | – | {tuned} | 03 |",
+        [f"simulation, error after {last} steps, millions, gradients as published", paper, printed, "03"],
+        ["the same with exact gradients", "–", exact, "03"],
+        [searched, "–", tuned, "03"],
     ]
 
 
-def _detector_rows(folder):
-    """A row for each setting with runs enough for an interval."""
-    tables, verdicts = pd.read_csv(folder / "paper_tables.csv"), pd.read_csv(folder / "paired.csv")
-    rows = []
-    for setting, part in tables.groupby("setting", sort=False):
-        if part.n.min() < statistics.LEAST:
-            continue
-        base = comparison.baseline(part.loss)
-        told = verdicts[(verdicts.setting == setting) & (verdicts.measure == "AP")].set_index("loss").verdict
-        ours = ", ".join(f"{LOSSES[row.loss].label} {row.AP:.3f} ({told.get(row.loss, 'baseline')})" for row in part.itertuples())
-        rows.append(f"| AP, {setting}; {part.n.min()} paired seeds, against {LOSSES[base].label} | GIoU best | {ours} | 05 |")
-    return rows
+# ---- detectors: the settings of a run of 05, and what their tests say
+
+
+def detector_settings(runs):
+    """(name, its runs, its differences) of each of claims.settings, from runs (notebook → folder)."""
+    path = runs.get("05_compare_losses", Path()) / "detectors.csv"
+    groups = claims.settings(pd.read_csv(path)) if "05_compare_losses" in runs and path.is_file() else {}
+    table = claims.differences(groups)
+    return [(name, group, table[table.setting == name]) for name, group in groups.items()]
+
+
+def verdicts(table, numbers=False):
+    """The verdicts of a setting's differences in sentences; `numbers` adds the difference and its interval."""
+    decided, sentences = table.verdict.isin(("better", "worse")), []
+    for against, part in table[decided].groupby("against", sort=False):
+        words = []
+        for (measure, verdict), rows in part.groupby(["measure", "verdict"], sort=False):
+            each = (label(row.loss) + f" {findings.interval(row)}" * numbers for row in rows.itertuples())
+            words.append(f"{findings.measure(measure)} {verdict}: {', '.join(each)}")
+        sentences.append(f"Against {label(against)}: {'; '.join(words)}.")
+    for verdict, part in table[~decided].groupby("verdict", sort=False):
+        which = f"{'All' if len(part) == len(table) else 'The other'} {len(part)} comparisons"
+        sentences.append(f"{which}, against {', '.join(map(label, part.against.unique()))}: {verdict}.")
+    return " ".join(sentences)
+
+
+def difference_table(table):
+    """Every difference of a setting, with interval and verdict, as text: (head, rows), a row a pair of losses."""
+    measures, rows = list(table.measure.unique()), []
+    for (loss, against), part in table.groupby(["loss", "against"], sort=False):
+        found = {row.measure: f"{findings.interval(row)} {row.verdict}" for row in part.itertuples()}
+        rows.append([label(loss), label(against), *(found[measure] for measure in measures)])
+    return ["loss", "against", *map(findings.measure, measures)], rows
 
 
 # ---- the page
@@ -169,51 +244,25 @@ VOC2007 is 2,500 train and 1,000 val images of VOC 2007, encoded again as JPEG, 
 the official test set. BCCD is 364 images of blood cells. Where they are from: [data/README.md](../../data/README.md). Every claim:
 [claims.csv](claims.csv).
 """
+DIFFERENCES = """
+## Every difference between detectors
+
+{verdicts} Differences are means over the same seeds, with the 95 % interval of each alone.
+"""
 
 
 def page(runs, ledger):
     """results/published/README.md: what was found, in about ten lines, from published runs (notebook → folder) and the ledger made of them."""
-    makers = {"01_metric": _metric_lines, "03_simulation": _simulation_lines, "05_compare_losses": _detector_lines}
-    lines = [line for notebook, maker in makers.items() if notebook in runs for line in maker(runs[notebook], ledger)]
-    verdicts = (f"{verdict}: {', '.join(part.id)}" for verdict, part in ledger.groupby("verdict", sort=False))
-    lines.append(f"The papers' {len(ledger)} claims. {'; '.join(verdicts)}.")
-    return PAGE.format(lines="\n".join(f"{number}. {line}" for number, line in enumerate(lines, 1)))
-
-
-def _metric_lines(folder, ledger):
-    said = ledger.set_index("id").words
-    return [said["G1"], f"GIoU's properties: {_metric_rows(folder)[1].split(' | ')[2]}. {said['B1']}"]
-
-
-def _simulation_lines(folder, ledger):
-    cells = [row.strip("| ").split(" | ") for row in _simulation_rows(folder)]
-    lines = [f"{what[0].upper()}{what[1:]}: {ours}" + ("." if paper == "–" else f" (the paper: {paper}).") for what, paper, ours, _ in cells]
-    if (folder / "every_loss.csv").exists():
-        step_size = json.loads((folder / "run.json").read_text())["parameters"]["step_size"]
-        lines.append(findings.every_loss(pd.read_csv(folder / "every_loss.csv"), step_size).removeprefix("**What we see.** "))
-    return lines
-
-
-def _detector_lines(folder, ledger):
-    """A line for each setting with runs enough for an interval."""
-    tables, verdicts = pd.read_csv(folder / "paper_tables.csv"), pd.read_csv(folder / "paired.csv")
-    lines = []
-    for setting, part in tables.groupby("setting", sort=False):
-        if part.n.min() < statistics.LEAST:
-            continue
-        base, here = comparison.baseline(part.loss), verdicts[verdicts.setting == setting]
-        told = [f"{measure} {_told(here[here.measure == measure])}" for measure in ("AP", "AP75")]
-        ap = part.set_index("loss").AP[base]
-        lines.append(
-            f"{setting}, {part.n.min()} paired seeds, against {LOSSES[base].label} (AP {ap:.3f}), difference and 95 % interval: {'; '.join(told)}."
-        )
-    return lines
-
-
-def _told(verdicts):
-    """The losses of each verdict, with their differences."""
-    words = []
-    for verdict, part in verdicts.groupby("verdict", sort=False):
-        each = (f"{LOSSES[row.loss].label} {row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f})" for row in part.itertuples())
-        words.append(f"{verdict}: {', '.join(each)}")
-    return ", ".join(words)
+    lines, settings = [], detector_settings(runs)
+    for what, paper, ours, _ in reproduced(runs, settings, numbers=True):
+        beside = "" if paper == "–" else f" (The paper: {paper}.)"
+        lines.append(f"{what[0].upper()}{what[1:]}: {ours.removesuffix('.')}.{beside}")
+    every = runs.get("03_simulation", Path()) / "every_loss.csv"
+    if every.is_file():
+        step_size = store.Run(every.parent).parameters["step_size"]
+        lines.append(findings.every_loss(pd.read_csv(every), step_size).removeprefix("**What we see.** "))
+    found = (f"{verdict}: {', '.join(part.id)}" for verdict, part in ledger.groupby("verdict", sort=False))
+    lines.append(f"The papers' {len(ledger)} claims. {'; '.join(found)}.")
+    text = PAGE.format(lines="\n".join(f"{number}. {line}" for number, line in enumerate(lines, 1)))
+    tables = [f"\n### {name}\n\n{_markdown(*difference_table(table))}" for name, _, table in settings]
+    return text + (DIFFERENCES.format(verdicts=VERDICTS) + "".join(tables) if tables else "")

@@ -1,4 +1,4 @@
-"""The report: one page, for someone who has never seen the project, from the newest complete run of each notebook.
+"""The report: one page, for someone who has never seen the project, of what is published and of the reader's own runs.
 
 The page is one file without scripts or links to the net; figures are inside, links lead to the run folders beside it.
 """
@@ -11,18 +11,24 @@ from pathlib import Path
 
 import pandas as pd
 
-from giou_repro import claims, comparison, publish, store
-from giou_repro.losses import LOSSES
+from giou_repro import claims, comparison, findings, publish, store
+from giou_repro.losses import label
 
 SCALES = ("smoke", "laptop", "paper")
-SIGNS = {claims.HOLDS: ("✔", "holds"), claims.CONDITION: ("◐", "condition"), claims.FAILS: ("✘", "fails"), claims.UNTESTED: ("…", "untested")}
+SIGNS = {
+    claims.HOLDS: ("✔", "holds"),
+    claims.CONDITION: ("◐", "condition"),
+    claims.FAILS: ("✘", "fails"),
+    claims.UNDECIDED: ("?", "untested"),
+    claims.UNTESTED: ("…", "untested"),
+}
 FIGURES = [  # notebook, figure, what to look at
     ("01_metric", "figure_1", "The paper's figure 1: predictions (black) equally far from the target (green) overlap it very differently."),
     ("02_loss_landscape", "steepness", "How steep each loss is (left), and how IoU and GIoU go together (right), against the overlap."),
     (
         "03_simulation",
         "convergence",
-        "1,715,000 boxes moved by gradient steps: with the published formulae (circles: the paper) and the exact gradients.",
+        "Boxes moved by gradient steps: with the published formulae (circles: the paper) and the exact gradients.",
     ),
     ("03_simulation", "surfaces", "Where the error stays: each dot is a starting point around the targets in the middle."),
     ("03_simulation", "step_sizes", "The order of the losses depends on the step size."),
@@ -30,7 +36,7 @@ FIGURES = [  # notebook, figure, what to look at
     (
         "05_compare_losses",
         "paired",
-        "Differences to the detector's own loss on the same seeds, with 95 % intervals: those that cross the line say nothing.",
+        "Differences between losses on the same seeds, with 95 % intervals: those that cross the line say nothing.",
     ),
     ("05_compare_losses", "thresholds", "AP against the threshold of the match, by IoU and by GIoU."),
     ("05_compare_losses", "curves", "Training: classification loss, mean IoU of the positives, AP."),
@@ -55,32 +61,37 @@ small, figcaption, .note { color: #555; font-size: .85rem } code { font-size: .8
 """
 
 
-def newest(results, scale="laptop"):
-    """The runs a report speaks of: notebook → folder of its newest complete run under the folder `results`, else of its published one.
+def sources(results, scale="laptop"):
+    """Whose runs a report speaks of: "published" and "yours", each notebook → folder; one without runs is left out.
 
-    Runs at a smaller scale than `scale` do not count. Published runs are those of `results`/published, else of the project's.
+    Published are the project's; yours are the newest complete ones under the folder `results`, at `scale` or larger.
     """
-    found = next((runs for runs in map(publish.published_runs, (Path(results).parent, store.project_folder())) if runs), {})
-    for path in sorted(Path(results).glob("[0-9]*/*/run.json")):
-        record = json.loads(path.read_text())
-        large_enough = SCALES.index(record["parameters"].get("scale", "paper")) >= SCALES.index(scale)
-        if record["status"] == "complete" and large_enough and record["notebook"] == path.parents[1].name:
-            found[record["notebook"]] = path.parent
-    return {name: found[name] for name in sorted(found) if name != "06_report"}
+    smaller = SCALES[: SCALES.index(scale)]
+    complete = [run for run in store.runs(results, status="complete") if run.parameters.get("scale") not in smaller]
+    yours = {run.record["notebook"]: run.folder for run in complete if run.record["notebook"] != "06_report"}
+    found = {"published": publish.published_runs(store.project_folder()), "yours": yours}
+    return {whose: dict(sorted(runs.items())) for whose, runs in found.items() if runs}
 
 
-def page(runs, beside):
-    """The page as HTML text, from run folders (notebook → folder); links are relative to the folder `beside`."""
-    ledger = claims.ledger(runs)
-    counts = ledger.verdict.value_counts()
-    summary = ", ".join(f"{counts.get(verdict, 0)} {_verdict(verdict)}" for verdict in SIGNS)
+def ledger(found):
+    """claims.ledger of each of `sources`, told apart by the column `whose`: a row a claim, and one for yours where you have a run."""
+    tables = [claims.ledger(runs).assign(whose=whose) for whose, runs in found.items()]
+    table = pd.concat(tables).sort_index(kind="stable", ignore_index=True)
+    return table[(table.run != "") | ~table.id.duplicated()]
+
+
+def page(found, beside):
+    """The page as HTML text, from `sources`; links are relative to the folder `beside`."""
+    table, detectors = ledger(found), {whose: publish.detector_settings(runs) for whose, runs in found.items()}
+    summary = findings.ledger(table).removeprefix("**What we see.** ")
+    ours = "".join(_reproduced(whose, found[whose], detectors[whose]) for whose in found)
     parts = [
-        f"<h1>Which box-regression loss to use, measured</h1><p>{_text(QUESTION)}</p><p>Of {len(ledger)} claims: {summary}.</p>",
-        f"<h2>The claims</h2>{_claims(ledger, runs, beside)}",
-        f"<h2>The main figures</h2>{''.join(_figure(runs, *entry) for entry in FIGURES)}",
-        f"<h2>Ours and the papers'</h2>{_metric_and_simulation(runs)}{_detector_tables(runs)}",
+        f"<h1>Which box-regression loss to use, measured</h1><p>{_text(QUESTION)}</p><p>{_text(summary)}</p>",
+        f"<h2>The claims</h2>{_claims(table, found, beside)}",
+        f"<h2>The main figures</h2>{''.join(_figure(found, *entry) for entry in FIGURES)}",
+        f"<h2>Ours and the papers'</h2>{ours}{_paper_tables(detectors)}",
         f"<h2>Where we depart from the papers, and why</h2>{_deviations()}",
-        f"<h2>Runs, hardware and cost</h2>{_costs(runs, beside)}",
+        f"<h2>Runs, hardware and cost</h2>{_costs(found, beside)}",
     ]
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>giou-repro: the report</title><style>{STYLE}</style>'
     body = "\n".join(parts)
@@ -88,13 +99,20 @@ def page(runs, beside):
 
 
 def write(results, out, scale="laptop"):
-    """Write the page of the newest runs under the folder `results` to the file `out`. Raises FileNotFoundError where there is no run at all."""
-    runs = newest(results, scale)
-    if not runs:
+    """Write the page to the file `out`, and nothing else. Returns `sources` of the folder `results`.
+
+    `results` None stands for the folder that `out` lies in as <results>/06_report/<run-id>/report.html, and else for the
+    project's. Raises FileNotFoundError where there is no run at all.
+    """
+    out = Path(out).resolve()
+    if results is None:
+        results = out.parents[2] if out.parents[1].name == "06_report" else store.project_folder() / "results"
+    found = sources(results, scale)
+    if not found:
         raise FileNotFoundError(f"no complete run under {results}, and none published; make some: giou-repro run 01_metric")
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    store.write_atomic(out, page(runs, Path(out).parent))
-    return runs
+    out.parent.mkdir(parents=True, exist_ok=True)
+    store.write_atomic(out, page(found, out.parent))
+    return found
 
 
 def _text(value):
@@ -124,100 +142,101 @@ def _link(folder, beside, text):
     return f'<a href="{_text(os.path.relpath(folder, beside))}">{_text(text)}</a>'
 
 
-def _claims(ledger, runs, beside):
+def _claims(table, found, beside):
     rows = []
-    for claim in ledger.itertuples():
+    for claim in table.itertuples():
         measured = f"{_number(claim.value)} <small>[{_number(claim.low)}, {_number(claim.high)}], n = {claim.n:,}</small><br>" if claim.n else ""
-        notebook = claims.BOOK["claims"][claim.id]["notebook"]
+        notebook, runs = claims.BOOK["claims"][claim.id]["notebook"], found[claim.whose]
         run = _link(runs[notebook], beside, notebook) if notebook in runs else _text(notebook)
         rows.append(
             [
                 f"<b>{claim.id}</b>",
                 f"{_text(claim.claim)}<br><small>{_text(claim.source)}</small>",
-                _verdict(claim.verdict),
+                f"{_verdict(claim.verdict)}<br><small>{claim.whose}</small>",
                 f"{measured}{_text(claim.words)}<br><small>{_text(claim.decided_by)}</small>",
                 f"{run}<br><code>{_text(claim.command)}</code>",
             ]
         )
-    return _table(["", "claim", "verdict", "what was measured, and what decides", "shown by, repeated by"], rows)
+    head = ["", "claim", "verdict, by whose runs", "what was measured, and what decides", "shown by, repeated by"]
+    return _table(head, rows)
 
 
-def _figure(runs, notebook, name, caption):
-    path = runs.get(notebook, Path()) / "figures" / f"{name}.png"
-    if notebook not in runs or not path.is_file():
-        return ""
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<figure><img src="data:image/png;base64,{data}" alt="{_text(caption)}"><figcaption>{_text(caption)} ({notebook})</figcaption></figure>\n'
+def _figure(found, notebook, name, caption):
+    """The reader's own figure where there is one, else the published."""
+    for whose in ("yours", "published"):
+        path = found.get(whose, {}).get(notebook, Path()) / "figures" / f"{name}.png"
+        if path.is_file():
+            image = f'<img src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}" alt="{_text(caption)}">'
+            return f"<figure>{image}<figcaption>{_text(caption)} ({notebook}, {whose})</figcaption></figure>\n"
+    return ""
 
 
-def _metric_and_simulation(runs):
-    lines = publish.reproduced(runs).splitlines()
-    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
-    return _table(head, [[_text(cell) for cell in row] for row in rows]) if rows else ""
+def _reproduced(whose, runs, settings):
+    """The table "what was reproduced", and for each setting of detectors the means and every difference."""
+    rows = publish.reproduced(runs, settings, remarks=whose == "published")
+    parts = [f"<h3>{whose.capitalize()}</h3>", _plain_table(publish.HEAD, rows) if rows else ""]
+    if "05_compare_losses" in runs:
+        said = f"{publish.VERDICTS} Differences are means over the same seeds, with the 95 % interval of each alone."
+        parts.append(f'<p class="note">{said if settings else f"No detector reached a mean AP of {claims.LEARNED}."}</p>')
+    for name, group, table in settings:
+        parts.append(f"<h4>{_text(name)} ({whose})</h4>{_means(group)}")
+        parts.append(_plain_table(*publish.difference_table(table)) if len(table) else "")
+    return "".join(parts)
 
 
-def _detector_tables(runs):
-    path = runs.get("05_compare_losses", Path()) / "detectors.csv"
-    if "05_compare_losses" not in runs or not path.is_file():
-        return '<p class="note">No detector runs yet: the papers\' tables stand alone.</p>' + _paper_tables({})
-    settings = claims.settings(pd.read_csv(path))
-    return "".join(_setting(name, group) for name, group in settings.items()) + _paper_tables(settings)
+def _plain_table(head, rows):
+    return _table(head, [[_text(cell) for cell in row] for row in rows])
 
 
-def _setting(name, group):
-    """A setting's losses: mean of each measure over the seeds, and the paired difference in AP to the detector's own loss."""
-    base = comparison.baseline(group.loss.unique())
-    compared = comparison.paired(group)
-    compared = compared[(compared.measure == "AP") & (compared.against == base)].set_index("loss")
+def _means(group):
+    """A setting's losses: weight, number of runs and the mean of each measure over them."""
+    measures = list(dict.fromkeys([*comparison.TESTED, *comparison.MEASURES]))
     rows = []
     for loss, part in group.groupby("loss", sort=False):
-        cells = [_text(LOSSES[loss].label if loss in LOSSES else loss), ("n", ", ".join(f"{w:g}" for w in part.weight.unique())), ("n", len(part))]
-        cells += [("n", _number(part[measure].mean())) for measure in comparison.MEASURES]
-        if loss in compared.index:
-            row = compared.loc[loss]
-            cells += [("n", f"{row.difference:+.3f} [{_number(row.low)}, {_number(row.high)}]"), _text(row.verdict)]
-        rows.append(cells + ["", ""] * (loss not in compared.index))
-    head = ["loss", "weight", "n", *(measure.replace("_giou", " by GIoU") for measure in comparison.MEASURES)]
-    return f"<h3>{_text(name)}</h3>" + _table([*head, f"AP less {LOSSES[base].label}'s, 95 %", "verdict"], rows)
+        cells = [_text(label(loss)), ("n", ", ".join(f"{w:g}" for w in part.weight.unique())), ("n", len(part))]
+        rows.append(cells + [("n", _number(part[measure].mean())) for measure in measures])
+    return _table(["loss", "weight", "n", *map(findings.measure, measures)], rows)
 
 
-def _paper_tables(settings):
+def _paper_tables(detectors):
     """The paper's detector tables, a column of the paper and one of ours for each measure."""
+    groups = [group.assign(whose=whose) for whose, settings in detectors.items() for _, group, _ in settings]
     rows = []
     for row in claims.paper_tables().itertuples():
-        ours, protocol = _ours(row, settings)
-        cells = [str(row.table), f"{claims.TABLES[row.table]}", _text(LOSSES[row.loss].label if row.loss != "l2" else "MSE (ℓ2)")]
+        ours, protocol = _ours(row, groups)
+        cells = [str(row.table), f"{claims.TABLES[row.table]}", _text(label(row.loss) if row.loss != "l2" else "MSE (ℓ2)")]
         for measure in comparison.MEASURES:
             told = getattr(row, measure)
             paper = f"{told.rstrip('?')}{' <small>as recalled</small>' if told.endswith('?') else ''}" if told else "–"
             cells += [("n", paper), ("n", _number(ours[protocol + measure].mean()) if len(ours) and protocol + measure in ours else "–")]
-        rows.append([*cells, ("n", len(ours) or "–")])
-    head = [part for measure in comparison.MEASURES for part in (measure.replace("_giou", " by GIoU"), "ours")]
+        rows.append([*cells, ("n", f"{len(ours)} {ours.whose.iloc[0]}" if len(ours) else "–")])
+    head = [part for measure in comparison.MEASURES for part in (findings.measure(measure), "ours")]
     note = "Numbers “as recalled” were not read in the paper: they are shown and decide nothing. Ours on VOC are in the VOC 2007 protocol."
+    note = note if groups else f"No detector runs to set beside them yet. {note}"
     return f'<h3>The GIoU paper\'s detector tables</h3><p class="note">{note}</p>' + _table(["table", "", "loss", *head, "n"], rows)
 
 
-def _ours(row, settings):
-    """Our runs that come closest to a row of the paper's tables, those of the setting with most, and the prefix of their AP's protocol."""
+def _ours(row, groups):
+    """The runs closest to a row of the paper's tables, those of the setting with most, and the prefix of their AP's protocol."""
     family = row.data.split()[0].lower()
-    alike = [group for group in settings.values() if group.detector.iloc[0] == row.detector and family in str(group.dataset.iloc[0]).lower()]
-    runs = [group[group.loss == row.loss] for group in alike]
-    best = max(runs, key=len, default=pd.DataFrame())
+    alike = [group[(group.detector == row.detector) & (group.loss == row.loss)] for group in groups]
+    alike = [runs for runs in alike if len(runs) and family in str(runs.dataset.iloc[0]).lower()]
+    best = max(alike, key=len, default=pd.DataFrame())
     return best, "voc07_" if family == "voc" and "voc07_AP" in best else ""
 
 
 def _deviations():
-    return _table(["what differs", "why"], [[_text(entry["what"]), _text(entry["why"])] for entry in claims.BOOK["deviations"]])
+    return _plain_table(["what differs", "why"], [[entry["what"], entry["why"]] for entry in claims.BOOK["deviations"]])
 
 
-def _costs(runs, beside):
+def _costs(found, beside):
     rows = []
-    for notebook, folder in runs.items():
+    for whose, notebook, folder in [(whose, *run) for whose, runs in found.items() for run in runs.items()]:
         records = [json.loads(path.read_text()) for path in sorted(folder.glob("runs/*.json"))]
-        rows.append([_link(folder, beside, notebook), *_cost([json.loads((folder / "run.json").read_text())])])
+        rows.append([_link(folder, beside, notebook), whose, *_cost([store.Run(folder).record])])
         if records:
-            rows.append([f"the {len(records)} trainings it compares", *_cost(records)])
-    return _table(["run", "scale", "commit", "hardware", "wall time"], rows)
+            rows.append([f"the {len(records)} trainings it compares", whose, *_cost(records)])
+    return _table(["run", "whose", "scale", "commit", "hardware", "wall time"], rows)
 
 
 def _cost(records):

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from giou_repro import claims, convergence, landscape, metric, simulate, store
-from giou_repro.claims import CONDITION, FAILS, HOLDS, UNTESTED
+from giou_repro import claims, comparison, convergence, landscape, metric, simulate, store
+from giou_repro.claims import CONDITION, FAILS, HOLDS, UNDECIDED, UNTESTED
 from giou_repro.publish import published_runs
 
 IDS = [*(f"G{n}" for n in range(1, 12)), "B1", "B2", *(f"Z{n}" for n in range(1, 7))]
@@ -73,7 +73,7 @@ def test_the_notebooks_tables_decide_every_claim_but_the_detectors(real):
     tested = table[table.n > 0]
     assert list(tested.index) == [name for name in IDS if name not in ("G9", "G10", "G11")]
     assert (table.verdict[["G1", "G2", "G3", "G4", "G5", "G7", "G8", "B2"]] == HOLDS).all()
-    assert (table.verdict["Z1"], table.value["Z1"]) == (UNTESTED, 0)  # none of too few boxes
+    assert (table.verdict["Z1"], table.value["Z1"]) == (UNDECIDED, 0)  # none of too few boxes
     assert ((tested.low <= tested.value) & (tested.value <= tested.high) & (tested.n > 0)).all()
     assert table.run["Z2"] == "03_simulation/20260101T000000-000-abcdef0"
 
@@ -126,7 +126,7 @@ def _simulated(published, exact, half):
     [
         ((0.9, 0.01), (0.9, 0.01), 50, HOLDS),
         ((0.9, 0.01), (0.019, 0.001), 50, HOLDS),
-        ((0.9, 0.01), (0.01, 0.0005), 50, UNTESTED),  # the interval of the difference holds 0
+        ((0.9, 0.01), (0.01, 0.0005), 50, UNDECIDED),  # the interval of the difference holds 0
         ((0.9, 0.01), (0.02, 0.03), 50, CONDITION),  # as it is: only with the published gradients
         ((0.9, 0.5), (0.02, 0.03), 50, FAILS),  # not ten times as much
         ((0.9, 0.01), (0.9, 0.01), 10, FAILS),  # not slower
@@ -142,8 +142,8 @@ def test_z2_weighs_published_against_exact_gradients(published, exact, half, ver
 
 def test_too_few_cases_decide_nothing():
     table = _apart(iou=(0, 0, 0), giou=(20, 20, 20), diou=(20, 0, 20)).assign(cases=20)
-    assert {decide(name, apart=table)["verdict"] for name in ("Z1", "Z4", "G6")} == {UNTESTED}
-    assert claims._graded(True, None) == claims._graded(None, False) == UNTESTED
+    assert {decide(name, apart=table)["verdict"] for name in ("Z1", "Z4", "G6")} == {UNDECIDED}
+    assert claims._graded(True, None) == claims._graded(None, False) == UNDECIDED
     assert claims._graded(True, None, False) == CONDITION
 
 
@@ -186,7 +186,7 @@ def detectors(gain, n=5, noise=0.001, ap50=0.0, detector="yolov3", disjoint=0.2,
             row = dict(dataset="voc", detector=detector, loss=loss, weight=1.0, seed=run, disjoint=disjoint, mean_iou=0.8, AP=ap + share * gain)
             row |= dict(AP50=half + share * ap50, AP75=ap75 + 2 * share * gain, AP_giou=giou + share * gain, AP75_giou=giou75 + 2 * share * gain)
             rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).assign(setting=f"voc, {detector}")
 
 
 def test_g9_by_known_gains():
@@ -195,8 +195,9 @@ def test_g9_by_known_gains():
     assert (found["low"] < 0.05 < found["high"], found["n"]) == (True, 5)
     assert decide("G9", detectors=detectors(-0.05))["verdict"] == FAILS
     assert decide("G9", detectors=detectors(0.0))["verdict"] == FAILS  # surely less than half a point
-    assert decide("G9", detectors=detectors(0.0, noise=0.02))["verdict"] == UNTESTED  # too noisy to say
-    assert decide("G9", detectors=detectors(0.05, n=2))["verdict"] == UNTESTED
+    assert decide("G9", detectors=detectors(0.0, noise=0.02))["verdict"] == UNDECIDED  # too noisy to say
+    few = decide("G9", detectors=detectors(0.05, n=4))
+    assert (few["verdict"], few["words"][:29]) == (UNTESTED, "fewer than 5 paired seeds, in")
     both = pd.concat([detectors(0.05), detectors(0.0, detector="faster_rcnn")])
     assert decide("G9", detectors=both)["verdict"] == CONDITION
     assert decide("G9", detectors=detectors(0.05).drop(columns="AP_giou").assign(AP_giou=np.nan))["verdict"] == CONDITION
@@ -207,7 +208,33 @@ def test_g10_places_the_gain():
     assert decide("G10", detectors=detectors(0.05, ap50=0.05))["verdict"] == CONDITION
     flat = detectors(0.05)
     assert decide("G10", detectors=flat.assign(AP75=flat.AP - 0.1))["verdict"] == FAILS
-    assert decide("G10", detectors=detectors(0.0))["verdict"] == UNTESTED  # no gain to place
+    none = decide("G10", detectors=detectors(0.0))
+    assert none["verdict"] == UNDECIDED and "no gain to place" in none["words"]
+    assert decide("G10", detectors=detectors(0.05, n=4))["verdict"] == UNTESTED
+
+
+def test_g9_counts_the_verdicts_of_comparisons_family():
+    runs = detectors(0.05, ap50=-0.05)
+    table = comparison.paired(runs)
+    assert set(zip(table.loss, table.against, strict=True)) == {("iou", "l2"), ("giou", "l2"), ("giou", "iou")}
+    said = "3 differences: in AP 3 better; in AP50 3 worse; in AP75 3 better; in mean IoU 3 undecided. voc, yolov3"
+    assert said in decide("G9", detectors=runs)["words"]
+    assert claims.differences(claims.settings(runs)).verdict.tolist() == table.verdict.tolist()
+
+
+def test_detectors_that_learned_nothing_decide_nothing():
+    runs = detectors(0.05).assign(AP=0.01)
+    assert claims.settings(runs) == {} and claims.differences({}).empty
+    assert {decide(name, detectors=runs)["verdict"] for name in ("G9", "G10", "G11")} == {UNTESTED}
+
+
+def test_remarks_are_of_published_settings():
+    path = store.project_folder() / "results" / "published" / "05_compare_losses" / "detectors.csv"
+    if not path.exists():
+        pytest.skip("no detectors are published")
+    run = {tuple(pair) for pair in pd.read_csv(path)[["dataset", "detector"]].drop_duplicates().to_numpy()}
+    assert {(entry["dataset"], entry["detector"]) for entry in claims.BOOK["remarks"]} <= run
+    assert claims.remark(detectors(0.05)) == ""
 
 
 def test_g11_compares_stages():
@@ -218,6 +245,9 @@ def test_g11_compares_stages():
     assert decide("G11", detectors=pd.concat([one, two.assign(disjoint=0.5)]))["verdict"] == CONDITION
     assert decide("G11", detectors=pd.concat([one, two.assign(AP=one.AP.to_numpy())]))["verdict"] == FAILS
     assert decide("G11", detectors=one)["verdict"] == UNTESTED
+    assert decide("G11", detectors=pd.concat([one, two[two.seed < 4]]))["verdict"] == UNTESTED
+    noisy = detectors(0.05, noise=0.05, detector="faster_rcnn")
+    assert decide("G11", detectors=pd.concat([one, noisy]))["verdict"] == UNDECIDED
 
 
 def test_b1_by_hand():

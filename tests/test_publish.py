@@ -1,10 +1,14 @@
-"""Only complete runs of committed code are published, and the README's table is what they say."""
+"""Only complete runs of committed code are published, whole; the README's table and the page are what they say."""
+
+import json
 
 import pandas as pd
 import pytest
+from test_claims import detectors
 
 from giou_repro import claims, store
-from giou_repro.publish import BEGIN, END, page, publish, published_runs, with_table
+from giou_repro import publish as publishing
+from giou_repro.publish import BEGIN, END, LEDGER, page, publish, published_runs
 
 
 @pytest.fixture
@@ -14,7 +18,7 @@ def finished(tmp_path):
     run.save_table("large", pd.DataFrame(dict(a=range(100_000))))
     run.close("complete")
     run.update(dirty=False)
-    (tmp_path / "README.md").write_text(f"first\n{BEGIN}old\n{END}last\n")
+    (tmp_path / "README.md").write_text(f"first\n{BEGIN}stale\n{END}{''.join(LEDGER)}other table\n{END}last\n")
     return run
 
 
@@ -22,7 +26,7 @@ def test_small_tables_are_copied(finished, tmp_path):
     place = publish(finished.folder, tmp_path)
     assert sorted(path.name for path in place.iterdir()) == ["run.json", "small.csv"]
     readme = (tmp_path / "README.md").read_text()
-    assert readme.startswith("first\n") and readme.endswith("last\n") and "old" not in readme
+    assert readme.startswith("first\n") and readme.endswith(f"other table\n{END}last\n") and "stale" not in readme
 
 
 def test_publishing_again_replaces(finished, tmp_path):
@@ -37,7 +41,9 @@ REFUSED = [
     (dict(dirty=True), "not committed"),
     (dict(dirty=None), "not committed"),
     (dict(runner=False), "not made by giou-repro run"),
-    (dict(given=dict(losses=["giou", "scratch:mine"])), "scratch:mine is not part of the package"),
+    (dict(given=dict(losses=["giou", "scratch:mine"])), "not part of the package: loss scratch:mine of run 2"),
+    (dict(parameters=dict(scale="paper", loss="scratch:mine")), "loss scratch:mine of run 2"),
+    (dict(parameters=dict(scale="paper", losses=["mine"])), "loss mine of run 2"),  # registered in a cell
     (dict(parameters=dict(scale="smoke")), 'scale is not "paper"'),
 ]
 
@@ -48,6 +54,45 @@ def test_others_are_refused(finished, tmp_path, entries, message):
     with pytest.raises(ValueError, match=message):
         publish(finished.folder, tmp_path)
     assert not (tmp_path / "results").exists()
+
+
+def test_a_comparison_that_holds_a_users_loss_is_refused(finished, tmp_path):
+    (finished.folder / "runs").mkdir()
+    compared = finished.record | dict(run="b-run", parameters=dict(loss="scratch:mine"))
+    (finished.folder / "runs" / "b-run.json").write_text(json.dumps(compared))
+    (finished.folder / "detectors.csv").write_text("loss,run\ngiou,a-run\nother,c-run\n")
+    with pytest.raises(ValueError, match=r"package: loss scratch:mine of run b-run, loss other of run c-run$"):
+        publish(finished.folder, tmp_path)
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("moment", ["before the exchange", "after it"])
+def test_a_kill_leaves_the_old_folder_or_the_new_whole(finished, tmp_path, monkeypatch, moment):
+    place, exchange = publish(finished.folder, tmp_path), publishing._exchange
+    (finished.folder / "small.csv").write_text("a\n2\n")
+
+    def killed(*folders):
+        if moment == "after it":
+            exchange(*folders)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publishing, "_exchange", killed)
+        with pytest.raises(KeyboardInterrupt):
+            publish(finished.folder, tmp_path)
+    assert sorted(path.name for path in place.iterdir()) == ["run.json", "small.csv"]
+    assert (place / "small.csv").read_text() == ("a\n1\n" if moment == "before the exchange" else "a\n2\n")
+    assert place.with_name(".02_loss_landscape.new").is_dir()
+    publishing.renew(tmp_path)
+    assert sorted(path.name for path in place.parent.iterdir()) == ["02_loss_landscape", "README.md", "claims.csv"]
+
+
+def test_a_system_without_an_exchange_is_told_the_remedy(finished, tmp_path, monkeypatch):
+    place = publish(finished.folder, tmp_path)
+    monkeypatch.setattr(publishing.ctypes, "CDLL", lambda *_, **__: object())
+    with pytest.raises(OSError, match="move it away and publish again"):
+        publish(finished.folder, tmp_path)
+    assert (place / "small.csv").read_text() == "a\n1\n"
 
 
 def test_a_folder_without_a_run_is_named(tmp_path):
@@ -64,26 +109,58 @@ def test_what_cannot_be_tabled_leaves_all_as_it_was(finished, tmp_path):
     assert not (tmp_path / "results" / "published" / "03_simulation").exists()
 
 
-def test_the_readmes_table_and_the_page_are_what_the_published_runs_say():
+def test_what_is_made_of_the_published_runs_is_what_they_say():
     project = store.project_folder()
-    readme, runs = (project / "README.md").read_text(), published_runs(project)
-    assert with_table(readme, runs) == readme
-    assert page(runs, claims.ledger(runs)) == (project / "results" / "published" / "README.md").read_text()
+    texts = publishing._texts(project, published_runs(project))
+    for path in (project / "README.md", project / "results" / "published" / "README.md"):
+        assert path.read_text() == texts[path]
 
 
-def test_the_page_says_which_losses_cannot_be_told_apart(tmp_path):
-    tables = {"paper_tables": "setting,loss,n,AP\ncells,l2,5,0.5\ncells,giou,5,0.52\ncells,iou,5,0.5\nfew,l2,2,0.1\n"}
-    tables["paired"] = "setting,measure,loss,against,difference,low,high,verdict\n" + "".join(
-        f"cells,{measure},{loss},l2,{gain},{gain - 0.01},{gain + 0.01},{verdict}\n"
-        for measure in ("AP", "AP75")
-        for loss, gain, verdict in (("giou", 0.02, "better"), ("iou", 0.0, "not distinguishable"))
+def compared(*rows):
+    table = pd.DataFrame(rows, columns=["measure", "loss", "against", "difference", "verdict"])
+    return table.assign(n=5, low=table.difference - 0.01, high=table.difference + 0.01)
+
+
+def test_verdicts_in_sentences():
+    table = compared(
+        ("AP", "giou", "l2", 0.02, "better"),
+        ("AP", "iou", "l2", 0.0, "undecided"),
+        ("AP50", "giou", "l2", -0.02, "worse"),
+        ("mean_iou", "gone", "l2", -0.03, "worse"),
+        ("AP", "giou", "l1", 0.0, "undecided"),
     )
-    for name, text in tables.items():
-        (tmp_path / f"{name}.csv").write_text(text)
-    ledger = claims.ledger({})
-    told = page({"05_compare_losses": tmp_path}, ledger)
-    assert "AP better: GIoU +0.020 (+0.010 to +0.030), not distinguishable: IoU +0.000 (-0.010 to +0.010)" in told
-    assert "few" not in told and f"papers' {len(ledger)} claims" in told
+    said = "Against ℓ2: AP better: GIoU; AP50 worse: GIoU; mean IoU worse: gone."
+    assert publishing.verdicts(table) == f"{said} The other 2 comparisons, against ℓ2, ℓ1: undecided."
+    assert "AP50 worse: GIoU -0.020 (-0.030 to -0.010);" in publishing.verdicts(table, numbers=True)
+    few = compared(("AP", "giou", "l2", 0.02, "too few seeds"), ("AP50", "giou", "l2", 0.02, "too few seeds"))
+    assert publishing.verdicts(few) == "All 2 comparisons, against ℓ2: too few seeds."
+    head, (row,) = publishing.difference_table(few.assign(n=[5, 2]))
+    assert head == ["loss", "against", "AP", "AP50"]
+    assert row == ["GIoU", "ℓ2", "+0.020 (+0.010 to +0.030) too few seeds", "+0.020 too few seeds"]
+
+
+def test_readme_page_and_ledger_take_their_verdicts_from_one_family(tmp_path):
+    runs = pd.concat([detectors(0.05, ap50=-0.05), detectors(0.05, n=3, detector="fcos")])
+    runs.to_csv(tmp_path / "detectors.csv", index=False)
+    found, ledger = {"05_compare_losses": tmp_path}, claims.ledger({})
+    (few, row), told = sorted(publishing.reproduced({}, publishing.detector_settings(found))), page(found, ledger)
+    assert row[0] == "AP, voc, yolov3; 5 paired seeds"
+    assert "Against ℓ2: AP better: IoU, GIoU; AP50 worse: IoU, GIoU; AP75 better: IoU, GIoU. Against IoU: AP" in row[2]
+    assert few[0] == "AP, voc, fcos; 3 paired seeds"
+    assert few[2].endswith("All 12 comparisons, against ℓ2, IoU: too few seeds.")
+    assert "AP, voc, yolov3; 5 paired seeds: ℓ2 0." in told and "AP50 worse: IoU -0.02" in told
+    assert f"papers' {len(ledger)} claims. not tested: " in told and "### voc, fcos" in told
+
+
+def test_remarks_are_said_of_their_setting(tmp_path):
+    (remark, *_) = claims.BOOK["remarks"]
+    runs = detectors(0.05, detector=remark["detector"]).assign(dataset=remark["dataset"])
+    runs.to_csv(tmp_path / "detectors.csv", index=False)
+    found = {"05_compare_losses": tmp_path}
+    settings = publishing.detector_settings(found)
+    assert publishing.reproduced({}, settings)[0][2].endswith(remark["text"])
+    assert remark["text"] in page(found, claims.ledger({}))
+    assert remark["text"] not in publishing.reproduced({}, settings, remarks=False)[0][2]
 
 
 @pytest.mark.parametrize("folder", published_runs(store.project_folder()).values(), ids=lambda path: path.name)

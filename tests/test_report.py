@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pandas as pd
 import pytest
 
-from giou_repro import claims, comparison, publish, report, runner, store, verify
+from giou_repro import claims, publish, report, runner, store, verify
 from giou_repro.__main__ import main
 
 PUBLISHED = store.project_folder() / "results" / "published"
@@ -56,91 +56,143 @@ def test_the_page_stands_alone(written):
     assert page.open == []
     assert "<script" not in text and "http" not in text.replace("https", "http").replace("http-equiv", "")
     assert page.images and all(image.startswith("data:image/png;base64,") for image in page.images)
-    assert (out.parent / page.links[0]).resolve() == folder.resolve()
-    assert all((out.parent / link).is_dir() for link in page.links)
+    linked = {(out.parent / link).resolve() for link in page.links}
+    assert {folder.resolve(), PUBLISHED / FIRST} <= linked
+    assert all(path.is_dir() for path in linked)
 
 
-def test_the_page_has_every_claim_with_its_verdict_in_words(written):
+def test_the_page_has_every_claim_with_its_verdict_in_words_and_whose_it_is(written):
     folder, out = written
-    rows = dict(re.findall(r"<b>(\w+)</b></td>.*?class=\"verdict \w+\">. ([a-z ]+)<", out.read_text()))
-    runs = report.newest(folder.parents[1])
-    assert rows == claims.ledger(runs).set_index("id").verdict.to_dict()
+    rows = re.findall(r"<b>(\w+)</b></td>.*?class=\"verdict \w+\">. ([a-z ]+)</span><br><small>(\w+)<", out.read_text())
+    both = {"published": publish.published_runs(store.project_folder()), "yours": {FIRST: folder}}
+    ledgers = {whose: claims.ledger(runs) for whose, runs in both.items()}
+    said = {(row.id, row.verdict, whose) for whose, table in ledgers.items() for row in table.itertuples() if row.run}
+    assert set(rows) == said and len(rows) == len(said)
+    assert {whose for _, _, whose in rows} == {"published", "yours"}
 
 
 def test_the_page_marks_what_is_recalled(written):
     text = written[1].read_text()
     told = [value for row in claims.BOOK["paper"]["rows"] for value in row[4:]]
     assert text.count("<small>as recalled</small>") == sum(value.endswith("?") for value in told) > 30
-    assert "No detector runs yet" in report.page({FIRST: PUBLISHED / FIRST}, PUBLISHED)
+    alone = report.page({"published": {FIRST: PUBLISHED / FIRST}}, PUBLISHED)
+    assert "No detector runs to set beside them yet" in alone
 
 
-def test_the_newest_complete_run_of_the_scale_counts(tmp_path):
-    old = run_folder(tmp_path, name="20260101T000000-000-abcdef0")
+def test_the_newest_complete_run_of_the_scale_is_yours_and_what_is_published_stays(tmp_path):
+    run_folder(tmp_path, name="20260101T000000-000-abcdef0")
     new = run_folder(tmp_path, name="20260102T000000-000-abcdef0")
     run_folder(tmp_path, name="20260103T000000-000-abcdef0", status="running")
     small = run_folder(tmp_path, name="20260104T000000-000-abcdef0", scale="smoke")
-    assert report.newest(tmp_path)[FIRST] == new != old
-    assert report.newest(tmp_path, "smoke")[FIRST] == small
-    assert report.newest(tmp_path, "paper")[FIRST] == PUBLISHED / FIRST  # none of that scale here
+    shutil.copytree(new, tmp_path / "published" / FIRST)
+    published = publish.published_runs(store.project_folder())
+    assert report.sources(tmp_path) == {"published": published, "yours": {FIRST: new}}
+    assert report.sources(tmp_path, "smoke")["yours"] == {FIRST: small}
+    assert report.sources(tmp_path, "paper") == {"published": published}  # none of that scale here
+
+
+def test_a_claim_without_any_run_is_not_tested_once():
+    table = report.ledger({"published": {}, "yours": {FIRST: PUBLISHED / FIRST}})
+    verdicts = table.groupby("id")[["whose", "verdict"]].apply(lambda rows: rows.to_numpy().tolist())
+    assert verdicts.Z1 == [["published", claims.UNTESTED]]
+    assert verdicts.G3 == [["published", claims.UNTESTED], ["yours", claims.HOLDS]]
+
+
+def test_your_figure_is_shown_and_else_the_published(written):
+    _, out = written
+    captions = re.findall(r"\((\w+), (\w+)\)</figcaption>", out.read_text())
+    assert (FIRST, "yours") in captions and (FIRST, "published") not in captions
+    assert ("02_loss_landscape", "published") in captions
 
 
 def test_detector_runs_are_tabled_beside_the_papers(tmp_path):
     from test_claims import detectors
 
-    place = run_folder(tmp_path)
-    other = shutil.copytree(place, tmp_path / "05_compare_losses" / place.name)
-    store.Run(other).update(notebook="05_compare_losses")
     runs = detectors(0.05).assign(dataset="voc2007")
-    runs.to_csv(other / "detectors.csv", index=False)
-    for name, make in (("paper_tables", comparison.paper_table), ("paired", comparison.paired)):
-        make(runs.assign(setting="voc2007, yolov3", disjoint=0.0)).to_csv(other / f"{name}.csv", index=False)
-    text = report.page(report.newest(tmp_path), tmp_path)
-    assert "<h3>voc2007, yolov3</h3>" in text
+    found = {"published": publish.published_runs(store.project_folder()), "yours": detector_run(tmp_path, runs)}
+    text = report.page(found, tmp_path)
+    assert "<h4>voc, yolov3 (yours)</h4>" in text
     mean = detectors(0.05).query("loss == 'giou'").AP.mean()
     (row,) = re.findall(r"YOLOv3, VOC 2007</td><td>GIoU</td>(.*?)</tr>", text)
     assert row.startswith(f'<td class="number">.477 <small>as recalled</small></td><td class="number">{mean:.3f}</td>')
-    assert "<td>better</td>" in text
+    assert row.endswith('<td class="number">5 yours</td>')
+    assert re.search(r"<td>GIoU</td><td>ℓ2</td><td>\+0\.0\d\d \(.*?\) better</td>", text)
     Page(text)
+
+
+def test_a_few_runs_of_yours_leave_the_published_detectors_as_they_are(tmp_path):
+    from test_claims import detectors
+
+    published = publish.published_runs(store.project_folder())
+    runs = detectors(0.05, n=1).replace({"loss": {"iou": "gone"}})  # a loss that cannot be imported
+    found = {"published": published, "yours": detector_run(tmp_path, runs.assign(setting="yours alone", dataset="bccd"))}
+    text, alone = report.page(found, tmp_path), report.page({"published": published}, tmp_path)
+    told = re.findall(r"<h4>(.*?) \(published\)</h4>(.*?)<h", alone)
+    assert told and all(f"<h4>{name} (published)</h4>{tables}" in text for name, tables in told)
+    (row,) = re.findall(r"<td>AP, yours alone; 1 paired seeds</td>.*?</tr>", text)
+    assert "gone 0." in row and "too few seeds." in row and not re.search("better|worse", row)
+    assert text.count("Seeds 5 to 9 were added") == 1  # a remark on the published runs is not one on yours
+
+
+def detector_run(place, runs):
+    """A run of 05 with the table of detector runs: notebook → folder."""
+    folder = place / "05_compare_losses" / "20260101T000000-000-abcdef0"
+    shutil.copytree(PUBLISHED / FIRST, folder)
+    store.Run(folder).update(notebook="05_compare_losses")
+    runs.to_csv(folder / "detectors.csv", index=False)
+    return {"05_compare_losses": folder}
 
 
 @pytest.fixture
 def project(tmp_path):
     """A project with one published run, a README with marks, and an empty ledger."""
     shutil.copytree(PUBLISHED / FIRST, tmp_path / "results" / "published" / FIRST)
-    marks = publish.BEGIN + publish.END + "between\n" + publish.LEDGER_BEGIN + publish.LEDGER_END
+    marks = publish.BEGIN + publish.END + "between\n" + "".join(publish.LEDGER)
     (tmp_path / "README.md").write_text(f"first\n{marks}last\n")
     return tmp_path
 
 
-def test_the_command_writes_the_page_and_renews_the_ledger(project, capsys):
-    assert main(["report", "--results", str(project / "results")]) == 0
-    assert (project / "results" / "report.html").exists()
+def files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_command_writes_the_page_and_nothing_else(project, monkeypatch, capsys):
+    monkeypatch.setattr(store, "project_folder", lambda: project)
+    before, page = files(project), project / "results" / "report.html"
+    assert main(["report"]) == 0
+    after = files(project)
+    assert after.pop(page) and after == before
+    assert str(page) in capsys.readouterr().out
+
+
+def test_publishing_nothing_renews_what_is_made_of_the_published_runs(project, monkeypatch, capsys):
+    monkeypatch.setattr(store, "project_folder", lambda: project)
+    assert main(["publish"]) == 0
     table = pd.read_csv(project / "results" / "published" / "claims.csv")
     assert list(table) == claims.COLUMNS
     assert table.set_index("id").verdict.G3 == claims.HOLDS
     readme = (project / "README.md").read_text()
     assert readme.startswith("first\n") and "between" in readme and readme.endswith("last\n")
     assert "| G3 | 1 − GIoU is a metric: no detour over a third box is shorter. | **holds** |" in readme
-    assert "report.html" in capsys.readouterr().out
-
-
-def test_renewing_twice_changes_nothing(project):
-    publish.refresh(project)
-    first = (project / "README.md").read_text(), (project / "results" / "published" / "claims.csv").read_text()
-    publish.refresh(project)
-    assert first == ((project / "README.md").read_text(), (project / "results" / "published" / "claims.csv").read_text())
-    assert publish.with_ledger("no marks", claims.ledger({})) == "no marks"
-
-
-def test_the_readmes_ledger_is_what_the_published_runs_say():
-    readme = (store.project_folder() / "README.md").read_text()
-    assert publish.with_ledger(readme, claims.ledger(publish.published_runs(store.project_folder()))) == readme
+    assert "README.md" in capsys.readouterr().out
+    first = files(project)
+    publish.renew(project)
+    assert files(project) == first
 
 
 def test_no_runs_at_all_is_told(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(store, "project_folder", lambda: tmp_path)
     assert main(["report", "--results", str(tmp_path / "results")]) == 2
     assert "make some: giou-repro run 01_metric" in capsys.readouterr().err
+    assert main(["publish"]) == 2
+    assert "nothing is published" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("place", "found"), [("elsewhere/06_report/a-run", "elsewhere"), ("myrun", "results")])
+def test_yours_are_around_the_page_or_the_projects(project, tmp_path, monkeypatch, place, found):
+    monkeypatch.setattr(store, "project_folder", lambda: project)
+    mine = {name: run_folder(tmp_path / name) for name in ("elsewhere", "results")}
+    assert report.write(None, tmp_path / place / "report.html")["yours"] == {FIRST: mine[found]}
 
 
 def test_verify_takes_an_equal_run_and_tells_a_moved_number(tmp_path):
@@ -180,7 +232,7 @@ def test_the_command_runs_what_is_published_again(project, tmp_path, monkeypatch
 
     monkeypatch.setattr(runner, "run_notebook", rerun)
     monkeypatch.setattr(store, "project_folder", lambda: project)
-    publish.refresh(project)
+    publish.renew(project)
     assert main(["verify", "--scale", "laptop"]) == status
     assert asked == [(FIRST, {"scale": "laptop"})]
     out = capsys.readouterr().out
@@ -189,7 +241,7 @@ def test_the_command_runs_what_is_published_again(project, tmp_path, monkeypatch
 
 
 def test_verify_tells_a_ledger_that_is_not_what_the_tables_say(project):
-    publish.refresh(project)
+    publish.renew(project)
     path = project / "results" / "published" / "claims.csv"
     runs = publish.published_runs(project)
     assert verify._claims(project, runs)[-1] == verify.YES
@@ -201,6 +253,8 @@ def test_the_notebook_writes_the_same_page(tmp_path):
     run_folder(tmp_path)
     run = runner.run_notebook("06_report", dict(scale="laptop"), tmp_path, progress=False)
     assert {"report.html", "claims.csv", "notebook.html"} <= set(run.record["outputs"])
-    runs = report.newest(tmp_path)
-    assert (run.folder / "report.html").read_text() == report.page(runs, run.folder)
-    assert pd.read_csv(run.folder / "claims.csv").verdict.tolist() == claims.ledger(runs).verdict.tolist()
+    found = report.sources(tmp_path)
+    assert (run.folder / "report.html").read_text() == report.page(found, run.folder)
+    table = pd.read_csv(run.folder / "claims.csv")
+    columns = ["whose", "id", "verdict"]
+    assert table[columns].to_numpy().tolist() == report.ledger(found)[columns].to_numpy().tolist()
