@@ -143,7 +143,7 @@ def step_sizes(table):
     lost = sorted(set(table.loss) - set(found.loss))
     diverged = f" Diverged at every rate: {_labels(lost)}." if lost else ""
     rates = ", ".join(f"{losses.label(row.loss)} at {row.step_size:g}" for row in best.itertuples())
-    words = f"Final error, least first, {'; '.join(orders)}. Each at its own best rate ({rates}): {ranking(best, 'error')}."
+    words = f"Final error, least first, {'; '.join(orders)}. Each at the best of these rates ({rates}): {ranking(best, 'error')}."
     return f"**What we see.** {words}{diverged}"
 
 

@@ -2,14 +2,15 @@
 
 From github.com/Zzh-tju/DIoU, commit 391f42d. ``PUBLISHED[loss](box, target)`` takes the four (x, y, w, h) columns of boxes and of
 targets (centre and size) and returns the direction each coordinate is moved in, (dx, dy, dw, dh), before step size and (2 − IoU).
-Where it departs from −∂loss/∂(x, y, w, h):
+Where it departs from −∂loss/∂(x, y, w, h), and the names by which ``repairs`` corrects one departure at a time:
 
-1. GIoU: the intersection and its derivative are not zeroed for disjoint boxes. For boxes apart along one axis only, the union is then
-   close to the enclosing box, and the pull vanishes.
-2. DIoU, CIoU: the enclosing-box term has the wrong sign in x and y;
-3. it differentiates the enclosing width by y and h too, and the height by x and w;
-4. where the box spans the target, it takes the derivative of the enclosing width by w as −1 (it is +1), and so for the height.
-5. All: twice the derivative in w and h (deliberate, the authors say).
+1. GIoU, of disjoint boxes: the intersection is a product of signed lengths ("value"), and has a derivative ("derivative"); both are 0. Where
+   boxes are apart along one axis only, the pull along it is weaker than the derivative, or none; where along both, it is stronger. Only
+   "derivative" repairs that: "value" alone leaves a larger error than the published code.
+2. DIoU, CIoU: the enclosing-box term has the wrong sign in x and y ("sign"). This makes them fast;
+3. it differentiates the enclosing width by y and h too, and the height by x and w ("axes"). Without "axes", "sign" keeps boxes apart;
+4. where the box spans the target, it takes the derivative of the enclosing width by w as −1 (it is +1), and so for the height ("spanning").
+5. All: twice the derivative of the IoU (in GIoU, of all) in w and h (deliberate, the authors say).
 6. All: where edges are flipped, both take the second one's value.
 """
 
@@ -45,13 +46,18 @@ class _Pair:
         """Cw, Ch."""
         return torch.maximum(self.r, self.r_) - torch.minimum(self.l, self.l_), torch.maximum(self.b, self.b_) - torch.minimum(self.t, self.t_)
 
-    def intersection_and_union(self):
+    def intersection_and_union(self, repairs=()):
         """I and U with their derivatives by (t, b, l, r)."""
         iw, ih = self.intersection()
         w, h = self.r - self.l, self.b - self.t
         i = iw * ih
-        u = h * w + (self.b_ - self.t_) * (self.r_ - self.l_) - i
         di = (-iw * (self.t > self.t_), iw * (self.b < self.b_), -ih * (self.l > self.l_), ih * (self.r < self.r_))
+        apart = (iw <= 0) | (ih <= 0)
+        if "value" in repairs:
+            i = torch.where(apart, 0, i)
+        if "derivative" in repairs:
+            di = tuple(torch.where(apart, 0, d) for d in di)
+        u = h * w + (self.b_ - self.t_) * (self.r_ - self.l_) - i
         dx = (-w, w, -h, h)
         du = tuple(x - y for x, y in zip(dx, di, strict=True))
         return i, u, di, du
@@ -85,42 +91,44 @@ def iou_ascent(box, target):
     return _to_centre(*_iou_by_edges(_Pair.of(box, target)))
 
 
-def giou_ascent(box, target):
+def giou_ascent(box, target, repairs=()):
     pair = _Pair.of(box, target)
     cw, ch = pair.enclosing()
     dc = (-cw * (pair.t < pair.t_), cw * (pair.b > pair.b_), -ch * (pair.l < pair.l_), ch * (pair.r > pair.r_))
-    _, u, _, du = pair.intersection_and_union()
+    _, u, _, du = pair.intersection_and_union(repairs)
     c = cw * ch
     edges = (e + (c * dv - u * dw) / (c * c) for e, dv, dw in zip(_iou_by_edges(pair), du, dc, strict=True))
     return _to_centre(*edges)
 
 
-def diou_ascent(box, target):
+def diou_ascent(box, target, repairs=()):
     (x, y, _, _), (x_, y_, _, _) = box, target
     pair = _Pair.of(box, target)
     ex, ey, ew, eh = _to_centre(*_iou_by_edges(pair))
     cw, ch = pair.enclosing()
     s, d = (x - x_) ** 2 + (y - y_) ** 2, cw**2 + ch**2
-    kx, kw, cww = _enclosing_derivative(pair.l < pair.l_, pair.r > pair.r_, s.dtype)
-    ky, kh, chh = _enclosing_derivative(pair.t < pair.t_, pair.b > pair.b_, s.dtype)
+    kx, kw, cww = _enclosing_derivative(pair.l < pair.l_, pair.r > pair.r_, s.dtype, repairs)
+    ky, kh, chh = _enclosing_derivative(pair.t < pair.t_, pair.b > pair.b_, s.dtype, repairs)
+    sign = 1 if "sign" in repairs else -1
+    other = 0 if "axes" in repairs else 1  # the weight of the other axis
     return (
-        ex + (2 * (x_ - x) * d - 2 * (cw + ch) * kx * s) / d**2,
-        ey + (2 * (y_ - y) * d - 2 * (cw + ch) * ky * s) / d**2,
-        ew + 2 * (cw * cww + ch * kw) * s / d**2,
-        eh + 2 * (cw * kh + ch * chh) * s / d**2,
+        ex + (2 * (x_ - x) * d + sign * 2 * (cw + other * ch) * kx * s) / d**2,
+        ey + (2 * (y_ - y) * d + sign * 2 * (other * cw + ch) * ky * s) / d**2,
+        ew + 2 * (cw * cww + other * ch * kw) * s / d**2,
+        eh + 2 * (other * cw * kh + ch * chh) * s / d**2,
     )
 
 
-def _enclosing_derivative(before, after, dtype):
+def _enclosing_derivative(before, after, dtype, repairs):
     """Derivative of the enclosing length by centre and by size along one axis, and the latter with −1 where the box spans the target."""
     low, high = before.to(dtype), after.to(dtype)
     by_size = (high + low) / 2
-    return high - low, by_size, torch.where(before & after, -1, by_size)
+    return high - low, by_size, by_size if "spanning" in repairs else torch.where(before & after, -1, by_size)
 
 
-def ciou_ascent(box, target):
+def ciou_ascent(box, target, repairs=()):
     (_, _, w, h), (_, _, w_, h_) = box, target
-    dx, dy, dw, dh = diou_ascent(box, target)
+    dx, dy, dw, dh = diou_ascent(box, target, repairs)
     q = torch.atan(w_ / h_) - torch.atan(w / h)
     v = 4 * q**2 / math.pi**2
     alpha = v / (1 - iou(box, target) + v + 1e-7)

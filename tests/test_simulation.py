@@ -3,6 +3,7 @@
 import math
 import os
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from giou_repro import boxes, convergence, simulation
 from giou_repro.compiled import keep_compiled_code
 from giou_repro.losses import LOSSES, loss
-from giou_repro.published import PUBLISHED
+from giou_repro.published import PUBLISHED, diou_ascent, giou_ascent
 from giou_repro.simulation import case_number, simulate
 
 OCTAVE = np.loadtxt(Path(__file__).with_name("published_octave.csv"), delimiter=",")
@@ -272,6 +273,54 @@ def test_published_giou_stalls_where_the_exact_one_arrives():
     runs = {gradients: quiet(["giou"], n_points=20, gradients=gradients) for gradients in ("published", "exact")}
     error = {gradients: convergence.standings(run).error.item() for gradients, run in runs.items()}
     assert error["exact"] < 0.1 * error["published"]
+
+
+@pytest.mark.parametrize(
+    ("ascent", "name", "repairs"),
+    [(giou_ascent, "giou", {"value", "derivative"}), (diou_ascent, "diou", {"sign", "axes", "spanning"})],
+)
+def test_every_repair_together_is_the_derivative(random_boxes, ascent, name, repairs):
+    box, target = (boxes.convert(boxes.columns(random_boxes(1000, seed)), "xyxy", "cxcywh") for seed in (0, 1))
+    (exact, _), (of_iou, _) = (simulation._exact(LOSSES[loss], "cxcywh")[0](box, target) for loss in (name, "iou"))
+    doubled = exact if name == "giou" else of_iou  # in w and h, on purpose
+    expected = *exact[:2], *(term + again for term, again in zip(exact[2:], doubled[2:], strict=True))
+    for ours, theirs in zip(ascent(box, target, repairs), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("start", "published", "value", "exact"),
+    [((12, 10), 0, 1 / 9, -2 / 9), ((12, 12), -4 / 27, -5 / 27, -2 / 27)],  # level with the target, and diagonal from it
+)
+def test_pull_in_x_on_a_unit_square_by_published_giou_and_its_repairs(start, published, value, exact):
+    box, target = (tuple(torch.tensor(side, dtype=torch.float64) for side in (*centre, 1, 1)) for centre in (start, (10, 10)))
+    pulls = [giou_ascent(box, target, repairs)[0].item() for repairs in ((), {"value"}, {"value", "derivative"})]
+    assert pulls == pytest.approx([published, value, exact], abs=1e-12)
+
+
+def test_what_repairs_the_published_gradients_and_what_does_not(user_module, monkeypatch):
+    variants = {
+        "giou_value": partial(giou_ascent, repairs={"value"}),
+        "giou_derivative": partial(giou_ascent, repairs={"derivative"}),
+        "diou_sign": partial(diou_ascent, repairs={"sign"}),
+        "diou_all": partial(diou_ascent, repairs={"sign", "axes", "spanning"}),
+    }
+    for name, ascent in variants.items():
+        loss(name)(LOSSES[name.split("_")[0]].function)
+        monkeypatch.setitem(PUBLISHED, name, ascent)
+    run = quiet(["giou", "diou", *variants], n_points=20, gradients="published")
+    table = convergence.standings(run).set_index("loss")
+    error, half_step = table.error, table.half_step
+    assert error["giou_value"] > 2 * error["giou"]
+    assert error["giou_derivative"] < error["giou"] / 20
+    assert half_step["diou"] < half_step["giou_derivative"] / 2
+    assert half_step["diou"] < half_step["diou_all"] / 2
+    assert table.iou_50["diou_sign"] < 0.8 < table.iou_50["diou"]
+
+
+def test_giou_ends_lower_between_the_step_sizes_of_the_grid():
+    error = convergence.step_sizes(["giou"], [0.1, 0.13, 0.2], n_points=20, progress=False).set_index("step_size").error
+    assert error[0.13] < min(error[0.1], error[0.2])
 
 
 def test_no_warning_on_a_plain_run():
