@@ -25,7 +25,7 @@ COLUMNS = ["id", "claim", "decided_by", "value", "low", "high", "n", "verdict", 
 WAYS = ("published", "exact")  # gradients of the simulation
 HALF_A_POINT, A_POINT = 0.005, 0.01  # of AP
 LEARNED = 0.05  # mean AP below which detectors have nothing to say about losses
-TOO_FEW = f"fewer than {statistics.DECIDING} paired seeds, in detectors that reached a mean AP of {LEARNED},"
+TOO_FEW = f"in detectors with a mean AP of {LEARNED} or more, fewer than {statistics.DECIDING} paired seeds"
 TABLES = {1: "YOLOv3, VOC 2007", 2: "YOLOv3, COCO", 4: "Faster R-CNN, VOC 2007", 5: "Faster R-CNN, COCO", 7: "Mask R-CNN, COCO"}
 BOOK = tomllib.loads(Path(__file__).with_name("claims.toml").read_text())
 
@@ -48,8 +48,8 @@ def _row(name, entry, folder):
             tables = {table: pd.read_csv(Path(folder) / f"{table}.csv") for table in entry["tables"]}
             try:
                 found = DECIDERS[name](tables, record["parameters"])
-            except (KeyError, AttributeError) as error:  # of another version, or with other losses
-                found = _untested(f"the run's tables lack what decides: {error}")
+            except (KeyError, AttributeError) as error:
+                found = _untested(f"the run's tables have no {error}: it had other losses, or was of another version")
             except ValueError as error:
                 found = _untested(str(error))
     about = dict(id=name, claim=entry["claim"], decided_by=entry["decided_by"], run=run, command=command)

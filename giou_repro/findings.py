@@ -241,6 +241,8 @@ def apart(table):
 
 def ledger(table):
     """From report.ledger: the verdicts, by whose runs they are."""
-    parts = table.groupby(["whose", "verdict"], sort=False).id
-    words = [f"{whose}: {len(ids)} {verdict} ({', '.join(ids)})" for (whose, verdict), ids in parts]
-    return f"**What we see.** {'; '.join(words)}."
+    words = []
+    for whose, part in table.groupby("whose", sort=False):
+        each = (f"{len(ids)} {verdict} ({', '.join(ids)})" for verdict, ids in part.groupby("verdict", sort=False).id)
+        words.append(f"{whose.capitalize()}: {'; '.join(each)}.")
+    return f"**What we see.** {' '.join(words)}"

@@ -144,16 +144,16 @@ def _link(folder, beside, text):
 
 def _claims(table, found, beside):
     rows = []
-    for claim in table.itertuples():
+    for claim, again in zip(table.itertuples(), table.id.duplicated(), strict=True):
         measured = f"{_number(claim.value)} <small>[{_number(claim.low)}, {_number(claim.high)}], n = {claim.n:,}</small><br>" if claim.n else ""
         notebook, runs = claims.BOOK["claims"][claim.id]["notebook"], found[claim.whose]
         run = _link(runs[notebook], beside, notebook) if notebook in runs else _text(notebook)
         rows.append(
             [
                 f"<b>{claim.id}</b>",
-                f"{_text(claim.claim)}<br><small>{_text(claim.source)}</small>",
+                "" if again else f"{_text(claim.claim)}<br><small>{_text(claim.source)}</small>",
                 f"{_verdict(claim.verdict)}<br><small>{claim.whose}</small>",
-                f"{measured}{_text(claim.words)}<br><small>{_text(claim.decided_by)}</small>",
+                f"{measured}{_text(claim.words)}<br><small>{'' if again else _text(claim.decided_by)}</small>",
                 f"{run}<br><code>{_text(claim.command)}</code>",
             ]
         )

@@ -197,7 +197,7 @@ def test_g9_by_known_gains():
     assert decide("G9", detectors=detectors(0.0))["verdict"] == FAILS  # surely less than half a point
     assert decide("G9", detectors=detectors(0.0, noise=0.02))["verdict"] == UNDECIDED  # too noisy to say
     few = decide("G9", detectors=detectors(0.05, n=4))
-    assert (few["verdict"], few["words"][:29]) == (UNTESTED, "fewer than 5 paired seeds, in")
+    assert few["verdict"] == UNTESTED and "fewer than 5 paired seeds of GIoU" in few["words"]
     both = pd.concat([detectors(0.05), detectors(0.0, detector="faster_rcnn")])
     assert decide("G9", detectors=both)["verdict"] == CONDITION
     assert decide("G9", detectors=detectors(0.05).drop(columns="AP_giou").assign(AP_giou=np.nan))["verdict"] == CONDITION
