@@ -14,7 +14,8 @@ TRAIN = {  # the parameters of 04_train_detector that have a flag of their own
     "scale": "smoke, laptop or paper",
     "seed": "a whole number",
 }
-TRAIN_HELP = "Killed, the same command goes on from its checkpoint. Several GPUs: torchrun --nproc-per-node 2 --max-restarts 3 -m giou_repro train …"
+TRAIN_HELP = """Killed, the same command goes on from its checkpoint. Resized images are kept in data/cache, or in $GIOU_REPRO_CACHE.
+Several GPUs: torchrun --nproc-per-node 2 --max-restarts 3 -m giou_repro train …"""
 
 
 def main(arguments=None):
@@ -118,6 +119,7 @@ def _run(options):
         for path, known in zip(paths, declared, strict=True):
             where = f"{path.stem}: "
             given.append(parameters.check(known, _given(options, known)))
+            _check_data(parameters.resolved(known, given[-1]))
     except (FileNotFoundError, parameters.ParameterError) as error:
         print(f"giou-repro: {where}{error}", file=sys.stderr)
         return 2
@@ -133,6 +135,19 @@ def _run(options):
     for run in runs:
         _print_outputs(run)
     return 0
+
+
+def _check_data(values):
+    """Raise ParameterError where the data set of resolved parameters, or a split of it that they name, is not there."""
+    from giou_repro.parameters import ParameterError
+
+    if {"dataset", "train_split", "val_split"} <= set(values):
+        from giou_repro import datasets  # here, because it brings torch
+
+        try:
+            datasets.check_splits(values["dataset"], values["train_split"], values["val_split"])
+        except (OSError, ValueError) as error:
+            raise ParameterError(str(error)) from None
 
 
 def _given(options, declared):
@@ -164,12 +179,12 @@ def _train(options):
     path = parameters.find_notebook("04_train_detector")
     declared = parameters.declared(path)
     try:
-        from giou_repro import datasets, training  # here, because they need the extra `detection`
+        from giou_repro import training  # here, because they need the extra `detection`
 
         given = parameters.check(declared, _given(options, declared))
         values = parameters.resolved(declared, given)
         config = training.configure(**{name: value for name, value in values.items() if name != "run_dir"})
-        datasets.splits(config.dataset)  # a path that is not there is told before anything is written
+        sets = training.open_sets(config)  # what cannot be trained on is refused before anything is written
     except (ImportError, OSError, ValueError) as error:
         print(f"giou-repro: {error}", file=sys.stderr)
         return 2
@@ -184,16 +199,16 @@ def _train(options):
         if rank == 0:
             print(f"this run is complete already, in {run.folder}")
         return 0
-    return _train_into(run, config)
+    return _train_into(run, config, sets)
 
 
-def _train_into(run, config):
+def _train_into(run, config, sets):
     from giou_repro import findings, plotting, training
 
     try:
         if run:
             run.update(parameters=config.model_dump())
-        trained = training.train(config, run)
+        trained = training.train(config, run, sets)
         if run:
             training.save(trained, run)
             run.save_figure("curves", plotting.training_curves(trained.curves, trained.loss))
@@ -221,7 +236,7 @@ def _count(text):
 
 
 def _sweep(options):
-    from giou_repro import store, sweep
+    from giou_repro import parameters, store, sweep
 
     results = options.results or store.project_folder() / "results"
     losses = [name.strip() for name in options.losses.split(",")] if options.losses is not None else None
@@ -231,11 +246,13 @@ def _sweep(options):
         if options.dry_run:
             print(sweep.report(sweep.planned(cells, results)))
             return 0
+        for cell in cells:
+            _check_data(cell.parameters)
         with sweep.connect(file, cells, options.workers, options.scheduler, options.cluster) as place:
             rows = sweep.run(file, cells, results, place)
-    except (sweep.SweepError, sweep.SchedulerLost) as error:
+    except (sweep.SweepError, parameters.ParameterError, sweep.SchedulerLost) as error:
         print(f"giou-repro: {error}", file=sys.stderr)
-        return 2 if isinstance(error, sweep.SweepError) else 1
+        return 1 if isinstance(error, sweep.SchedulerLost) else 2
     print(f"{sweep.report(rows)}\ntable in {sweep.table_path(file, results)}")
     return 0 if rows.status.isin(["ran", "complete already"]).all() else 1
 

@@ -1,14 +1,17 @@
 """Images made ready once, batches made on the device: what keeps a processor or a GPU from waiting for files.
 
 `pack` reads a data set once, resizes every image into a square (ratio kept, grey padding) of bytes, and keeps the squares: on the device where they
-take less than half of its free memory, else in a file that is mapped. `Fresh` draws seeded batches from them and augments them on the device;
-`Remembered` gives what a frozen backbone made of them.
+take less than half of its free memory, else in a file that is mapped, and which stays in `cache_folder` for the next training.
+`Fresh` draws seeded batches from them and augments them on the device; `Remembered` gives what a frozen backbone made of them.
 """
 
-import contextlib
+import fcntl
 import hashlib
+import io
 import json
+import math
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +22,9 @@ from torch.nn import functional
 from torchvision.transforms.v2 import functional as images_of
 from tqdm.auto import tqdm
 
-from giou_repro import datasets
+from giou_repro import datasets, store
 
+CACHE = 2  # version of what is kept; to be raised when its format, or the way to it from an image, changes
 GREY = 114  # the padding of letterboxed images, as Darknet's descendants have it
 LEAST_VISIBLE = 0.2  # a box with less than this share of its area left in the augmented image is dropped
 
@@ -46,19 +50,23 @@ class Packed:
         return {**detection, "boxes": boxes.clamp(min=0).minimum(torch.tensor([width, height, width, height]))}
 
 
+def cache_folder():
+    """Where squares are kept from one training to the next: $GIOU_REPRO_CACHE, or data/cache of the project."""
+    return Path(os.environ.get("GIOU_REPRO_CACHE") or store.project_folder() / "data" / "cache")
+
+
 def pack(dataset, size, masks=False, limit=None, cache=None, device="cpu"):
     """Letterbox every image of `dataset`, or the first `limit`, to `size` × `size`; returns Packed.
 
-    cache: a folder; sets read from files are kept there as bytes, named by their checksum, and reused; one that cannot be written is done without.
-    An image that cannot be read is left out and named in `skipped`.
+    cache: a folder; sets read from files are kept there as bytes, named by what they are of, and reused. Where it cannot be
+    written, or its disk is full, the squares are held in memory. An image that cannot be read is left out and named in `skipped`.
     """
     count = min(limit or len(dataset), len(dataset))
-    if cache is None or dataset.name == "shapes" or not _writable(Path(cache)):
+    kept = None if cache is None or dataset.name == "shapes" else _cached(Path(cache), dataset, count, size, masks)
+    if kept is None:
         images = np.empty((count, 3, size, size), np.uint8)
-        rest = _fill(images, dataset, size, masks)
-    else:
-        name = hashlib.sha256(json.dumps([dataset.checksum, dataset.split, size, masks, count]).encode()).hexdigest()[:12]
-        images, rest = _cached(Path(cache) / f"{dataset.name}-{dataset.split}-{size}-{name}", dataset, count, size, masks)
+        kept = images, _fill(images, dataset, size, masks)
+    images, rest = kept
     images = torch.from_numpy(images)[: len(rest["truths"])]
     return Packed(_resident(images, device), rest["truths"], rest["places"], rest["sizes"], rest["skipped"])
 
@@ -71,27 +79,61 @@ def _resident(images, device):
     return images.to(device) if torch.device(device).type == "cuda" else images.clone()
 
 
-def _writable(folder):
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-    if os.access(folder, os.W_OK):
-        return True
-    print(f"{folder} cannot be written: images are held in memory, and are read from their files again next time")
-    return False
+def _cached(cache, dataset, count, size, masks):
+    """(squares, the rest) of a data set, from its folder in `cache`, which is made where it is missing or damaged.
+
+    None where the folder cannot be made."""
+    key = json.dumps([CACHE, dataset.stamp, dataset.split, size, masks, count])
+    folder = cache / f"{dataset.name}-{dataset.split}-{size}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    shape = (count, 3, size, size)
+    try:
+        if kept := _kept(folder, shape):
+            return kept
+        cache.mkdir(parents=True, exist_ok=True)
+        with open(cache / ".lock", "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # one process writes at a time: what is half-written is a dead one's
+            for left_over in cache.iterdir():
+                if re.fullmatch(r"\..+-\d+-[0-9a-f]{12}(\.\d+)?", left_over.name):
+                    shutil.rmtree(left_over)
+            if not _kept(folder, shape):
+                _make(folder, dataset, shape, masks)
+        return _kept(folder, shape)
+    except OSError as error:
+        free = shutil.disk_usage(next(place for place in (cache, *cache.parents) if place.exists())).free
+        sizes = f"{math.prod(shape) / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free"
+        remedy = "images are held in memory. GIOU_REPRO_CACHE names another folder"
+        print(f"{cache} cannot be written ({error.strerror}; {sizes}): {remedy}")
+        return None
 
 
-def _cached(folder, dataset, count, size, masks):
-    if not (folder / "truths.pt").exists():
-        beside = folder.with_name(f".{folder.name}.{os.getpid()}")
-        beside.mkdir(parents=True, exist_ok=True)
-        images = np.lib.format.open_memmap(beside / "images.npy", mode="w+", dtype=np.uint8, shape=(count, 3, size, size))
-        torch.save(_fill(images, dataset, size, masks), beside / "truths.pt")
+def _kept(folder, shape):
+    """(squares, a mapped file; the rest) that a folder holds; None where it does not, or is damaged."""
+    try:
+        images = np.load(folder / "images.npy", mmap_mode="c")
+        rest = torch.load(folder / "truths.pt", weights_only=True)
+        whole = (images.shape, images.dtype) == (shape, np.uint8) and len(rest["truths"]) + len(rest["skipped"]) == shape[0]
+    except Exception:  # a damaged file can raise anything
+        return None
+    return (images, rest) if whole else None
+
+
+def _make(folder, dataset, shape, masks):
+    """Fill a folder of the cache, all of it or nothing. Raises OSError where there is no room."""
+    print(f"caching {shape[0]} images of {shape[2]}x{shape[3]} px, {math.prod(shape) / 1e6:.1f} MB, in {folder}")
+    shutil.rmtree(folder, ignore_errors=True)  # damaged
+    beside = folder.with_name(f".{folder.name}")
+    try:
+        beside.mkdir()
+        images = np.lib.format.open_memmap(beside / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
+        with open(beside / "images.npy", "r+b") as file:  # room first: a mapped file on a full disk ends the process
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        rest = io.BytesIO()
+        torch.save(_fill(images, dataset, shape[-1], masks), rest)
+        store.write_atomic(beside / "truths.pt", rest.getvalue())
         images.flush()
-        try:
-            os.replace(beside, folder)
-        except OSError:  # another process was first: its files are the same
-            shutil.rmtree(beside)
-    return np.load(folder / "images.npy", mmap_mode="c"), torch.load(folder / "truths.pt", weights_only=True)
+        os.replace(beside, folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _fill(images, dataset, size, masks):

@@ -16,6 +16,7 @@ repaired, dropped or skipped, as `defects.ACTIONS` says. `check` decodes everyth
 changed since, raises `Unreadable` from `ds[i]`: whoever reads a whole set catches it and goes on, so that no file ends a training.
 """
 
+import hashlib
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -46,8 +47,8 @@ def load(dataset, split, seed=0, images=1000, image_size=128, classes=None):
 
     split: a name that `splits` lists, or a part of it in files: "train[:80%]" are the first 80 % of its images, "train[80%:]" the rest.
 
-    Raises FileNotFoundError where there is no such path, ValueError for a split it does not have, and `Unreadable`, a ValueError that says
-    why, where nothing of it can be used.
+    Raises FileNotFoundError where there is no such path, ValueError for a split it does not have or a part without an image, and
+    `Unreadable`, a ValueError that says why, where nothing of it can be used.
     """
     if dataset == "shapes":
         return scenes.generate(split, seed, images, image_size)
@@ -56,12 +57,26 @@ def load(dataset, split, seed=0, images=1000, image_size=128, classes=None):
     whole, first, last = _part(split)
     source = _pick(sources, whole, path)
     content = coco.read(source, whole, classes) if isinstance(source, Path) else voc.read(sources["all"], source, classes)
-    pictures = content[2]
-    pictures[:] = pictures[round(first / 100 * len(pictures)) : round(last / 100 * len(pictures))]
+    pictures, count = content[2], len(content[2])
+    pictures[:] = pictures[round(first / 100 * count) : round(last / 100 * count)]
+    if count and not pictures:
+        remedy = f"take a larger part, as {whole}[:80%] or {whole}[80%:]"
+        raise ValueError(f"{path}: {split!r} holds none of the {count} images of {whole!r}; {remedy}")
     opened = _open(split, *content, inclusive=not isinstance(source, Path))
     if not len(opened):
-        raise Unreadable(*(opened.defects or [defect("missing image", path.name, "(it lists none)")]))
+        about = f"{path}: no image of split {split!r} can be used; the splits are {', '.join(sources)}\n"
+        raise Unreadable(*(opened.defects or [defect("missing image", path.name, "(it lists none)")]), about=about)
     return opened
+
+
+def check_splits(dataset, *names):
+    """Raise as `load` does for a path or split that is not there, without reading annotations."""
+    for name in names:
+        if dataset == "shapes":
+            scenes.check_split(name)
+        else:
+            path = _path(dataset)
+            _pick(_sources(path), _part(name)[0], path)
 
 
 def splits(dataset):
@@ -126,7 +141,26 @@ def _pick(sources, split, path):
     if len(close) == 1:
         return sources[close[0]]
     remedy = "; name the folder of the JSON files to reach others" if path.is_file() else ""
+    if split in ("train", "val") and not close:
+        whole = next(iter(sources))
+        remedy += f'; or divide it: train_split "{whole}[:80%]", val_split "{whole}[80%:]"'
     raise ValueError(f"{path} has no split {split!r}; it has {', '.join(close or sources)}{remedy}")
+
+
+def in_both(first, second):
+    """How many of the pictures `second` are in `first` too: the same file, or another one with the same bytes."""
+    files = {(one.state.st_dev, one.state.st_ino) for one in first}
+    others = [one for one in second if (one.state.st_dev, one.state.st_ino) not in files]
+    sizes = {one.state.st_size for one in first} & {one.state.st_size for one in others}
+    known = {_digest(one) for one in first if one.state.st_size in sizes}
+    return len(second) - len(others) + sum(one.state.st_size in sizes and _digest(one) in known for one in others)
+
+
+def _digest(picture):
+    try:
+        return hashlib.sha256(picture.file.read_bytes()).digest()
+    except OSError:  # whoever reads the set says so
+        return picture.file
 
 
 @dataclass
@@ -143,6 +177,12 @@ class Folder:
 
     def __len__(self):
         return len(self.pictures)
+
+    @property
+    def stamp(self):
+        """sha256 over the checksum and the time of each image file: what copies of its pixels are known by."""
+        times = [one.state.st_mtime_ns for one in self.pictures]
+        return hashlib.sha256(repr((self.checksum, times)).encode()).hexdigest()
 
     def __getitem__(self, index):
         picture = self.pictures[index]
@@ -186,7 +226,8 @@ def _open(split, name, classes, pictures, defects, content, inclusive):
         defects += _settle(picture, measured)
         picture.objects, found = clean(picture.objects, picture.width, picture.height, picture.name, inclusive)
         defects += found + _check_masks(picture)
-        content.update(f"{picture.name} {picture.file.stat().st_size}\n".encode(errors="replace"))
+        picture.state = picture.file.stat()
+        content.update(f"{picture.name} {picture.state.st_size}\n".encode(errors="replace"))
         usable.append(picture)
     defects += _missing_masks(usable, defects)
     if any(picture.id is None for picture in usable):

@@ -87,14 +87,14 @@ def defect(kind, file, detail="", object=""):
 
 
 class Unreadable(ValueError):
-    """A file, or a whole set, cannot be used; `defects` says why."""
+    """A file, or a whole set, cannot be used; `defects` says why, after what there is to say `about` the whole."""
 
-    def __init__(self, *defects):
+    def __init__(self, *defects, about=""):
         super().__init__(*defects)
-        self.defects = list(defects)
+        self.defects, self.about = list(defects), about
 
     def __str__(self):
-        return summary(self.defects)
+        return self.about + summary(self.defects)
 
 
 def summary(defects):
@@ -135,7 +135,8 @@ class Picture:
     """One image file with what is annotated on it.
 
     name: what a report calls it;  stated: the size (width, height) that its annotation gives, None where it gives none;  width, height and
-    `turned`, whether EXIF's orientation is followed, are known once `datasets` has read its header.
+    `turned`, whether EXIF's orientation is followed, and `state`, its file's size, time and place on the disk, are known once `datasets` has
+    read its header.
     """
 
     file: Path
@@ -146,6 +147,7 @@ class Picture:
     width: int = 0
     height: int = 0
     turned: bool = False
+    state: os.stat_result | None = None
 
 
 def clean(objects, width, height, file, inclusive=False):

@@ -73,11 +73,16 @@ def generate(split, seed=0, images=1000, size=128):
 
     Raises ValueError for a split that is not train, val or test, a size below 32, or a number below 1.
     """
-    if split not in STREAMS:
-        raise ValueError(f"shapes have the splits {', '.join(STREAMS)}, not {split!r}")
+    check_split(split)
     if size < 4 * SMALLEST or images < 1:
         raise ValueError(f"shapes need a size of {4 * SMALLEST} px or more and an image or more, got {size} px and {images} images")
     return Scenes(split, seed, images, size)
+
+
+def check_split(split):
+    """Raise ValueError for a split that is not train, val or test."""
+    if split not in STREAMS:
+        raise ValueError(f"shapes have the splits {', '.join(STREAMS)}, not {split!r}")
 
 
 def _scene(rng, size):

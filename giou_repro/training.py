@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import sys
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -67,21 +68,33 @@ class TrainingError(RuntimeError):
     """A loss or gradient was not finite; names the step, the parts and the images."""
 
 
-def train(config, run):
+def open_sets(config):
+    """(training set, validation set), opened but not read. Raises OSError or ValueError for what cannot be trained on."""
+    datasets.check_splits(config.dataset, config.train_split, config.val_split)
+    sizes = {"seed": config.seed, "image_size": config.image_size}
+    train_set = datasets.load(config.dataset, config.train_split, images=config.images or SCALES["paper"]["images"], **sizes)
+    given = sizes | {"images": config.val_images or SCALES["paper"]["val_images"], "classes": train_set.classes}
+    if config.detector == "mask_rcnn" and not train_set.has_masks:
+        raise ValueError(f"mask_rcnn needs masks, and {config.dataset} has boxes only; take faster_rcnn, or a COCO JSON with segmentations")
+    return train_set, datasets.load(config.dataset, config.val_split, **given)
+
+
+def train(config, run, sets=None):
     """Train and evaluate one detector into `run`'s folder (a store.Run; None on ranks other than 0). Returns Trained, None on those ranks.
 
+    `sets` are those of `open_sets`, where they are open already.
     Raises TrainingError where a loss or gradient is not finite (the last checkpoint stays), ValueError for a set or setting that cannot be trained.
     """
     rank, world = join()
     device = _device(config.device)
     torch.manual_seed(config.seed)
-    (train_set, packed), (val_set, val) = sets = _data(config, device)
+    (train_set, packed), (val_set, val) = packed_sets = _packed(config, sets or open_sets(config), device)
     model = detectors.build(config.detector, len(train_set.classes), config.loss, config.weight, config.image_size, config.backbone)
     source = _source(config, model, packed, device, rank)
     state = State(model.to(device, memory_format=torch.channels_last), config)
     state.resume(shared(run and run.folder, world), device)
     if rank == 0:
-        _say_data(run, sets)
+        _say_data(run, packed_sets, _in_both(config, train_set, val_set))
         _forget_after(run, state.history[-1]["step"] if state.history else 0)
     forward = forward_of(model, config, world, device)
     evaluated_at = _evaluation_epochs(config)
@@ -140,7 +153,7 @@ def _epoch(epoch, forward, state, source, rank, world, run):
     pending, rows, clock = [], [], time.perf_counter()
     for number, indices in enumerate(order):
         mine = indices[rank::world]
-        images, targets = batch(mine if len(mine) else indices[:1])  # a rank without an image takes part with one that does not count
+        images, targets = batch(mine if len(mine) else indices[:1])  # one that does not count, where a rank has none
         step = epoch * len(order) + number
         outcome = state.step(partial(forward, counted=len(mine) > 0), images, targets, step / (len(order) * config.epochs))
         pending.append((epoch, step, indices, *outcome))
@@ -156,7 +169,10 @@ def _epoch(epoch, forward, state, source, rank, world, run):
 
 
 def _read(pending, packed, world):
-    """Move the numbers of several steps to the CPU at once, losses as means and positives as sums over ranks; stop at the first not finite."""
+    """Move the numbers of several steps to the CPU at once; stop at the first that is not finite.
+
+    Losses are means over ranks, positives sums.
+    """
     names = [*pending[0][3], *POSITIVES, "gradient"]
     values = torch.stack([torch.stack([*losses.values(), *positives.values(), norm]).float() for _, _, _, losses, positives, norm in pending])
     if world > 1:
@@ -181,8 +197,8 @@ def _read(pending, packed, world):
 def forward_of(model, config, world, device):
     """The callable that trains: the model under autocast, compiled or spread over ranks where asked.
 
-    The gradient of several ranks is that of one process with all of their images, but for what each rank has of its own: the statistics of batch
-    normalisation, augmentations, and the R-CNNs' random samples. A rank's images that are not `counted` add nothing to it.
+    The gradient of several ranks is that of one process with all of their images, but for what each rank has of its own: the
+    statistics of batch normalisation, augmentations, and the R-CNNs' random samples. Images that are not `counted` add nothing.
     """
     if config.compile:
         model.compile()
@@ -192,7 +208,8 @@ def forward_of(model, config, world, device):
         with autocast(config.precision, device):
             losses, counts = ready(images, targets)
         if world > 1:
-            losses, counts = shares(losses, counts | {"images": counts["count"].new_tensor(len(targets))}, model.divided_by, counted)
+            counts["images"] = counts["count"].new_tensor(len(targets))
+            losses, counts = shares(losses, counts, model.divided_by, counted)
         return losses, {name: counts[name] for name in POSITIVES}
 
     return forward
@@ -300,17 +317,10 @@ def rate(progress, config):
 # ---- data, evaluation, devices
 
 
-def _data(config, device):
+def _packed(config, sets, device):
     """((training set, its squares), (validation set, its squares))."""
-    sizes = {"seed": config.seed, "image_size": config.image_size}
-    train_set = datasets.load(config.dataset, config.train_split, images=config.images or SCALES["paper"]["images"], **sizes)
-    given = sizes | {"images": config.val_images or SCALES["paper"]["val_images"], "classes": train_set.classes}
-    val_set = datasets.load(config.dataset, config.val_split, **given)
-    masks = config.detector == "mask_rcnn"
-    if masks and not train_set.has_masks:
-        raise ValueError(f"mask_rcnn needs masks, and {config.dataset} has boxes only; take faster_rcnn, or a COCO JSON with segmentations")
-    cache = store.project_folder() / "data" / "cache"
-    packed = batches.pack(train_set, config.image_size, masks, config.images, cache, device)
+    (train_set, val_set), cache = sets, batches.cache_folder()
+    packed = batches.pack(train_set, config.image_size, config.detector == "mask_rcnn", config.images, cache, device)
     if not sum(len(batches.training_truth(truth)["labels"]) for truth in packed.truths):
         raise ValueError(f"{config.dataset} {config.train_split}: no object to train on is left; run `giou-repro data check {config.dataset}`")
     return (train_set, packed), (val_set, batches.pack(val_set, config.image_size, False, config.val_images, cache, device))
@@ -330,15 +340,32 @@ def _source(config, model, packed, device, rank):
     return batches.Remembered(packed, device, config.augment, config.seed, config.frozen_views, look)
 
 
-def _say_data(run, sets):
-    """Record what was read, and what was left out, in run.json; print what was left out."""
+def _in_both(config, train_set, val_set):
+    """How many validation images are training images too."""
+    if config.dataset == "shapes":
+        return min(len(train_set), len(val_set)) if config.train_split == config.val_split else 0
+    return datasets.in_both(train_set.pictures[: config.images], val_set.pictures[: config.val_images])
+
+
+def _say_data(run, sets, in_both):
+    """Record what was read, what was left out and how many images are in both sets; print what was left out, and warn."""
     record = {}
     for dataset, packed in sets:
         record[dataset.split] = {"name": dataset.name, "checksum": dataset.checksum, "images": len(packed), "defects": len(dataset.defects)}
         record[dataset.split] |= {"recipe": getattr(dataset, "recipe", dataset.checksum), "unreadable": packed.skipped}
         if dataset.defects or packed.skipped:
             print(f"{dataset.name} {dataset.split}: {datasets.summary(dataset.defects)}", *packed.skipped, sep="\n  ")
+    (train_set, _), (val_set, packed) = sets
+    record[val_set.split]["also_trained_on"] = in_both
     run.update(data=record)
+    if in_both:
+        print(
+            f"WARNING: {in_both} of {len(packed)} images of {val_set.split} are images of {train_set.split} too.",
+            "WARNING: AP is of images that were trained on.",
+            'WARNING: For new ones divide a split: train_split "all[:80%]", val_split "all[80%:]".',
+            sep="\n",
+            file=sys.stderr,
+        )
 
 
 def detect(model, packed, config, device):

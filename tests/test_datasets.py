@@ -298,6 +298,38 @@ def test_a_split_can_be_taken_in_parts(tmp_path):
             datasets.load(tmp_path, wrong)
 
 
+def test_a_part_without_an_image_is_refused_with_what_there_is(tmp_path):
+    voc(tmp_path, {id: xml(SOUND) for id in "abc"}, train="abc", val="")
+    with pytest.raises(ValueError, match=r"'train\[50%:51%\]' holds none of the 3 images of 'train'; take a larger part, as train\[:80%\]"):
+        datasets.load(tmp_path, "train[50%:51%]")
+    for split in ("val", "val[:80%]"):
+        with pytest.raises(datasets.Unreadable, match=r"no image of split 'val.*' can be used; the splits are all, train, val\nval.txt: empty list"):
+            datasets.load(tmp_path, split)
+
+
+def test_a_set_that_is_not_divided_says_how_to_divide_it(tmp_path):
+    undivided = voc(tmp_path / "voc", {"a": xml(SOUND)}), coco(tmp_path / "json" / "a.json", [entry()])
+    trained = coco(tmp_path / "train" / "train" / "_annotations.coco.json", [entry()]).parents[1]
+    for path, split, whole in ((undivided[0], "train", "all"), (undivided[1], "val", "all"), (trained, "val", "train")):
+        with pytest.raises(ValueError, match=rf'no split .* train_split "{whole}\[:80%\]", val_split "{whole}\[80%:\]"'):
+            datasets.check_splits(path, split)
+        datasets.check_splits(path, f"{whole}[:80%]", f"{whole}[80%:]")
+    datasets.check_splits("shapes", "train", "val")
+    for wrong in ("all", "train[:80%]"):
+        with pytest.raises(ValueError, match="shapes have the splits train, val, test"):
+            datasets.check_splits("shapes", wrong)
+
+
+def test_pictures_in_both_are_counted_by_file_and_by_content(tmp_path):
+    """a and b are also in the second list, c is a copy of another name, d has the size of a but other bytes."""
+    images = voc(tmp_path, {id: xml(SOUND) for id in "abcde"}, first="abe", second="abcd") / "JPEGImages"
+    for id, shade in zip("abcde", (1, 2, 5, 4, 5), strict=True):
+        Image.new("RGB", (WIDTH, HEIGHT), (shade,) * 3).save(images / f"{id}.jpg", "BMP")
+    first, second = (datasets.load(tmp_path, split).pictures for split in ("first", "second"))
+    assert datasets.in_both(first, second) == 3
+    assert datasets.in_both(first, first) == 3 and datasets.in_both(first, second[3:]) == 0
+
+
 def test_the_checksum_tells_of_a_changed_annotation_or_image(tmp_path):
     voc(tmp_path, {"a": xml(SOUND), "b": xml(SOUND)})
     first = datasets.load(tmp_path, "all").checksum

@@ -1,5 +1,6 @@
 """Training: pictures and boxes move together, an epoch is decided by its seed, and a killed run ends as an unbroken one."""
 
+import errno
 import json
 import os
 import signal
@@ -8,13 +9,16 @@ import sys
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 import torchvision
+from PIL import Image
 from torch import distributed
 
 from giou_repro import LOSSES, batches, datasets, detectors, loss, store, training
+from giou_repro.__main__ import main
 
 SMALL = {"scale": "smoke", "image_size": 64, "images": 16, "val_images": 8, "batch_size": 8, "epochs": 3, "evaluations": 0, "precision": "float32"}
 
@@ -63,19 +67,90 @@ def test_an_image_alone_in_the_last_batch_is_left_for_another_epoch():
     assert [len(part) for part in batches.order(3, 1, 0, 0)] == [1, 1, 1]
 
 
+def image_files(folder, shades):
+    """A data set of grey 8 x 8 images, one of each shade, with a box each; in a Pascal VOC folder."""
+    folder.mkdir(exist_ok=True)
+    for shade in shades:
+        corners = "".join(f"<{tag}>{value}</{tag}>" for tag, value in (("xmin", 1), ("ymin", 1), ("xmax", 8), ("ymax", 8)))
+        (folder / f"{shade}.xml").write_text(f"<annotation><object><name>cell</name><bndbox>{corners}</bndbox></object></annotation>")
+        Image.new("RGB", (8, 8), (shade,) * 3).save(folder / f"{shade}.bmp")
+    return folder
+
+
+def packed_shades(folder, cache):
+    """The shades of the packed images of a folder."""
+    return batches.pack(datasets.load(folder, "all"), 8, cache=cache).images[:, 0, 0, 0].tolist()
+
+
+def test_images_are_cached_once_and_the_size_is_printed_before(tmp_path, capsys):
+    folder, cache = image_files(tmp_path / "set", (10, 20)), tmp_path / "cache"
+    assert packed_shades(folder, cache) == [10, 20]
+    assert f"caching 2 images of 8x8 px, 0.0 MB, in {cache}/set-all-8-" in capsys.readouterr().out
+    [kept] = cache.glob("set-*")
+    before = (kept / "images.npy").stat().st_mtime_ns
+    assert packed_shades(folder, cache) == [10, 20]
+    assert (kept / "images.npy").stat().st_mtime_ns == before and capsys.readouterr().out == ""
+
+
+def test_an_image_that_was_edited_is_read_again_though_its_size_is_the_same(tmp_path):
+    folder = image_files(tmp_path / "set", (10, 20))
+    packed_shades(folder, tmp_path / "cache")
+    Image.new("RGB", (8, 8), (99, 99, 99)).save(folder / "20.bmp")
+    assert packed_shades(folder, tmp_path / "cache") == [10, 99]
+
+
+@pytest.mark.parametrize("damage", ["no images", "half of the images", "other images", "no truths", "unreadable truths", "other truths"])
+def test_a_damaged_cache_is_made_again(tmp_path, damage):
+    folder, cache = image_files(tmp_path / "set", (10, 20)), tmp_path / "cache"
+    packed_shades(folder, cache)
+    [kept] = cache.glob("set-*")
+    images, truths = kept / "images.npy", kept / "truths.pt"
+    if damage.startswith("no "):
+        (images if damage == "no images" else truths).unlink()
+    elif damage == "half of the images":
+        images.write_bytes(images.read_bytes()[:-192])
+    elif damage == "other images":
+        np.save(images, np.zeros((2, 3, 4, 4), np.uint8))
+    elif damage == "unreadable truths":
+        truths.write_bytes(truths.read_bytes()[:100])
+    else:
+        torch.save({"truths": [], "skipped": []}, truths)
+    assert packed_shades(folder, cache) == [10, 20]
+    assert sorted(path.name for path in kept.iterdir()) == ["images.npy", "truths.pt"]
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT])
+def test_on_a_full_disk_images_are_held_in_memory_and_nothing_is_left(tmp_path, capsys, monkeypatch, error):
+    def full(*_):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    assert packed_shades(image_files(tmp_path / "set", (10, 20)), tmp_path / "cache") == [10, 20]
+    said = capsys.readouterr().out
+    assert f"{tmp_path / 'cache'} cannot be written ({os.strerror(error)}; 0.0 MB needed, " in said and "GIOU_REPRO_CACHE" in said
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
 def test_without_a_folder_for_the_cache_images_are_held_in_memory(tmp_path, capsys):
     (tmp_path / "file").touch()
-    picture = (
-        torch.zeros(3, 8, 8, dtype=torch.uint8),
-        {"image_id": 0, "boxes": torch.zeros(0, 4), "area": torch.zeros(0)}
-        | {key: torch.zeros(0, dtype=torch.bool) for key in ("labels", "difficult", "crowd")},
-    )
+    assert packed_shades(image_files(tmp_path / "set", (10,)), tmp_path / "file" / "cache") == [10]
+    assert "cannot be written (Not a directory; " in capsys.readouterr().out
 
-    class One(list):
-        name, split, checksum = "one", "train", ""
 
-    packed = batches.pack(One([picture]), 64, cache=tmp_path / "file" / "cache")
-    assert len(packed) == 1 and "cannot be written" in capsys.readouterr().out
+def test_what_a_killed_process_left_in_the_cache_is_removed_and_nothing_else(tmp_path):
+    cache = tmp_path / "cache"
+    left, others = [".set-all-8-0123456789ab", ".set-train[:80%]-64-0123456789ab.4711"], [".mine", "set-all-8-0123456789ab"]
+    for name in (*left, *others):
+        (cache / name).mkdir(parents=True)
+    packed_shades(image_files(tmp_path / "set", (10,)), cache)
+    assert not any((cache / name).exists() for name in left) and all((cache / name).exists() for name in others)
+
+
+def test_the_cache_has_a_place_that_can_be_set(tmp_path, monkeypatch):
+    monkeypatch.delenv("GIOU_REPRO_CACHE", raising=False)
+    assert batches.cache_folder() == store.project_folder() / "data" / "cache"
+    monkeypatch.setenv("GIOU_REPRO_CACHE", str(tmp_path))
+    assert batches.cache_folder() == tmp_path
 
 
 def test_difficult_objects_and_crowds_are_not_trained_on():
@@ -124,6 +199,32 @@ def test_a_wrong_setting_is_refused_by_name(given, named):
 @pytest.fixture
 def run(tmp_path):
     return store.open_run("04_train_detector", tmp_path, {})
+
+
+def test_what_cannot_be_trained_on_is_refused_before_a_run_begins(tmp_path, capsys):
+    folder, results, sweep = image_files(tmp_path / "set", (1, 2, 3)), tmp_path / "results", tmp_path / "sweep.yaml"
+    sweep.write_text(json.dumps({"jobs": [{"notebooks": "04_train_detector", "parameters": {"dataset": str(folder)}}]}))
+    data = ["-p", "dataset", str(folder), "--results", str(results)]
+    for words in (["train", *data], ["run", "04_train_detector", *data], ["sweep", str(sweep), "--results", str(results)]):
+        assert main(words) == 2
+        assert 'no split \'train\'; it has all; or divide it: train_split "all[:80%]", val_split "all[80%:]"' in capsys.readouterr().err
+    assert main(["train", *data, "-p", "train_split", "all", "-p", "val_split", "all[50%:51%]"]) == 2
+    assert "holds none of the 3 images of 'all'" in capsys.readouterr().err
+    assert not results.exists()
+
+
+def test_validation_images_that_are_trained_on_are_warned_of_and_recorded(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("GIOU_REPRO_CACHE", str(tmp_path / "cache"))
+    data = {"dataset": str(image_files(tmp_path / "set", (1, 2, 3, 4))), "train_split": "all[:75%]", "val_split": "all[50%:]"}
+    training.train(training.configure(**SMALL | data | {"batch_size": 2, "epochs": 1}), run)
+    assert "WARNING: 1 of 2 images of all[50%:] are images of all[:75%] too.\nWARNING: " in capsys.readouterr().err
+    assert run.record["data"]["all[50%:]"]["also_trained_on"] == 1
+
+
+@pytest.mark.parametrize(("val_split", "both"), [("val", 0), ("train", 8)])
+def test_generated_splits_have_no_scene_in_common(val_split, both):
+    config = training.configure(**SMALL, val_split=val_split)
+    assert training._in_both(config, *training.open_sets(config)) == both
 
 
 def test_a_few_epochs_lower_the_loss_and_fill_the_tables(run):

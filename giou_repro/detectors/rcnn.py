@@ -69,7 +69,8 @@ class RCNN(GeneralizedRCNN):
     """torchvision's R-CNN under this package's contract; images (B, 3, S, S) in 0..1. Its class 0 is the background, hence the shift."""
 
     # the proposal network samples 256 anchors of every image that has as many
-    divided_by = dict.fromkeys(("classification", "box"), "samples") | dict.fromkeys(("objectness", "rpn_box"), "images") | {"mask": "count"}
+    divided_by = dict.fromkeys(("objectness", "rpn_box"), "images") | dict.fromkeys(("classification", "box"), "samples")
+    divided_by |= {"mask": "count"}
 
     def forward(self, images, targets=None):
         if self.training:
