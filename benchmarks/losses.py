@@ -7,7 +7,7 @@ from benchmarks import peers
 from benchmarks.robustness import well_scaled
 from benchmarks.timing import device_seconds, faster, medians, once, peak_allocation, peak_resident, resident, within
 from giou_repro import boxes
-from giou_repro.losses import LOSSES
+from giou_repro.registry import LOSSES
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 PAIRS = 10_000

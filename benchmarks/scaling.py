@@ -15,7 +15,7 @@ import torch
 from benchmarks.robustness import well_scaled
 from benchmarks.timing import peak_resident, resident
 from giou_repro import boxes, plotting, simulation, store
-from giou_repro.losses import LOSSES, loss
+from giou_repro.registry import LOSSES, loss
 
 CASES = simulation.CASES_PER_POINT
 

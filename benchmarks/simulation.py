@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import peers
 from benchmarks.timing import device_seconds, faster, medians, within
-from giou_repro import boxes, losses, simulation, store
+from giou_repro import boxes, registry, simulation, store
 
 POINTS, STEPS, PEER_STEPS = 1000, 200, 5
 EXPERIMENT = """
@@ -44,9 +44,9 @@ def squared(pred, target):
 
 def _steps():
     """Nanoseconds a case and step: the engine as a user calls it, tables included, beside the peers on the same cases."""
-    known = dict(losses.LOSSES)
+    known = dict(registry.LOSSES)
     for function in (sliced, squared):
-        losses.loss(function.__name__)(function)
+        registry.loss(function.__name__)(function)
     start, target = simulation._cases(simulation._draw_points(POINTS, 0), "cxcywh", torch.float32, torch.device("cpu"))
     start, target = torch.stack(start).flatten(1), torch.stack(target).flatten(1)
     rows_of, columns_of = (start.t().contiguous(), target.t().contiguous()), (start.numpy(), target.numpy())
@@ -70,8 +70,8 @@ def _steps():
             rows.append(faster(what, unit, ns["giou"], name, ns[name], most=2.7 if name.startswith("C,") else None))
         for name in ("sliced", "squared"):
             rows.append(faster(f"{what}, a user's loss, {name}", unit, ns[name], "the built-in loss", ns["giou"], most=4))
-    losses.LOSSES.clear()
-    losses.LOSSES.update(known)
+    registry.LOSSES.clear()
+    registry.LOSSES.update(known)
     return rows
 
 

@@ -8,7 +8,7 @@ import importlib
 __version__ = "0.1.0"
 __all__ = ["LOSSES", "boxes", "loss", "simulate"]
 
-_HOMES = {"LOSSES": "losses", "loss": "losses", "simulate": "simulation"}
+_HOMES = {"LOSSES": "registry", "loss": "registry", "simulate": "simulation"}
 
 
 def __getattr__(name):

@@ -258,7 +258,7 @@ def _sweep(options):
 
 
 def _losses(options):
-    from giou_repro.losses import table
+    from giou_repro.registry import table
 
     print(table(markdown=options.markdown), end="")
     return 0

@@ -17,7 +17,7 @@ import pandas as pd
 from scipy import stats
 
 from giou_repro import comparison, findings, statistics
-from giou_repro.losses import label
+from giou_repro.registry import label
 
 HOLDS, CONDITION, FAILS = "holds", "holds with a condition", "does not hold"
 UNDECIDED, UNTESTED = "undecided", "not tested"

@@ -8,7 +8,7 @@ import pandas as pd
 
 from giou_repro import statistics, store
 from giou_repro.config import SCALES, Config
-from giou_repro.losses import LOSSES, select
+from giou_repro.registry import LOSSES, select
 
 TABLES = ["evaluation", "curves", "thresholds"]  # of a training; its record is its run.json
 KEY = ["run", "dataset", "detector", "loss", "weight", "seed"]

@@ -2,18 +2,18 @@
 
 import pandas as pd
 
-from giou_repro import losses, statistics
+from giou_repro import registry, statistics
 from giou_repro.landscape import FLAT
 
 
 def ranking(table, measure):
     """The losses of a table in words, best first, by one of its columns: the least error, or the highest of anything else."""
     order = table.sort_values(measure, ascending=measure == "error")
-    return ", ".join(f"{losses.label(row.loss)} ({getattr(row, measure):.3f})" for row in order.itertuples())
+    return ", ".join(f"{registry.label(row.loss)} ({getattr(row, measure):.3f})" for row in order.itertuples())
 
 
 def _labels(names):
-    return ", ".join(losses.label(name) for name in names) or "none"
+    return ", ".join(registry.label(name) for name in names) or "none"
 
 
 def figure_1(table):
@@ -100,7 +100,7 @@ def flat_parts(table):
 def field(table):
     still = table.assign(still=table[["dx", "dy"]].abs().max(axis=1) < FLAT, apart=table.iou < FLAT)
     shares = still.pivot_table(index="loss", columns="apart", values="still", sort=False).reindex(table.loss.unique())
-    words = [f"{losses.label(name)} {row[True]:.0%} of the disjoint places and {row[False]:.0%} of the others" for name, row in shares.iterrows()]
+    words = [f"{registry.label(name)} {row[True]:.0%} of the disjoint places and {row[False]:.0%} of the others" for name, row in shares.iterrows()]
     return f"**What we see.** The centre is not pulled on: {'; '.join(words)}."
 
 
@@ -121,7 +121,7 @@ def convergence(standings, against):
         worst = against.loc[against.difference.abs().idxmax()]
         words.append(
             f"Our published curves differ from the paper's picture by {against.difference.abs().median():.3f} in the median and by "
-            f"{abs(worst.difference):.3f} at most ({losses.label(worst.loss)}, step {worst.step}, where the paper has {worst.paper:.2f})."
+            f"{abs(worst.difference):.3f} at most ({registry.label(worst.loss)}, step {worst.step}, where the paper has {worst.paper:.2f})."
         )
     return f"**What we see.** {' '.join(words)}"
 
@@ -129,7 +129,7 @@ def convergence(standings, against):
 def alignment(table):
     """From convergence.alignment with a column "run"."""
     worse = table[table.aligned > 1.5 * table.diagonal]
-    words = [f"{losses.label(row.loss)} with {row.run} gradients ({row.aligned:.3f} against {row.diagonal:.3f})" for row in worse.itertuples()]
+    words = [f"{registry.label(row.loss)} with {row.run} gradients ({row.aligned:.3f} against {row.diagonal:.3f})" for row in worse.itertuples()]
     return (
         "**What we see.** Of the starts more than 2 from the targets' centre, those beside, above or below them end with at least half as much "
         f"error again as the diagonal ones for: {'; '.join(words) or 'none'} (claim Z3)."
@@ -142,14 +142,14 @@ def step_sizes(table):
     best = found.loc[found.groupby("loss", sort=False).error.idxmin()]
     lost = sorted(set(table.loss) - set(found.loss))
     diverged = f" Diverged at every rate: {_labels(lost)}." if lost else ""
-    rates = ", ".join(f"{losses.label(row.loss)} at {row.step_size:g}" for row in best.itertuples())
+    rates = ", ".join(f"{registry.label(row.loss)} at {row.step_size:g}" for row in best.itertuples())
     words = f"Final error, least first, {'; '.join(orders)}. Each at the best of these rates ({rates}): {ranking(best, 'error')}."
     return f"**What we see.** {words}{diverged}"
 
 
 def every_loss(table, step_size):
     """From convergence.every_loss. Coordinate losses are left out: they regress the very coordinates that the error is measured in."""
-    overlap = table[[losses.LOSSES[name].space == "boxes" for name in table.loss]]
+    overlap = table[[registry.LOSSES[name].space == "boxes" for name in table.loss]]
     equal, best = overlap.dropna(subset="error"), overlap.assign(error=overlap.best_error).dropna(subset="error")
     return (
         f"**What we see.** Of the {len(overlap)} overlap losses, each at the best step size that was tried, least error: "
@@ -178,7 +178,7 @@ def encodings(early, final, step):
 
 def single_boxes(table):
     sizes = table.assign(area=(table.w * table.h).abs()).groupby(["gradients", "loss", "start"], sort=False).area.max()
-    words = [f"{losses.label(loss)} {gradients}, {start}, {area:.1f}" for (gradients, loss, start), area in sizes.items() if area > 1.2]
+    words = [f"{registry.label(loss)} {gradients}, {start}, {area:.1f}" for (gradients, loss, start), area in sizes.items() if area > 1.2]
     return f"**What we see.** Boxes that grew to more than 1.2 times their area on the way, and to how many: {'; '.join(words) or 'none'}."
 
 
@@ -205,7 +205,7 @@ def paired(table):
         for (against, verdict), rows in part.groupby(["against", "verdict"], observed=True):
             seeds = " to ".join(f"{n}" for n in sorted({rows.n.min(), rows.n.max()}))
             measures = (f"{measure(name)}: {', '.join(map(_difference, these.itertuples()))}" for name, these in rows.groupby("measure", sort=False))
-            lines.append(f"- against {losses.label(against)} (n = {seeds}), **{verdict}**: {'; '.join(measures)}")
+            lines.append(f"- against {registry.label(against)} (n = {seeds}), **{verdict}**: {'; '.join(measures)}")
         if "mean_iou" not in set(part.measure):
             lines.append("- mean IoU is not compared: a training found no object")
         lines.append("")
@@ -227,13 +227,13 @@ def interval(row):
 
 
 def _difference(row):
-    return f"{losses.label(row.loss)} {interval(row)}"
+    return f"{registry.label(row.loss)} {interval(row)}"
 
 
 def apart(table):
     """From convergence.apart."""
     words = [
-        f"{losses.label(row.loss)} {row.gradients} {row.solved / row.cases:.0%} ({row.grew / row.cases:.0%} grew, median {row.growth:.1f} times)"
+        f"{registry.label(row.loss)} {row.gradients} {row.solved / row.cases:.0%} ({row.grew / row.cases:.0%} grew, median {row.growth:.1f} times)"
         for row in table.itertuples()
     ]
     return f"**What we see.** Of the {table.cases.max()} boxes that start apart, these ended above IoU .5: {'; '.join(words)}."

@@ -5,7 +5,7 @@ import pandas as pd
 import torch
 
 from giou_repro import boxes
-from giou_repro.losses import LOSSES
+from giou_repro.registry import LOSSES
 
 TARGET = (-0.5, -0.5, 0.5, 0.5)  # a unit square about the origin
 FLAT = 1e-9  # a slope below this is none

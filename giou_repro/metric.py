@@ -5,8 +5,8 @@ import pandas as pd
 import torch
 from scipy import stats
 
-from giou_repro import boxes, shapes
-from giou_repro.losses import LOSSES
+from giou_repro import boxes, polygons
+from giou_repro.registry import LOSSES
 
 TARGET = (0.0, 0.0, 10.0, 20.0)  # the paper's figure 1, panel (a), xyxy
 QUANTILES = {"low": 0.0, "q05": 0.05, "median": 0.5, "q95": 0.95, "high": 1.0}
@@ -128,8 +128,8 @@ def ranges(tables):
 
 def rotated_pair(angle):
     """A 4 x 1 rectangle turned by `angle` degrees, beside an upright 2 x 3 one: polygons (4, 2), (4, 2)."""
-    turned = shapes.rotated(_tensor([2.5, 0.5, 4, 1, np.deg2rad(angle)]))
-    return turned, shapes.rotated(_tensor([0, 0, 2, 3, 0]))
+    turned = polygons.rotated(_tensor([2.5, 0.5, 4, 1, np.deg2rad(angle)]))
+    return turned, polygons.rotated(_tensor([0, 0, 2, 3, 0]))
 
 
 def rotation(n):
@@ -140,7 +140,7 @@ def rotation(n):
     angles = np.linspace(0, 180, n)
     turned, upright = (torch.stack(polygons) for polygons in zip(*map(rotated_pair, angles), strict=True))
     bounds = [torch.cat((polygon.amin(-2), polygon.amax(-2)), -1) for polygon in (turned, upright)]
-    columns = dict(iou=shapes.polygon_iou(turned, upright), giou=shapes.polygon_giou(turned, upright))
+    columns = dict(iou=polygons.polygon_iou(turned, upright), giou=polygons.polygon_giou(turned, upright))
     return pd.DataFrame(dict(angle=angles) | columns | dict(box_iou=boxes.iou(*bounds), box_giou=boxes.giou(*bounds)))
 
 

@@ -140,7 +140,7 @@ def _checked(declared, given):
 def _check_losses(names):
     """Import what the notebook will import, so that a loss that is not there is refused before a kernel starts."""
     if names is not None:
-        from giou_repro.losses import select  # here, because it brings torch
+        from giou_repro.registry import select  # here, because it brings torch
 
         try:
             select(names)

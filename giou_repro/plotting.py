@@ -10,7 +10,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.patches import Circle, Rectangle
 from scipy.spatial import ConvexHull
 
-from giou_repro import losses
+from giou_repro import registry
 from giou_repro.comparison import baseline
 from giou_repro.landscape import FLAT, SCENARIOS
 
@@ -32,10 +32,10 @@ PREDICTED, TRUE = "#222222", "#2CA02C"
 
 def style(name):
     """Keyword arguments of a line for a loss: colour, line style and label."""
-    users = [other for other in losses.LOSSES if other not in STYLES]
+    users = [other for other in registry.LOSSES if other not in STYLES]
     number = users.index(name) if name in users else zlib.crc32(name.encode())  # of a loss that is not registered, the same each time
     color, line = STYLES[name] if name in STYLES else OTHERS[number % len(OTHERS)]
-    return dict(color=color, linestyle=line, label=losses.label(name))
+    return dict(color=color, linestyle=line, label=registry.label(name))
 
 
 def _panels(rows, columns, width=3.2, height=2.9, **options):
@@ -216,7 +216,7 @@ def field(table):
         arrows = axis.quiver(moving.x, moving.y, moving.dx / size, moving.dy / size, size, **look)
         axis.plot(still.x, still.y, "x", color="#D55E00", markersize=3.5, markeredgewidth=0.8)
         _box(axis, (-0.5, -0.5, 0.5, 0.5), TRUE)
-        axis.set(title=f"{losses.label(name)}: no pull at {len(still) / len(part):.1%}", aspect="equal")
+        axis.set(title=f"{registry.label(name)}: no pull at {len(still) / len(part):.1%}", aspect="equal")
         axis.grid(False)
     for axis in axes.flat[len(names) :]:
         axis.set_visible(False)
@@ -273,7 +273,7 @@ def surfaces(panels):
         for axis, (name, part) in zip(row, table.groupby("loss", sort=False), strict=False):
             axis.set_visible(True)
             dots = axis.scatter(part.x, part.y, c=part.error / 343, norm=norm, s=min(60, max(2.5, 9000 / len(part))), linewidth=0, rasterized=True)
-            axis.set(title=f"{losses.label(name)}, {title}", aspect="equal", xlim=(6.8, 13.2), ylim=(6.8, 13.2))
+            axis.set(title=f"{registry.label(name)}, {title}", aspect="equal", xlim=(6.8, 13.2), ylim=(6.8, 13.2))
             axis.grid(False)
     figure.colorbar(dots, ax=axes, label="mean final error of a case", shrink=0.8)
     return figure
@@ -303,7 +303,7 @@ def every_loss(table, step_size):
     axis.hlines(rows, table.best_error, table.error, color="0.8", linewidth=1.5, zorder=1)
     axis.scatter(table.error, rows, s=34, facecolor="white", edgecolor="#0072B2", linewidth=1.4, label=f"at step size {step_size:g}")
     axis.scatter(table.best_error, rows, s=34, color="#D55E00", label="at its own best step size")
-    labels = [f"{losses.label(row.loss)}{'' if np.isnan(row.best_size) else f' ({row.best_size:g})'}" for row in table.itertuples()]
+    labels = [f"{registry.label(row.loss)}{'' if np.isnan(row.best_size) else f' ({row.best_size:g})'}" for row in table.itertuples()]
     axis.set(
         xscale="log",
         xlabel="final coordinate error of a case (0.00001 or less at the left edge)",
@@ -337,7 +337,7 @@ def filmstrip(table, target, frames=(0, 0.025, 0.1, 0.25, 0.5, 1)):
             axis.set_title(f"step {row.step}, IoU {row.iou:.2f}", fontsize=8)
             axis.set(xlim=limits["x"], ylim=limits["y"][::-1])
             _picture(axis)
-        line[0].set_ylabel(f"{losses.label(name)},\n{gradients}", fontsize=9)
+        line[0].set_ylabel(f"{registry.label(name)},\n{gradients}", fontsize=9)
     _legend_below(figure, axes[0, 0])
     return figure
 
@@ -405,7 +405,7 @@ def every_run(table):
                 axis.hlines(values.mean(), place - 0.3, place + 0.3, color=look["color"], linewidth=2.2)
             axis.set(ylabel=label, xticks=range(len(names)))
             turned = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if len(names) > 4 else {}
-            axis.set_xticklabels([losses.label(name) for name in names], **turned)
+            axis.set_xticklabels([registry.label(name) for name in names], **turned)
         row[0].set_title(_wrapped(setting), fontsize=8, loc="left")
     return figure
 
@@ -438,7 +438,7 @@ def paired(table):
             axis.set(xlabel=f"Δ {measure.replace('mean_iou', 'mean IoU')}, points", ylim=(length - 0.4, -0.6))
             axis.locator_params(axis="x", nbins=3)
             axis.grid(axis="y", visible=False)
-        labels = [f"{losses.label(e.loss)} − {losses.label(e.against)} (n {e.n})" for e in part[part.measure == measures[0]].itertuples()]
+        labels = [f"{registry.label(e.loss)} − {registry.label(e.against)} (n {e.n})" for e in part[part.measure == measures[0]].itertuples()]
         row[0].set_yticks(range(length), labels)
         row[0].set_title(_wrapped(part.setting.iloc[0]), fontsize=8, loc="left")
     return figure
@@ -486,7 +486,7 @@ def thresholds_by_loss(table):
             row[2].plot(gain.index, gain, **style(name))
         for axis in row[:2]:
             axis.set_ylim(bottom=0)
-        row[2].set(xlabel="threshold of IoU", ylabel=f"AP − AP of {losses.label(base)}")
+        row[2].set(xlabel="threshold of IoU", ylabel=f"AP − AP of {registry.label(base)}")
         row[0].set_title(_wrapped(setting), fontsize=8, loc="left")
     _legend_of_all(figure, axes[:, 0])
     return figure

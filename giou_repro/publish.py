@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from giou_repro import claims, findings, losses, published, store
-from giou_repro.losses import LOSSES, label
+from giou_repro.registry import LOSSES, label
 from giou_repro.simulation import CASES_PER_POINT
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux: paths from the current folder; two names change places

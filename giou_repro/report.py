@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from giou_repro import claims, comparison, findings, publish, store
-from giou_repro.losses import label
+from giou_repro.registry import label
 
 SCALES = ("smoke", "laptop", "paper")
 SIGNS = {

@@ -18,9 +18,9 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from giou_repro import boxes, published
+from giou_repro import _fast, boxes, published
 from giou_repro.compiled import Compiled
-from giou_repro.losses import LOSSES, select
+from giou_repro.registry import LOSSES, select
 
 CENTRE = (10.0, 10.0)
 RADIUS = 3.0
@@ -97,7 +97,7 @@ def simulate(
     size = POINTS_PER_BLOCK.get(device.type, 500)
     blocks = np.split(np.arange(len(points)), range(size, len(points), size))
 
-    boxes.keep_freed_memory()
+    _fast.keep_freed_memory()
     curves, final, paths, seconds = [], [], [], {}
     total = len(names) * len(blocks) * (steps + 1)
     with _threads(device) as each, tqdm(total=total, disable=None if progress else True, unit="step", leave=False) as bar:
@@ -281,7 +281,7 @@ def _exact(loss, encoding):
 
     def overlap(state, target):
         decoded = boxes.convert(state, encoding, "xyxy"), boxes.convert(target, encoding, "xyxy")
-        return 1 - boxes.areas(boxes.axes(*decoded)).missed
+        return boxes.overlap(*decoded).iou
 
     def direction(state, target):
         goal = boxes.convert(target, encoding, decode)

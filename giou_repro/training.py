@@ -28,7 +28,7 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(f"training needs {error.name}: pip install 'giou-repro[detection]'") from None
 from giou_repro.config import SCALES, Config
-from giou_repro.losses import select
+from giou_repro.registry import select
 
 POSITIVES = ("count", "iou", "disjoint")  # what is logged of a detector's positives
 

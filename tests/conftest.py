@@ -20,7 +20,7 @@ def random_boxes():
 @pytest.fixture
 def user_module(tmp_path, monkeypatch):
     """Write a module into a fresh current folder and forget what it registered afterwards."""
-    from giou_repro.losses import LOSSES
+    from giou_repro.registry import LOSSES
 
     known = dict(LOSSES)
     monkeypatch.chdir(tmp_path)

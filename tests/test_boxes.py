@@ -7,8 +7,8 @@ import torch
 import torchvision.ops
 from torch import tensor
 
-from giou_repro import boxes
-from giou_repro.losses import LOSSES
+from giou_repro import _fast, boxes
+from giou_repro.registry import LOSSES
 
 UNIT = tensor([0.0, 0, 1, 1])
 
@@ -98,31 +98,32 @@ def test_enclosing_box():
     assert torch.equal(boxes.enclosing(UNIT, tensor([3.0, -1, 4, 0.5])), tensor([0.0, -1, 4, 1]))
 
 
-def test_an_axis_by_hand():
-    axis = boxes.compare(*tensor([1.0, 4, 2, 8]))  # 1 to 4 and 2 to 8: 2 in common, 1 and 4 alone, 7 around both
-    assert (axis.low, axis.high, axis.first, axis.second, axis.hull) == (-1, -4, 3, 6, 7)
-    assert (axis.centre, axis.growth) == (-2.5, -3)
-    assert [round(7 * share.item(), 5) for share in axis.shares()] == [2, 5, -3, 0]
-    apart = boxes.compare(*tensor([4.0, 3, 5, 6]))  # flipped, and a gap of 1
-    assert [round(3 * share.item(), 5) for share in apart.shares()] == [0, 2, 0, 1]
+def test_intervals_by_hand():
+    common, first, second, around = boxes.interval_overlap(*tensor([1.0, 4, 2, 8]))  # 2 in common, 7 around both
+    assert [round(7 * share.item(), 5) for share in (common, first, second)] == [2, 3, 6]
+    assert around == 7
+    apart = boxes.interval_overlap(*tensor([4.0, 3, 5, 6]))  # flipped, and a gap of 1
+    assert [round(3 * share.item(), 5) for share in apart[:3]] == [0, 1, 1]
+    assert [share.item() for share in boxes.interval_overlap(*tensor([5.0, 5, 5, 5]))[:3]] == [1, 1, 1]  # the same point
 
 
-def test_areas_of_overlapping_boxes_add_up(random_boxes):
-    a, b = random_boxes(200, seed=1), random_boxes(200, seed=2)
-    areas = boxes.areas(boxes.axes(a, b))
-    overlapping = areas.both > 0
-    assert 50 < overlapping.sum() < 200
-    torch.testing.assert_close(sum(areas)[overlapping], torch.ones(200, dtype=torch.float64)[overlapping])
-    hull = boxes.area(boxes.enclosing(a, b))
-    union = boxes.area(a) + boxes.area(b) - areas.both * hull
-    torch.testing.assert_close(areas.neither, 1 - union / hull)
+def test_overlap_is_in_units_of_the_enclosing_box():
+    o = boxes.overlap(UNIT, tensor([0.5, 0.5, 1.5, 1.5]))  # a quarter in common, 7/4 in either, 3/2 × 3/2 around both
+    assert (o.intersection.item(), o.union.item()) == pytest.approx((1 / 9, 7 / 9))
+    assert [side.item() for side in o.enclosing] == [1.5, 1.5]
 
 
-def test_axes_of_columns_are_those_of_boxes(random_boxes):
+def test_overlap_of_columns_is_that_of_boxes(random_boxes):
     a, b = random_boxes(20, seed=1), random_boxes(20, seed=2)
-    stacked, apart = boxes.axes(a, b), boxes.axes(a.unbind(-1), b.unbind(-1))
-    for field, pair in zip(stacked, apart, strict=True):
-        assert torch.equal(field, torch.stack(pair))
+    for field, of_columns in zip(boxes.overlap(a, b)[:2], boxes.overlap(a.unbind(-1), b.unbind(-1))[:2], strict=True):
+        assert torch.equal(field, of_columns)
+
+
+def test_offsets_by_hand():
+    a, b = tensor([4.0, 1, 1, 3]), tensor([0.0, 0, 4, 2])  # the first flipped: 1 to 4, 1 to 3
+    assert boxes.centre_offset(a, b) == (0.5, 1)
+    assert boxes.corner_offsets(a, b) == ((1, 1), (0, 1))
+    assert boxes.sides(a) == (3, 2)
 
 
 def test_large_results_are_made_a_tile_at_a_time(random_boxes, monkeypatch):
@@ -132,7 +133,8 @@ def test_large_results_are_made_a_tile_at_a_time(random_boxes, monkeypatch):
         whole = boxes.giou(*pair)
         for tile in (1, 7, 50, 300):
             with monkeypatch.context() as patch:
-                patch.setattr(boxes, "TILE", tile)
+                patch.setattr(_fast, "PAIRS_PER_TILE", tile)
+                patch.setattr(_fast, "BOXES_PER_BLOCK", 1)
                 assert torch.equal(boxes.giou(*pair), whole)
                 assert torch.equal(LOSSES["giou"](*pair), LOSSES["giou"].function(*pair))
 

@@ -18,7 +18,7 @@ from giou_repro import detectors
 from giou_repro.detectors import backbones
 from giou_repro.detectors.box_loss import BoxLoss
 from giou_repro.detectors.pooling import RoIAlign
-from giou_repro.losses import LOSSES, loss
+from giou_repro.registry import LOSSES, loss
 
 SIZE, CLASSES = 64, 3
 every_detector = pytest.mark.parametrize("name", detectors.DETECTORS)

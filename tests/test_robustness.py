@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from giou_repro.losses import LOSSES
+from giou_repro.registry import LOSSES
 from giou_repro.store import project_folder
 
 

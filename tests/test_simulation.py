@@ -12,8 +12,8 @@ import torch
 
 from giou_repro import boxes, convergence, simulation
 from giou_repro.compiled import keep_compiled_code
-from giou_repro.losses import LOSSES, loss
 from giou_repro.published import PUBLISHED, diou_ascent, giou_ascent
+from giou_repro.registry import LOSSES, loss
 from giou_repro.simulation import case_number, simulate
 
 OCTAVE = np.loadtxt(Path(__file__).with_name("published_octave.csv"), delimiter=",")

@@ -12,7 +12,7 @@ import importlib
 from typing import NamedTuple
 
 from giou_repro.detectors.box_loss import BoxLoss
-from giou_repro.losses import LOSSES, select
+from giou_repro.registry import LOSSES, select
 
 
 class Family(NamedTuple):

@@ -3,7 +3,7 @@
 import torch
 
 from giou_repro import boxes
-from giou_repro.losses import LOSSES, Loss, select
+from giou_repro.registry import LOSSES, Loss, select
 
 
 class BoxLoss:

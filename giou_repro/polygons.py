@@ -8,7 +8,7 @@ import math
 
 import torch
 
-from giou_repro.boxes import at_least_float32, compare
+from giou_repro.boxes import at_least_float32, interval_overlap
 
 
 def box_iou(a, b):
@@ -34,9 +34,8 @@ def _volumes(a, b):
     if a.shape[-1] != b.shape[-1] or a.shape[-1] % 2 or a.shape[-1] == 0:
         raise ValueError(f"boxes in n dimensions need one last dimension of 2n, got shapes {tuple(a.shape)} and {tuple(b.shape)}")
     (a_low, a_high), (b_low, b_high) = (at_least_float32(box).chunk(2, -1) for box in (a, b))
-    common, one, difference, _ = compare(a_low, a_high, b_low, b_high).shares()
-    both, first, second = (share.prod(-1) for share in (common, common + (one + difference) / 2, common + (one - difference) / 2))
-    return both, (first + second - both).clamp(min=torch.finfo(both.dtype).tiny)
+    both, first, second, _ = (share.prod(-1) for share in interval_overlap(a_low, a_high, b_low, b_high))
+    return both, first + second - both + torch.finfo(both.dtype).tiny
 
 
 def rotated(box):

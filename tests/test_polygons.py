@@ -8,7 +8,7 @@ import torch
 from scipy.spatial import ConvexHull, HalfspaceIntersection
 from torch import tensor
 
-from giou_repro import boxes, shapes
+from giou_repro import boxes, polygons
 
 SQUARE = tensor([[0.0, 0], [1, 0], [1, 1], [0, 1]], dtype=torch.float64)
 
@@ -28,58 +28,58 @@ def convex(generator, batch, k):
 
 def test_in_the_plane_it_is_boxes_giou(random_boxes):
     a, b = random_boxes(500, seed=1), random_boxes(500, seed=2)
-    torch.testing.assert_close(shapes.box_iou(a, b), boxes.iou(a, b), atol=1e-14, rtol=0)
-    torch.testing.assert_close(shapes.box_giou(a, b), boxes.giou(a, b), atol=1e-14, rtol=0)
+    torch.testing.assert_close(polygons.box_iou(a, b), boxes.iou(a, b), atol=1e-14, rtol=0)
+    torch.testing.assert_close(polygons.box_giou(a, b), boxes.giou(a, b), atol=1e-14, rtol=0)
 
 
 def test_cubes():
     cube = tensor([0.0, 0, 0, 1, 1, 1])
     half = tensor([0.5, 0.5, 0.5, 1.5, 1.5, 1.5])  # an eighth in common; the hull is 27/8
-    assert shapes.box_iou(cube, half).item() == pytest.approx(1 / 15)
-    assert shapes.box_giou(cube, half).item() == pytest.approx(1 / 15 - (27 / 8 - 15 / 8) / (27 / 8))
-    assert shapes.box_giou(cube, cube) == 1
-    assert shapes.box_giou(tensor([0.0, 1.0]), tensor([3.0, 4.0])).item() == pytest.approx(-0.5)  # intervals: half of the hull is empty
+    assert polygons.box_iou(cube, half).item() == pytest.approx(1 / 15)
+    assert polygons.box_giou(cube, half).item() == pytest.approx(1 / 15 - (27 / 8 - 15 / 8) / (27 / 8))
+    assert polygons.box_giou(cube, cube) == 1
+    assert polygons.box_giou(tensor([0.0, 1.0]), tensor([3.0, 4.0])).item() == pytest.approx(-0.5)  # intervals: half of the hull is empty
 
 
 def test_a_square_and_a_diamond():
     diamond = tensor([[0.5, 0.0], [1, 0.5], [0.5, 1], [0, 0.5]], dtype=torch.float64)
-    assert shapes.intersection_area(SQUARE, diamond).item() == pytest.approx(0.5)
-    assert shapes.polygon_iou(SQUARE, diamond).item() == pytest.approx(0.5)
-    assert shapes.polygon_giou(SQUARE, diamond).item() == pytest.approx(0.5)  # contained: nothing between
+    assert polygons.intersection_area(SQUARE, diamond).item() == pytest.approx(0.5)
+    assert polygons.polygon_iou(SQUARE, diamond).item() == pytest.approx(0.5)
+    assert polygons.polygon_giou(SQUARE, diamond).item() == pytest.approx(0.5)  # contained: nothing between
 
 
 def test_the_hull_of_diagonal_neighbours_is_smaller_than_their_box():
     other = SQUARE + 1  # touching at a corner: hull 3 (a hexagon), enclosing box 4
-    assert shapes.hull_area(torch.cat((SQUARE, other))).item() == pytest.approx(3)
-    assert shapes.polygon_giou(SQUARE, other).item() == pytest.approx(-1 / 3)
+    assert polygons.hull_area(torch.cat((SQUARE, other))).item() == pytest.approx(3)
+    assert polygons.polygon_giou(SQUARE, other).item() == pytest.approx(-1 / 3)
     assert boxes.giou(tensor([0.0, 0, 1, 1]), tensor([1.0, 1, 2, 2])).item() == pytest.approx(-1 / 2)
 
 
 @pytest.mark.parametrize("turned", [SQUARE, SQUARE.flip(0), SQUARE.roll(2, 0)])
 def test_equal_polygons_in_any_order(turned):
-    assert shapes.polygon_giou(SQUARE, turned).item() == pytest.approx(1)
+    assert polygons.polygon_giou(SQUARE, turned).item() == pytest.approx(1)
 
 
 def test_rotating_both_changes_nothing():
     a, b = tensor([0.0, 0, 2, 1, 0.3]).double(), tensor([0.5, 0.2, 1, 3, 1.1]).double()
     turn = tensor([0, 0, 0, 0, 0.7]).double()
-    centre = shapes.rotated(torch.cat((b[:2], b[2:])))
+    centre = polygons.rotated(torch.cat((b[:2], b[2:])))
     rotation = tensor([[math.cos(0.7), math.sin(0.7)], [-math.sin(0.7), math.cos(0.7)]], dtype=torch.float64)
-    before = shapes.polygon_giou(shapes.rotated(a), centre)
-    after = shapes.polygon_giou(shapes.rotated(a + turn), centre @ rotation)
+    before = polygons.polygon_giou(polygons.rotated(a), centre)
+    after = polygons.polygon_giou(polygons.rotated(a + turn), centre @ rotation)
     torch.testing.assert_close(before, after)
 
 
 def test_axis_aligned_polygons_intersect_like_boxes(random_boxes):
     a, b = random_boxes(300, seed=1), random_boxes(300, seed=2)
-    torch.testing.assert_close(shapes.polygon_iou(corners(a), corners(b)), boxes.iou(a, b), atol=1e-12, rtol=0)
-    assert (shapes.polygon_giou(corners(a), corners(b)) >= boxes.giou(a, b) - 1e-12).all()  # the hull is inside the enclosing box
+    torch.testing.assert_close(polygons.polygon_iou(corners(a), corners(b)), boxes.iou(a, b), atol=1e-12, rtol=0)
+    assert (polygons.polygon_giou(corners(a), corners(b)) >= boxes.giou(a, b) - 1e-12).all()  # the hull is inside the enclosing box
 
 
 def test_agrees_with_scipy():
     generator = torch.Generator().manual_seed(0)
     a, b = convex(generator, 60, 5), convex(generator, 60, 7)
-    ours, hulls = shapes.intersection_area(a, b), shapes.hull_area(torch.cat((a, b), -2))
+    ours, hulls = polygons.intersection_area(a, b), polygons.hull_area(torch.cat((a, b), -2))
     for k in range(60):
         planes = np.concatenate([ConvexHull(polygon[k]).equations for polygon in (a, b)])
         assert hulls[k].item() == pytest.approx(ConvexHull(torch.cat((a, b), -2)[k]).volume, rel=1e-12)
@@ -101,15 +101,15 @@ def _inner_point(planes):
 def test_gradient_is_the_derivative():
     generator = torch.Generator().manual_seed(3)
     a, b = convex(generator, 6, 4).requires_grad_(), convex(generator, 6, 5).requires_grad_()
-    assert torch.autograd.gradcheck(shapes.polygon_giou, (a, b))
+    assert torch.autograd.gradcheck(polygons.polygon_giou, (a, b))
     c, d = (torch.rand(6, 3, generator=generator, dtype=torch.float64) for _ in range(2))
     cubes = torch.cat((c, c + 1), -1).requires_grad_(), torch.cat((d, d + 1), -1).requires_grad_()
-    assert torch.autograd.gradcheck(shapes.box_giou, cubes)
+    assert torch.autograd.gradcheck(polygons.box_giou, cubes)
 
 
 def test_disjoint_polygons_pull_together():
     a = (SQUARE + tensor([3.0, 0.5])).requires_grad_()
-    value = shapes.polygon_giou(a, SQUARE)
+    value = polygons.polygon_giou(a, SQUARE)
     assert value < 0
     (gradient,) = torch.autograd.grad(value, a)
     assert gradient[:, 0].sum() < 0  # GIoU grows as the square moves left
@@ -119,35 +119,35 @@ def test_nearly_identical_polygons_have_iou_one():
     generator = torch.Generator().manual_seed(0)
     box = torch.rand(5_000, 5, generator=generator, dtype=torch.float64) + tensor([0, 0, 0.1, 0.1, 0])
     for dtype, bound in ((torch.float64, 1e-13), (torch.float32, 1e-5)):
-        polygon = shapes.rotated(box).to(dtype)
+        polygon = polygons.rotated(box).to(dtype)
         nudge = 1 + torch.finfo(dtype).eps * torch.randint(-1, 2, polygon.shape, generator=generator)
-        assert (1 - shapes.polygon_iou(polygon, polygon * nudge)).abs().max() < bound
+        assert (1 - polygons.polygon_iou(polygon, polygon * nudge)).abs().max() < bound
 
 
 def test_a_polygon_without_area_has_no_overlap():
     point = torch.full((3, 2), 0.5, dtype=torch.float64)
-    assert shapes.polygon_iou(SQUARE, point) == 0
-    assert shapes.polygon_iou(point, SQUARE) == 0
+    assert polygons.polygon_iou(SQUARE, point) == 0
+    assert polygons.polygon_iou(point, SQUARE) == 0
 
 
 def test_size_does_not_matter():
     for scale in (1e-20, 1e200):
-        assert shapes.polygon_giou(SQUARE * scale, (SQUARE + 1) * scale).item() == pytest.approx(-1 / 3)
+        assert polygons.polygon_giou(SQUARE * scale, (SQUARE + 1) * scale).item() == pytest.approx(-1 / 3)
 
 
 def test_polygons_that_share_an_edge_are_pulled():
     pred = (SQUARE + tensor([1.0, 0])).requires_grad_()
-    (gradient,) = torch.autograd.grad(shapes.polygon_giou(pred, SQUARE), pred)
+    (gradient,) = torch.autograd.grad(polygons.polygon_giou(pred, SQUARE), pred)
     assert gradient[:, 0].sum() < -0.1  # GIoU grows as the square moves left
 
 
 def test_pairs_and_empty_batches():
     generator = torch.Generator().manual_seed(1)
     a, b = convex(generator, 3, 4), convex(generator, 5, 6)
-    matrix = shapes.polygon_giou(a[:, None], b[None])
+    matrix = polygons.polygon_giou(a[:, None], b[None])
     assert matrix.shape == (3, 5)
-    torch.testing.assert_close(matrix[1, 2], shapes.polygon_giou(a[1], b[2]))
-    assert shapes.polygon_giou(a[:0], b[:0]).shape == (0,)
+    torch.testing.assert_close(matrix[1, 2], polygons.polygon_giou(a[1], b[2]))
+    assert polygons.polygon_giou(a[:0], b[:0]).shape == (0,)
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e7])
@@ -156,13 +156,13 @@ def test_degenerate_polygons_are_finite(offset):
     point = torch.zeros(4, 2, dtype=torch.float64) + offset
     for other in (segment, point, SQUARE + offset):
         moving = segment.clone().requires_grad_()
-        value = shapes.polygon_giou(moving, other)
+        value = polygons.polygon_giou(moving, other)
         (gradient,) = torch.autograd.grad(value, moving)
         assert value.isfinite() and gradient.isfinite().all()
 
 
 def test_wrong_shapes_are_named():
     with pytest.raises(ValueError, match=r"\(\.\.\., k, 2\)"):
-        shapes.polygon_iou(torch.zeros(2, 2), SQUARE)
+        polygons.polygon_iou(torch.zeros(2, 2), SQUARE)
     with pytest.raises(ValueError, match="last dimension of 2n"):
-        shapes.box_iou(torch.zeros(5), torch.zeros(5))
+        polygons.box_iou(torch.zeros(5), torch.zeros(5))

@@ -1,0 +1,159 @@
+"""What makes the geometry fast: layouts for processor and compiler, and blocks that stay in the caches.
+
+Nothing here changes a value by more than rounding, and nothing looks at one: all of it can be traced.
+"""
+
+import functools
+import math
+
+import torch
+
+PAIRS_PER_TILE = 2**17  # without a gradient: what one operation reads and writes stays in the caches
+BOXES_PER_BLOCK = 48_000  # with one, where much more is kept
+
+
+def along_axes(function, a, b):
+    """The results of ``function(a1, a2, b1, b2)`` on the intervals of two boxes (..., 4) or of their columns: each a pair, along x and along y.
+
+    With x and y in one tensor there are half as many operations; compiled code, which fuses them, is faster without.
+    """
+    if isinstance(a, tuple) or torch.compiler.is_compiling():
+        (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = unbind(a), unbind(b)
+        return tuple(zip(function(ax1, ax2, bx1, bx2), function(ay1, ay2, by1, by2), strict=True))
+    rank = max(a.ndim, b.ndim)
+    return tuple(result.unbind(0) for result in function(*_corners(a, rank), *_corners(b, rank)))
+
+
+def _corners(box, rank):
+    """The first and the second corner of boxes (..., 4), each (2, ...) of `rank` dimensions in all, contiguous."""
+    if box.ndim < rank:
+        box = box[(None,) * (rank - box.ndim)]
+    return torch.stack(box.unbind(-1)).chunk(2)  # far faster than to transpose by contiguous()
+
+
+def unbind(box):
+    """The four columns (...) of boxes (..., 4); columns as they are."""
+    if isinstance(box, tuple):
+        return box
+    if torch.compiler.is_compiling() and box.device.type == "cpu" and box.stride(-1) == 1:
+        return _Transposed.apply(box).unbind(0)
+    return box.unbind(-1)
+
+
+class _Transposed(torch.autograd.Function):
+    """Boxes (..., 4) as (4, ...), contiguous. A compiler would merge this into what follows, and then read every fourth number in a loop
+    without vectors: several times slower than the copy that an operation of its own makes."""
+
+    @staticmethod
+    def forward(box):
+        return _to_rows(box)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _from_rows(gradient)
+
+
+@torch.library.custom_op("giou_repro::to_rows", mutates_args=())
+def _to_rows(box: torch.Tensor) -> torch.Tensor:
+    return torch.stack(box.unbind(-1))
+
+
+@torch.library.custom_op("giou_repro::from_rows", mutates_args=())
+def _from_rows(rows: torch.Tensor) -> torch.Tensor:
+    box = torch.empty((*rows.shape[1:], 4), dtype=rows.dtype)
+    for k, row in enumerate(rows):  # far faster than to stack them
+        box[..., k] = row
+    return box
+
+
+_to_rows.register_fake(lambda box: torch.stack(box.unbind(-1)))
+_from_rows.register_fake(lambda rows: torch.stack(rows.unbind(0), -1))
+
+
+def in_order(low, high):
+    """The two ends of an interval, the lesser first. Equal ones keep each its own gradient, so that a box without width can grow."""
+    if torch.compiler.is_compiling():  # truth values kept for the backward pass would double its time; this costs flipped ends a last digit
+        excess = torch.relu(low - high)
+        return low - excess, high + excess
+    flipped = high < low
+    return torch.where(flipped, high, low), torch.where(flipped, low, high)
+
+
+def in_blocks(function, a, b):
+    """``function(a, b)`` of boxes (..., 4) that broadcast, one number a pair, where `function` treats each pair on its own.
+
+    On a CPU large results are made a part at a time, so that little is held beside them; any other is computed at once.
+    """
+    if isinstance(a, tuple):
+        return function(a, b)
+    shape = a.shape[:-1] if a.shape == b.shape else torch.broadcast_shapes(a.shape, b.shape)[:-1]
+    if shape.numel() <= 2 * BOXES_PER_BLOCK or not a.device.type == b.device.type == "cpu" or _is_traced():
+        return function(a, b)
+    if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad):
+        return _InBlocks.apply(function, a, b) if a.shape == b.shape and not b.requires_grad else function(a, b)
+    keep_freed_memory()
+    result = torch.empty(shape, dtype=a.dtype)
+    _fill(result, function, *(box[(None,) * (len(shape) + 1 - box.ndim)] for box in (a, b)))
+    return result
+
+
+def _is_traced():
+    """Whether a compiler, a tracer or a transform of torch.func is looking on.
+
+    The last is known to a private function of torch alone. Without it every call counts as traced: large batches are then made at once.
+    """
+    transformed = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or transformed()
+
+
+def _fill(result, function, a, b):
+    """Write function(a, b) into `result`, along its first dimension."""
+    size = result[0].numel()
+    rows = max(1, PAIRS_PER_TILE // size)
+    for k in range(0, len(result), rows):
+        parts = [box if len(box) == 1 else box[k : k + rows] for box in (a, b)]
+        if size > 2 * PAIRS_PER_TILE:
+            _fill(result[k], function, *(part[0] for part in parts))
+        else:
+            result[k : k + rows] = function(*parts)
+
+
+class _InBlocks(torch.autograd.Function):
+    """A loss of many boxes (..., 4), one block of rows after the other: each is differentiated while it is in the cache, and of what that
+    needs only the gradient is kept. Of any function that treats each box on its own, by its ordinary derivative."""
+
+    @staticmethod
+    def forward(ctx, function, pred, target):
+        keep_freed_memory()
+        value, gradient = torch.empty(pred.shape[:-1], dtype=pred.dtype), torch.empty(pred.shape, dtype=pred.dtype)
+        rows = (pred.detach().reshape(-1, 4), target.detach().reshape(-1, 4), value.view(-1), gradient.view(-1, 4))
+        blocks = math.ceil(value.numel() / BOXES_PER_BLOCK)
+        for p, t, v, g in zip(*(part.chunk(blocks) for part in rows), strict=True):
+            with torch.enable_grad():
+                block = function(p.requires_grad_(), t)
+                g.copy_(torch.autograd.grad(block.sum(), p)[0])
+            v.copy_(block.detach())
+        ctx.function = function
+        ctx.save_for_backward(pred, target, gradient)
+        return value
+
+    @staticmethod
+    def backward(ctx, outer):
+        pred, target, gradient = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for a derivative of the derivative: the ordinary way
+            return None, torch.autograd.grad(ctx.function(pred, target), pred, outer, create_graph=True)[0], None
+        return None, outer.unsqueeze(-1) * gradient, None
+
+
+@functools.cache
+def keep_freed_memory():
+    """Have the C library keep what is freed for the next operation.
+
+    At first it hands every piece of more than 128 kB back to the system, and a loop that needs one again in each operation spends most of
+    its time there. Once one large piece has been freed, which need not have been used, it does so only beyond that size.
+    """
+    torch.empty(30_000_000, dtype=torch.uint8)
