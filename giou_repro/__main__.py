@@ -1,6 +1,7 @@
 """The command line: giou-repro run | train | sweep | losses | data | publish | report | verify | doctor; each has --help. Thin."""
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -30,6 +31,13 @@ def main(arguments=None):
     except KeyboardInterrupt:
         print("giou-repro: interrupted", file=sys.stderr)
         return 130
+    except OSError as error:
+        from giou_repro import store
+
+        if not store.is_full(error):
+            raise
+        print(f"giou-repro: {store.describe(error, error.filename or 'the results')}", file=sys.stderr)
+        return 1
 
 
 def _parser():
@@ -193,7 +201,7 @@ def _train(options):
     try:
         run = store.resume_or_open(path.stem, results, values, given, runner=True, wait=True) if rank == 0 else None
     except OSError as error:
-        print(f"giou-repro: no run folder can be made in {results}: {error}", file=sys.stderr)
+        print(f"giou-repro: no run folder can be made in {results}: {store.describe(error, results)}", file=sys.stderr)
         return 2
     if training.shared(run and run.complete, world):
         if rank == 0:
@@ -203,11 +211,12 @@ def _train(options):
 
 
 def _train_into(run, config, sets):
-    from giou_repro import findings, plotting, training
+    from giou_repro import findings, plotting, store, training
 
     try:
         if run:
-            run.update(parameters=config.model_dump())
+            print(f"{run.record['notebook']} in {run.folder}", flush=True)
+            run.update(parameters=config.model_dump(), declared_outputs=training.OUTPUTS)
         trained = training.train(config, run, sets)
         if run:
             training.save(trained, run)
@@ -216,11 +225,13 @@ def _train_into(run, config, sets):
             run.save_figure("thresholds", plotting.thresholds(trained.thresholds))
             run.close("complete")
     except BaseException as error:
-        if run:
-            run.close("failed", error=f"{type(error).__name__}: {error}")
+        reason = store.describe(error, run.folder if run else "the results")
+        with contextlib.suppress(OSError):  # without space even for that the run stays "running", as after a kill
+            if run:
+                run.close("failed", error=reason)
         if not isinstance(error, training.TrainingError | ValueError | OSError):
             raise
-        print(f"giou-repro: {error}", file=sys.stderr)
+        print(f"giou-repro: {reason if store.is_full(error) else error}", file=sys.stderr)
         return 1
     if run:
         print(findings.trained(trained.evaluation.iloc[0], trained.curves).replace("**", "").replace("`", ""))

@@ -17,6 +17,10 @@ MEASURES = ["AP", "AP75", "AP_giou", "AP75_giou"]  # those of the paper's tables
 TESTED = ["AP", "AP50", "AP75", "mean_iou"]  # those that a difference is tested in
 BASELINES = ("l2", "smooth_l1", "l1")  # the paper's MSE and smooth-ℓ1, whichever was run
 PAIRED = pd.DataFrame(columns=["setting", "measure", "loss", "against", "n", "difference", "low", "high", "p_holm", "verdict"])  # where none is
+OUTPUTS = (  # without which a run of the notebook is not complete
+    *("detectors.csv", "paper_tables.csv", "paired.csv", "curves.csv", "thresholds.csv", "weights.csv"),
+    *("figures/every_run.png", "figures/curves.png", "figures/thresholds.png"),
+)
 FREE = {"loss", "weight", "seed", "scale", "device", "evaluations"}  # parameters that may differ between runs of one setting
 
 

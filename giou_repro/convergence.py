@@ -10,6 +10,13 @@ from giou_repro import published, statistics
 from giou_repro.simulation import CASES_PER_POINT, CENTRE, COMPILE_FROM, SHAPES, case_number, simulate
 
 STARTS = {"horizontal": (12.5, 10.0), "vertical": (10.0, 12.5), "diagonal": (12.0, 12.0)}  # centres of the single boxes
+OUTPUTS = (  # without which a run of the notebook is not complete
+    *(f"{table}_{run}.csv" for table in ("curves", "final") for run in ("published", "exact", "exact_corners")),
+    *("standings.csv", "against_paper.csv", "alignment.csv", "points.csv", "differences.csv", "step_sizes.csv"),
+    *("single_boxes.csv", "apart.csv", "figures/convergence.png", "figures/surfaces.png", "figures/step_sizes.png"),
+    *("figures/encodings_error.png", "figures/encodings_mean_iou.png"),
+    *(f"figures/filmstrip_{start}.png" for start in STARTS),
+)
 
 
 def curves(result):

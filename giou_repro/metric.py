@@ -8,6 +8,11 @@ from scipy import stats
 from giou_repro import boxes, polygons
 from giou_repro.registry import LOSSES
 
+OUTPUTS = (  # without which a run of the notebook is not complete
+    *("figure_1.csv", "circle.csv", "spread.csv", "rank_correlation.csv", "ranges.csv", "pairs.csv", "rotation.csv"),
+    *("properties.csv", "losses.csv", "figures/figure_1.png", "figures/spread.png", "figures/spread_of_losses.png"),
+    *("figures/rank_correlation.png", "figures/iou_against_giou.png", "figures/shorthand.png", "figures/rotation.png"),
+)
 TARGET = (0.0, 0.0, 10.0, 20.0)  # the paper's figure 1, panel (a), xyxy
 QUANTILES = {"low": 0.0, "q05": 0.05, "median": 0.5, "q95": 0.95, "high": 1.0}
 

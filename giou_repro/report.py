@@ -14,6 +14,7 @@ import pandas as pd
 from giou_repro import claims, comparison, findings, publish, store
 from giou_repro.registry import label
 
+OUTPUTS = ("report.html", "claims.csv")  # without which a run of the notebook is not complete
 SCALES = ("smoke", "laptop", "paper")
 SIGNS = {
     claims.HOLDS: ("✔", "holds"),

@@ -4,6 +4,7 @@ Strictly: unknown parameters and wrong types are refused before a kernel starts,
 complete only when the notebook came to its end and its executed copy is on disk.
 """
 
+import contextlib
 import os
 import re
 import sys
@@ -43,6 +44,8 @@ def run_notebook(name, given, results=None, progress=True):
         raise RuntimeError(problem)
     folder = Path(results or store.project_folder() / "results") / path.stem
     run = store.open_run(path, folder, parameters.resolved(declared, given), given, runner=True)
+    if progress:
+        print(f"{path.stem} in {run.folder}", flush=True)
     execute(run, path, given, progress)
     return run
 
@@ -70,17 +73,18 @@ def execute(run, path, given, progress=False, timeout=None):
             raise RunFailed("the notebook ended without run.finish()")
         page, _ = HTMLExporter().from_notebook_node(nbformat.read(folder / "notebook.ipynb", as_version=4))
         store.write_atomic(folder / "notebook.html", page)
+        run.close("complete")
     except BaseException as error:
         died = isinstance(error, RuntimeError) and not isinstance(error, RunFailed)  # nbclient's and jupyter_client's dead kernels
         late = died and timeout is not None and time.monotonic() - started >= timeout
         where = f" in cell {_last_cell(folder)[0]}" if died else ""
-        reason = f"timed out after {timeout:g} s{where}" if late else f"kernel died{where}" if died else _describe(error)
-        run.close("failed", error=reason)
+        reason = f"timed out after {timeout:g} s{where}" if late else f"kernel died{where}" if died else _describe(error, folder)
+        with contextlib.suppress(OSError):  # without space even for that the run stays "running", as after a kill
+            run.close("failed", error=reason)
         if isinstance(error, Exception):
             kind = KernelDied if died and not late else RunFailed
             raise kind(f"{path.stem} failed: {reason}\nits partial copy is in {folder}") from error
         raise
-    run.close("complete")
 
 
 def _kernel_arguments(timeout):
@@ -118,7 +122,7 @@ class _AtomicHandler(LocalHandler):
         store.write_atomic(path, buf)
 
 
-def _describe(error):
-    if isinstance(error, PapermillExecutionError):
+def _describe(error, folder):
+    if isinstance(error, PapermillExecutionError) and not store.is_full(error.evalue):
         return f"cell {error.exec_count}: {error.ename}: {error.evalue}"
-    return f"{type(error).__name__}: {error}"
+    return store.describe(error, folder)

@@ -7,12 +7,17 @@
         *.csv, *.npz      tables and arrays
         figures/          *.png and *.pdf
 
-``run.json`` says "running" from the first moment, then "complete" or "failed". Every file is written beside its place and moved into it,
-so that a kill at any moment leaves the old file or the new one. The process that works on a run holds a lock on ``.lock`` in its folder,
+``run.json`` says "running" from the first moment, then "complete" or "failed"; "complete" means that every output the notebook
+declares is there, and that nothing is written to the run again. Every file is written beside its place and moved into it, so that a
+kill at any moment leaves the old file or the new one. The process that works on a run holds a lock on ``.lock`` in its folder,
 which the system takes back when that process ends, however it ends; so a "running" run that nobody holds was killed, and can be resumed.
 """
 
+import atexit
+import copy
+import errno
 import fcntl
+import functools
 import hashlib
 import importlib.machinery
 import importlib.metadata
@@ -21,6 +26,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -34,6 +40,13 @@ import numpy as np
 
 SOURCES = (".py", ".mplstyle", ".toml")  # what of the package decides about results
 PACKAGES = ("giou-repro", "torch", "torchvision", "numpy", "pandas", "scipy", "matplotlib", "papermill")
+ANNOTATIONS = (".xml", ".json", ".txt", ".yaml", ".yml")  # the files of a data set whose content counts; of pictures name and size
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+AGAIN = "run the set-up cell again: it begins a new run"
+
+
+class RecordError(RuntimeError):
+    """What would make the record of a run untrue; the message names the remedy."""
 
 
 def project_folder():
@@ -43,14 +56,29 @@ def project_folder():
 
 
 def write_atomic(path, content):
-    """Write bytes or text to `path` by way of a hidden file beside it."""
+    """Write bytes or text to `path` by way of a hidden file beside it, which an error removes."""
     path = Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(beside, "wb") as file:
-        file.write(content if isinstance(content, bytes) else content.encode())
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    try:
+        with open(beside, "wb") as file:
+            file.write(content if isinstance(content, bytes) else content.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def is_full(error):
+    """Whether an error, or what a notebook says of one, is that the disk is full."""
+    return any(f"[Errno {number}]" in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
+
+
+def describe(error, folder):
+    """What to say of an error while `folder` was written to; with the remedy where the disk is full."""
+    if is_full(error):
+        return f"no space left on the disk of {folder}; what was complete is kept; free space and run the same command again"
+    return f"{type(error).__name__}: {error}"
 
 
 class Run:
@@ -59,6 +87,7 @@ class Run:
     def __init__(self, folder):
         self.folder = Path(folder)
         self._release = lambda: None
+        self._began_with = {}
 
     @property
     def record(self):
@@ -88,9 +117,20 @@ class Run:
             self._release = weakref.finalize(self, os.close, file)
         return file is not None
 
+    def check(self):
+        """Raise RecordError where the run has ended, or where the notebook's parameters are not those that it began with."""
+        status = self.record["status"]
+        if status != "running":
+            raise RecordError(f"the run in {self.folder} is {status}, and never written to again; {AGAIN}")
+        now = _notebook_globals()
+        for name, value in self._began_with.items():
+            if now.get(name, value) != value:
+                raise RecordError(f"parameter {name!r} was {value!r} when this run began, and is now {now[name]!r}; {AGAIN}")
+
     def update(self, **entries):
         """Set entries of run.json."""
-        write_atomic(self.folder / "run.json", json.dumps(self.record | entries, indent=2) + "\n")
+        self.check()
+        self._write_record(self.record | entries)
 
     def save_table(self, name, table):
         """Write a pandas table as <name>.csv."""
@@ -112,6 +152,7 @@ class Run:
 
     def log(self, **metrics):
         """Append one line to metrics.jsonl, flushed."""
+        self.check()
         line = (json.dumps(metrics) + "\n").encode()
         file = os.open(self.folder / "metrics.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
@@ -120,48 +161,118 @@ class Run:
             os.close(file)
 
     def finish(self):
-        """Say that the notebook came to its end. Where the runner started this run, it alone says "complete", once its copy is saved."""
-        if self.record["runner"]:
-            self.update(notebook_finished=True)
-        else:
-            self.close("complete")
+        """Say that the notebook came to its end. Where the runner started this run, it alone says "complete", once its copy is saved.
+
+        Raises RecordError where an output that the notebook declares is not there. A complete run stays as it is.
+        """
+        if not self.complete:
+            self.check()
+            self._check_outputs()
+            if self.record["runner"]:
+                self.update(notebook_finished=True)
+            else:
+                self.close("complete")
         print(f"results in {self.folder}")
 
     def close(self, status, **entries):
-        """End the run as "complete" or "failed", with its wall time and the sha256 of every output."""
-        seconds = round(time.time() - datetime.fromisoformat(self.record["started"]).timestamp(), 1)
-        self.update(status=status, wall_seconds=seconds, outputs=self._outputs(), **entries)
+        """End the run as "complete" or "failed", with its wall time and the sha256 of every output; once ended it stays as it is."""
+        if self.record["status"] != "running":
+            return
+        if status == "complete":
+            self._check_outputs()
+        hashes = {}
+        for path in self._files():
+            hashes[path.relative_to(self.folder).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
+        record = self.record
+        seconds = sum(part["seconds"] for part in record.get("earlier", [])) + _seconds(record["started"], time.time())
+        self._write_record(record | dict(status=status, wall_seconds=round(seconds, 1), outputs=hashes) | entries)
         self._release()
 
+    def _check_outputs(self):
+        missing = [name for name in self.record.get("declared_outputs", []) if not (self.folder / name).is_file()]
+        if missing:
+            raise RecordError(f"the run has no {', '.join(missing)} yet; run all cells, from the set-up cell to the last one")
+
+    def _write_record(self, record):
+        write_atomic(self.folder / "run.json", json.dumps(record, indent=2) + "\n")
+
     def _save(self, name, content):
+        self.check()
         path = self.folder / name
         path.parent.mkdir(exist_ok=True)
         write_atomic(path, content)
         return path
 
-    def _outputs(self):
-        files = sorted(path for path in self.folder.rglob("*") if path.is_file() and path.name != "run.json" and path.name[0] != ".")
-        return {path.relative_to(self.folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    def _files(self):
+        """What the run made."""
+        shown = (path for path in self.folder.rglob("*") if path.name != "run.json" and path.name[0] != ".")
+        return sorted(path for path in shown if path.is_file())
 
 
-def start(notebook, run_dir, parameters):
-    """Begin, or join, the run of a notebook and return its Run; called by the notebook itself.
+_begun = {}  # notebook → the Run that it began in this process
 
-    `run_dir` None makes a fresh folder under results/<notebook>/; a folder given by the runner is joined; any other is made.
-    `parameters` are the resolved ones, after scale has set what the caller left open. Raises FileExistsError where the folder has a
-    finished run, which is never overwritten.
+
+def start(notebook, run_dir, parameters, outputs=()):
+    """Begin, or join, the run of a notebook and return its Run; called by the notebook's set-up cell.
+
+    `run_dir` None makes a fresh folder under results/<notebook>/; a folder given by the runner is joined; any other is made, or where the
+    run in it was killed and had the same parameters, resumed. `parameters` are the resolved ones, after scale has set what the caller left
+    open; `outputs` name the files without which the run is not complete. Raises FileExistsError where the folder has another run.
+
+    Where the set-up cell was run before in this kernel, the run that it began then ends: see `_end_former`.
     """
+    _end_former(notebook)
     if run_dir is None:
-        return _create(_fresh_folder(project_folder() / "results" / notebook), notebook, parameters, given={}, runner=False)
-    run = Run(run_dir)
-    if not (run.folder / "run.json").exists():
-        run.folder.mkdir(parents=True, exist_ok=True)
-        return _create(run.folder, notebook, parameters, given={}, runner=False)
-    record = run.record
-    if record["status"] != "running":
-        raise FileExistsError(f"run_dir {run_dir} holds a {record['status']} run of {record['notebook']}; name another folder, or none")
-    run.update(parameters=parameters, hardware=hardware())
+        run = _open(project_folder() / "results" / notebook, notebook, parameters, {}, False)
+    elif (Path(run_dir) / "run.json").exists():
+        run = _join(Run(run_dir), notebook, parameters)
+    else:
+        Path(run_dir).mkdir(parents=True, exist_ok=True)
+        run = _create(Path(run_dir), notebook, parameters, {}, False)
+    run.update(declared_outputs=list(outputs))
+    now = _notebook_globals()
+    run._began_with = {name: copy.deepcopy(now[name]) for name in (*parameters, "run_dir") if name in now}
+    if not run.record["runner"]:
+        _begun[notebook] = run
     return run
+
+
+def _notebook_globals():
+    """The global variables of the notebook that this process runs; none elsewhere."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return shell.user_ns if shell else {}
+
+
+def _end_former(notebook):
+    """End the run that this process began for the notebook before: it is removed where it made nothing, else failed."""
+    run = _begun.pop(notebook, None)
+    if run is None or not (run.folder / "run.json").exists():
+        return
+    if run.record["status"] == "running" and not run._files():
+        run._release()
+        shutil.rmtree(run.folder)
+    else:
+        run.close("failed", error="its set-up cell was run again")
+
+
+@atexit.register
+def _end_all():
+    for run in _begun.values():
+        if (run.folder / "run.json").exists():
+            run.close("failed", error="the kernel ended before the notebook")
+
+
+def _join(run, notebook, parameters):
+    record, free = run.record, run.hold()
+    if record["status"] == "running" and record["runner"] and not free:
+        run.update(parameters=parameters, hardware=hardware())
+        return run
+    same = (record["notebook"], record["parameters"]) == (notebook, json.loads(json.dumps(parameters)))
+    if record["status"] == "running" and free and same:
+        return _resume(run, notebook, parameters, {}, False, None)
+    differs = "" if same else ", with other parameters"
+    what = f"a {record['status']} run of {record['notebook']}{differs}"
+    raise FileExistsError(f"run_dir {run.folder} holds {what}; name another folder, or none")
 
 
 def open_run(notebook, results, parameters, given=None, runner=False, inputs=()):
@@ -170,17 +281,21 @@ def open_run(notebook, results, parameters, given=None, runner=False, inputs=())
     `notebook`, `parameters` and `inputs` are those of `address`; `given` are the parameters that the caller set; `runner` says that the
     runner, not the notebook, will call the run complete.
     """
-    found = address(notebook, parameters, inputs)
-    return _create(_fresh_folder(results), _name(notebook), parameters, given, runner, found)
+    return _open(results, _name(notebook), parameters, given, runner, address(notebook, parameters, inputs))
+
+
+def _open(results, *about):
+    with _decision(results):
+        return _create(_fresh_folder(results), *about)
 
 
 def resume_or_open(notebook, results, parameters, given=None, runner=False, inputs=(), wait=False):
     """The run with this address under the folder `results`: complete, resumed, or fresh. Arguments as of `open_run`.
 
     A complete run is returned as it is (``run.complete`` is True). One that was killed or failed, and that no live process holds, is
-    "running" again in its old folder, so that training goes on from its checkpoint; without a file or folder named checkpoint* its
-    metrics begin anew. Otherwise the folder is fresh. Where a live process is at work on the same run, `wait` says to wait for its end
-    rather than to run it a second time.
+    "running" again in its old folder: it keeps its files and folders named checkpoint*, so that training goes on from there, and with
+    them its metrics; the rest is made anew. Otherwise the folder is fresh. Where a live process is at work on the same run, `wait` says
+    to wait for its end rather than to run it a second time.
     """
     wanted = address(notebook, parameters, inputs)
     told = False
@@ -239,22 +354,42 @@ def address(notebook, parameters, inputs=()):
 
     It covers the notebook's name and cells (`notebook` is a path, or a name in the notebooks folder), the parameters (name → value, the
     declared defaults included; ``run_dir`` does not count), the package's sources, those of a user's loss named as ``my_module:mine``, and
-    `inputs`, the addresses of runs whose results this one reads, and the files of the parameter ``dataset`` where it is a path: their names,
-    sizes and times. Versions of other packages are not covered.
+    `inputs`, the addresses of runs whose results this one reads, and, where the parameter ``dataset`` is a path, its last name and the
+    files there (see `_files`). Versions of other packages are not covered.
     """
     counted = {name: value for name, value in parameters.items() if name != "run_dir"}
+    files = _files(counted.get("dataset"))
+    if files:
+        counted["dataset"] = Path(counted["dataset"]).resolve().name
     package = Path(__file__).parent
     sources = {path.relative_to(package).as_posix(): path.read_text() for path in sorted(package.rglob("*")) if path.suffix in SOURCES}
-    content = [_name(notebook), _cells(notebook), counted, sources, _users_sources(counted), sorted(inputs), _files(counted.get("dataset"))]
+    content = [_name(notebook), _cells(notebook), counted, sources, _users_sources(counted), sorted(inputs), files]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _files(dataset):
-    """Name, size and time of every file of a data set; none where `dataset` is not a path."""
-    path = Path(dataset or "/nowhere")
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    about = [(file, file.stat()) for file in files]
-    return [[file.relative_to(path).as_posix(), state.st_size, state.st_mtime_ns] for file, state in about]
+    """What a data set consists of: name and content of its annotations and lists, name and size of its pictures; none where it is not a path.
+
+    Run folders, hidden files and files of other kinds do not count.
+    """
+    root, found = Path(dataset or "/nowhere"), []
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in sorted(folders) if name[0] != "." and not Path(folder, name, "run.json").exists()]
+        found += [Path(folder, name) for name in sorted(names) if name[0] != "."]
+    entries = []
+    for path in [root] if root.is_file() else found:
+        kind = path.suffix.lower()
+        if kind in ANNOTATIONS + PICTURES and path.is_file():
+            state = path.stat()
+            content = _sha256(path, state.st_size, state.st_mtime_ns) if kind in ANNOTATIONS else state.st_size
+            entries.append([path.relative_to(root).as_posix(), content])
+    return entries
+
+
+@functools.cache
+def _sha256(path, size, time):
+    """Of the file's content, which is read again where size or time are others."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _name(notebook):
@@ -298,19 +433,30 @@ def _fresh_folder(results):
 def _create(folder, notebook, parameters, given, runner, found=None):
     run = Run(folder)
     run.hold()  # before run.json is there to be found
-    write_atomic(folder / "run.json", json.dumps(_first_record(run, notebook, parameters, given, runner, found), indent=2) + "\n")
+    run._write_record(_first_record(run, notebook, parameters, given, runner, found))
     return run
 
 
 def _resume(run, notebook, parameters, given, runner, found):
-    """Set a run that was killed or failed to "running" again; `earlier` in run.json says when it was started before."""
+    """Set a run that was killed or failed to "running" again; `earlier` in run.json has start and seconds of its parts so far."""
     before = run.record
-    if not any(run.folder.glob("checkpoint*")):
-        (run.folder / "metrics.jsonl").unlink(missing_ok=True)
+    earlier = before.get("earlier", [])
+    if "wall_seconds" in before:
+        seconds = before["wall_seconds"] - sum(part["seconds"] for part in earlier)
+    else:  # it was killed, after its last write
+        seconds = _seconds(before["started"], max(path.stat().st_mtime for path in run.folder.rglob("*") if path.is_file()))
+    kept = ("checkpoint", "metrics.jsonl") if any(run.folder.glob("checkpoint*")) else ()
+    for path in [*_leftovers(run.folder, "**"), *run._files()]:
+        if not path.relative_to(run.folder).as_posix().startswith(kept):
+            path.unlink()
     record = _first_record(run, notebook, parameters, given, runner, found)
-    record["earlier"] = [*before.get("earlier", []), before["started"]]
-    write_atomic(run.folder / "run.json", json.dumps(record, indent=2) + "\n")
+    run._write_record(record | dict(earlier=[*earlier, dict(started=before["started"], seconds=round(seconds, 1))]))
     return run
+
+
+def _seconds(started, end):
+    """From a time as run.json has it to a time stamp."""
+    return max(0.0, end - datetime.fromisoformat(started).timestamp())
 
 
 def _first_record(run, notebook, parameters, given, runner, found):
@@ -323,13 +469,34 @@ def _first_record(run, notebook, parameters, given, runner, found):
 
 @contextmanager
 def _decision(results):
-    """Which run is whose is decided by one process at a time."""
+    """Which run is whose is decided by one process at a time, which also removes what killed ones had begun to write."""
     Path(results).mkdir(parents=True, exist_ok=True)
     file = _lock(Path(results) / ".lock", wait=True)
     try:
+        for path in _leftovers(Path(results), "*/**"):
+            run = Run(Path(results) / path.relative_to(results).parts[0])
+            if run.hold():  # or its process may be alive, on another machine
+                path.unlink(missing_ok=True)
+                run._release()
         yield
     finally:
         os.close(file)
+
+
+def _leftovers(folder, below):
+    """The hidden files of `write_atomic` in the folders `below` a folder whose process is gone."""
+    found = [(path, re.fullmatch(r"\..+\.(\d{1,9})", path.name)) for path in folder.glob(f"{below}/.*.*")]
+    return [path for path, named in found if named and not _is_alive(int(named[1]))]
+
+
+def _is_alive(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _lock(path, wait=False):

@@ -303,6 +303,8 @@ def run(file, cells, results, place):
             for cell, outcome in _stage(file, [cell for cell in cells if cell.stage == stage], results, place, ends, _inputs(outcomes)):
                 outcomes[cell] = outcome
                 store.write_atomic(path, table(cells, outcomes).to_csv(index=False))
+                if bar.disable:  # without a terminal
+                    print(_line(table([cell], outcomes).iloc[0]), flush=True)
                 bar.update()
                 bar.set_postfix(failed=sum(outcome["status"] == "failed" for outcome in outcomes.values()))
     return table(cells, outcomes)
@@ -337,11 +339,17 @@ def report(rows):
     """The table `rows` as text: a line a run, with the error and last lines of those that failed, and the counts."""
     lines = []
     for row in rows.itertuples():
-        seconds = "" if pd.isna(row.seconds) else f"{row.seconds:.1f} s"
-        lines.append(f"{row.status:<17}{seconds:>10}  {row.notebook} {row.parameters}".rstrip())
-        lines += [f"{'':29}{line}" for line in [*row.error.splitlines(), *row.last_lines.splitlines(), row.run] if row.status == "failed" and line]
+        lines.append(_line(row))
+        details = [*row.error.splitlines(), *row.last_lines.splitlines(), row.run]
+        lines += [f"{'':29}{line}" for line in details if row.status == "failed" and line]
     counts = rows.status.value_counts()
     return "\n".join([*lines, ", ".join(f"{count} {status}" for status, count in counts.items())])
+
+
+def _line(row):
+    """A row of the table as text."""
+    seconds = "" if pd.isna(row.seconds) else f"{row.seconds:.1f} s"
+    return f"{row.status:<17}{seconds:>10}  {row.notebook} {row.parameters}".rstrip()
 
 
 def _inputs(outcomes):

@@ -31,6 +31,10 @@ from giou_repro.config import SCALES, Config
 from giou_repro.registry import select
 
 POSITIVES = ("count", "iou", "disjoint")  # what is logged of a detector's positives
+OUTPUTS = (  # without which a run is not complete
+    *("evaluation.csv", "thresholds.csv", "classes.csv", "curves.csv", "model.safetensors"),
+    *("figures/curves.png", "figures/detections.png", "figures/thresholds.png"),
+)
 
 
 def configure(**given):
@@ -86,6 +90,8 @@ def train(config, run, sets=None):
     Raises TrainingError where a loss or gradient is not finite (the last checkpoint stays), ValueError for a set or setting that cannot be trained.
     """
     rank, world = join()
+    if rank == 0:
+        run.check()
     device = _device(config.device)
     torch.manual_seed(config.seed)
     (train_set, packed), (val_set, val) = packed_sets = _packed(config, sets or open_sets(config), device)
@@ -96,6 +102,9 @@ def train(config, run, sets=None):
     if rank == 0:
         _say_data(run, packed_sets, _in_both(config, train_set, val_set))
         _forget_after(run, state.history[-1]["step"] if state.history else 0)
+        if state.epoch:
+            run.update(resumed_after_epoch=state.epoch)
+            print(f"resumed in {run.folder}, after epoch {state.epoch} of {config.epochs}", flush=True)
     forward = forward_of(model, config, world, device)
     evaluated_at = _evaluation_epochs(config)
     quiet = True if rank else None
@@ -107,9 +116,18 @@ def train(config, run, sets=None):
                 row = _evaluate(val_set.classes, val, detect(state.averaged, val, config, device))[0]
                 state.scores.append({"epoch": epoch + 1} | {name: row[name] for name in ("AP", "AP50", "AP75")})
             state.save(run)
+            if not sys.stderr.isatty():  # without a progress bar
+                print(f"epoch {epoch + 1} of {config.epochs}: {_progress(state)}", flush=True)
         if world > 1:
             distributed.barrier()
     return _finish(config, run, state, val, val_set, device) if rank == 0 else None
+
+
+def _progress(state):
+    """The loss of the last epoch, and the AP where it was measured, in words."""
+    losses = [row["loss"] for row in state.history if row["epoch"] == state.epoch]
+    score = [f", AP {row['AP']:.3f}" for row in state.scores if row["epoch"] == state.epoch]
+    return f"loss {sum(losses) / len(losses):.4g}{''.join(score)}"
 
 
 def _finish(config, run, state, val, val_set, device):
@@ -279,17 +297,22 @@ class State:
         """Write checkpoint.pt, all of it or nothing."""
         buffer = io.BytesIO()
         content = {"model": self.model.state_dict(), "averaged": self.averaged.state_dict(), "optimizer": self.optimizer.state_dict()}
+        content["config"] = self.config.model_dump()
         torch.save(content | {name: getattr(self, name) for name in self.COUNTED}, buffer)
         store.write_atomic(run.folder / "checkpoint.pt", buffer.getvalue())
 
     COUNTED = ("epoch", "updates", "history", "scores")
 
     def resume(self, folder, device):
-        """Go on from the folder's checkpoint where there is one."""
+        """Go on from the folder's checkpoint where there is one. Raises ValueError where it is of another configuration."""
         path = folder / "checkpoint.pt"
         if not path.exists():
             return
         content = torch.load(path, map_location=device, weights_only=True)
+        config, saved = self.config.model_dump(), content.get("config", {})
+        changed = [f"{name} {saved.get(name)!r}, not {value!r}" for name, value in config.items() if saved.get(name) != value]
+        if changed:
+            raise ValueError(f"{path} is of a training with {'; '.join(changed)}; train in a fresh run folder")
         self.model.load_state_dict(content["model"])
         self.averaged.load_state_dict(content["averaged"])
         self.optimizer.load_state_dict(content["optimizer"])

@@ -58,7 +58,7 @@ def test_a_published_record_is_no_training(tmp_path):
 
 
 def with_data(run, checksum, **entries):
-    run.update(data={"train": {"checksum": checksum} | entries})
+    run._write_record(run.record | {"data": {"train": {"checksum": checksum} | entries}})
 
 
 def test_generated_data_of_another_seed_is_the_same_setting_and_seeds_are_paired(tmp_path):
@@ -79,7 +79,7 @@ def test_a_loss_of_a_module_that_is_gone_keeps_its_numbers_and_name(tmp_path, ca
     finished(tmp_path, 0.2, loss="l2")
     for name in ("gone:mine", "gone:giou"):
         run = finished(tmp_path, 0.3, loss="iou")
-        run.save_table("evaluation", run.table("evaluation").assign(loss=name))
+        run.table("evaluation").assign(loss=name).to_csv(run.folder / "evaluation.csv", index=False)
     runs, _, _ = comparison.gather(tmp_path)
     assert runs.loss.tolist() == ["l2", "gone:giou", "mine"]  # the package's giou is another
     assert f"{runs.run[2]}: its loss gone:mine could not be imported" in capsys.readouterr().out

@@ -17,7 +17,7 @@ def finished(tmp_path):
     run.save_table("small", pd.DataFrame(dict(a=[1])))
     run.save_table("large", pd.DataFrame(dict(a=range(100_000))))
     run.close("complete")
-    run.update(dirty=False)
+    run._write_record(run.record | dict(dirty=False))
     (tmp_path / "README.md").write_text(f"first\n{BEGIN}stale\n{END}{''.join(LEDGER)}other table\n{END}last\n")
     return run
 
@@ -50,7 +50,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("entries", "message"), REFUSED)
 def test_others_are_refused(finished, tmp_path, entries, message):
-    finished.update(**entries)
+    finished._write_record(finished.record | entries)
     with pytest.raises(ValueError, match=message):
         publish(finished.folder, tmp_path)
     assert not (tmp_path / "results").exists()
@@ -101,7 +101,7 @@ def test_a_folder_without_a_run_is_named(tmp_path):
 
 
 def test_what_cannot_be_tabled_leaves_all_as_it_was(finished, tmp_path):
-    finished.update(notebook="03_simulation")  # without the tables of one
+    finished._write_record(finished.record | dict(notebook="03_simulation"))  # without the tables of one
     readme = (tmp_path / "README.md").read_text()
     with pytest.raises(OSError):
         publish(finished.folder, tmp_path)

@@ -19,7 +19,7 @@ def run_folder(results, notebook=FIRST, scale="laptop", status="complete", name=
     folder = results / notebook / name
     shutil.copytree(PUBLISHED / notebook, folder)
     run = store.Run(folder)
-    run.update(status=status, run=name, parameters=run.record["parameters"] | {"scale": scale})
+    run._write_record(run.record | dict(status=status, run=name, parameters=run.record["parameters"] | {"scale": scale}))
     return folder
 
 
@@ -138,7 +138,8 @@ def detector_run(place, runs):
     """A run of 05 with the table of detector runs: notebook → folder."""
     folder = place / "05_compare_losses" / "20260101T000000-000-abcdef0"
     shutil.copytree(PUBLISHED / FIRST, folder)
-    store.Run(folder).update(notebook="05_compare_losses")
+    run = store.Run(folder)
+    run._write_record(run.record | dict(notebook="05_compare_losses"))
     runs.to_csv(folder / "detectors.csv", index=False)
     return {"05_compare_losses": folder}
 
@@ -215,7 +216,7 @@ def test_verify_widens_for_a_smaller_sample_and_leaves_other_parameters(tmp_path
     headline = next(headline for headline in verify.HEADLINES if headline.table == "rank_correlation")
     assert verify._tolerance(headline, before, before | {"n_pairs": 10_000}) == pytest.approx(2.5 / 100)
     assert verify._tolerance(headline, before, before | {"losses": ["iou"]}) is None
-    run.update(parameters=before | {"losses": ["iou"]})
+    run._write_record(run.record | dict(parameters=before | {"losses": ["iou"]}))
     assert {row[4] for row in verify.compare(PUBLISHED / FIRST, folder)} == {verify.SKIPPED}
 
 

@@ -1,5 +1,6 @@
 """The strict runner and the command line, on small notebooks and on the project's own."""
 
+import hashlib
 import json
 import os
 import signal
@@ -12,8 +13,9 @@ import nbformat
 import pandas as pd
 import papermill
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 
-from giou_repro import parameters, runner, store
+from giou_repro import parameters, runner, store, training
 from giou_repro.__main__ import main
 
 PARAMETERS = """\
@@ -94,7 +96,7 @@ def test_refused_before_anything_is_written(small, tmp_path, capsys):
 def test_a_failing_notebook_leaves_its_copy(tmp_path, capsys):
     failing = notebook(tmp_path / "failing.ipynb", "run.log(step=1)", "1 / 0", "run.finish()")
     assert main(["run", failing, "--results", str(tmp_path / "results")]) == 1
-    (folder,) = (tmp_path / "results" / "failing").iterdir()
+    (folder,) = (tmp_path / "results" / "failing").glob("[0-9]*")
     record = store.Run(folder).record
     assert record["status"] == "failed"
     assert "ZeroDivisionError" in record["error"]
@@ -104,11 +106,44 @@ def test_a_failing_notebook_leaves_its_copy(tmp_path, capsys):
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 
+def _check_full(folder, said):
+    (run,) = store.runs(folder)
+    assert run.record["status"] == "failed"
+    assert f"no space left on the disk of {run.folder}; what was complete is kept; free space and run the same command again" in said
+    assert "Traceback" not in said
+
+
+def test_a_full_disk_is_one_message(tmp_path, capsys):
+    full = notebook(tmp_path / "full.ipynb", "raise OSError(28, 'No space left on device')")
+    assert main(["run", full, "--results", str(tmp_path / "results")]) == 1
+    _check_full(tmp_path / "results", capsys.readouterr().err)
+
+
+def test_a_full_disk_in_a_training_is_one_message(tmp_path, capsys, monkeypatch):
+    def full(config, run, sets):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(training, "train", full)
+    assert main(["train", "--scale", "smoke", "--results", str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    _check_full(tmp_path, said.err)
+    assert said.out.startswith(f"04_train_detector in {tmp_path}")
+
+
+def test_a_disk_that_is_full_before_the_run_is_one_message_too(tmp_path, capsys, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert main(["run", "01_metric", "--scale", "smoke", "--results", str(tmp_path)]) == 1
+    assert "free space and run the same command again" in capsys.readouterr().err
+
+
 def test_a_notebook_that_never_finishes_its_run_is_not_complete(tmp_path):
     forgetful = notebook(tmp_path / "forgetful.ipynb", "1")
     with pytest.raises(runner.RunFailed, match=r"without run\.finish"):
         runner.run_notebook(forgetful, {}, tmp_path / "results", progress=False)
-    (folder,) = (tmp_path / "results" / "forgetful").iterdir()
+    (folder,) = (tmp_path / "results" / "forgetful").glob("[0-9]*")
     assert store.Run(folder).record["status"] == "failed"
 
 
@@ -198,6 +233,15 @@ def test_losses_are_listed(capsys):
 
 
 NOTEBOOKS = ["01_metric", "02_loss_landscape", "03_simulation"]
+CONDITIONAL = {"figures/paired.png", "figures/weights.png", "every_loss.csv", "figures/every_loss.png"}
+
+
+def check_outputs(record):
+    """What a notebook declares is what it saved, but for what depends on parameters."""
+    rest = ("metrics.jsonl", "notebook.ipynb", "notebook.html", "checkpoint.pt")
+    saved = {name for name in record["outputs"] if name not in rest and not name.endswith(".pdf") and not name.startswith("runs/")}
+    assert record["declared_outputs"]
+    assert saved - CONDITIONAL == set(record["declared_outputs"])
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -206,15 +250,47 @@ def test_notebooks_run_with_a_users_loss(name, user_module, tmp_path):
         "scratch", "from giou_repro import boxes, loss\n\n@loss('mine', label='Mine')\ndef mine(p, t):\n    return 1 - boxes.iou(p, t) ** 2\n"
     )
     assert main(["run", name, "--scale", "smoke", "--losses", "iou,giou,scratch:mine", "--results", str(tmp_path)]) == 0
-    (folder,) = (tmp_path / name).iterdir()
+    (folder,) = (tmp_path / name).glob("[0-9]*")
     record = store.Run(folder).record
     assert record["status"] == "complete"
+    check_outputs(record)
     assert record["parameters"]["losses"] == ["iou", "giou", "mine"]
     table = {"01_metric": "losses", "02_loss_landscape": "steepness", "03_simulation": "standings"}[name]
     assert "mine" in (folder / f"{table}.csv").read_text()
     book = nbformat.read(folder / "notebook.ipynb", as_version=4)
     streams = [output.text for cell in book.cells for output in cell.get("outputs", []) if output.output_type == "stream"]
     assert not any("Warning" in text for text in streams), streams
+
+
+def test_cells_in_another_order_never_make_a_false_record(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").symlink_to(store.project_folder() / "notebooks")
+    monkeypatch.setattr(store, "project_folder", lambda: tmp_path)
+    book = json.loads((tmp_path / "notebooks" / "01_metric.ipynb").read_text())
+    given, set_up, *cells = ["".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == "code"]
+    shell = InteractiveShell.instance()
+
+    def run_cells(*texts):
+        for text in texts:
+            shell.run_cell(text, silent=True).raise_error()
+
+    def refused(words, *texts):
+        with pytest.raises(store.RecordError, match=words):
+            run_cells(*texts)
+
+    try:
+        run_cells(given + "\nn_pairs = 1000\nlosses = ['giou']", set_up)
+        refused("has no figure_1.csv, .*; run all cells", cells[-1])
+        refused("parameter 'losses' was .*, and is now .*; run the set-up cell again", "losses = ['l1', 'giou']", cells[0])
+        run_cells(set_up, *cells, cells[-1])
+        (run,) = store.runs(tmp_path / "results")
+        assert run.complete
+        refused("is complete, and never written to again", cells[0])
+        for name, sha256 in run.record["outputs"].items():
+            assert hashlib.sha256((run.folder / name).read_bytes()).hexdigest() == sha256
+        run_cells(set_up)
+        assert [run.record["status"] for run in store.runs(tmp_path / "results")] == ["complete", "running"]
+    finally:
+        InteractiveShell.clear_instance()
 
 
 def test_plain_papermill_from_another_folder(tmp_path, monkeypatch):
@@ -237,6 +313,8 @@ def test_detector_notebooks_train_compare_and_report_a_users_loss(user_module, t
         assert main(["run", name, "--scale", "smoke", "-p", "results", str(tmp_path), "--results", str(tmp_path)]) == 0
     (table,) = tmp_path.glob("05_compare_losses/*/detectors.csv")
     assert pd.read_csv(table).loss.tolist() == ["l2", "mine"]
+    for run in store.runs(tmp_path):
+        check_outputs(run.record)
     (page,) = tmp_path.glob("06_report/*/report.html")
     assert "not tested<" in page.read_text()
 

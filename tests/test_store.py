@@ -1,18 +1,22 @@
 """Run folders: what they say, and what is left after a kill."""
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from datetime import datetime, timedelta
 from pathlib import Path
 from threading import Timer
 
 import numpy as np
 import pandas as pd
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 from matplotlib.figure import Figure
 
 from giou_repro import store
@@ -46,6 +50,125 @@ def test_a_finished_run_is_never_overwritten(tmp_path):
     store.start("n", tmp_path / "here", {}).finish()
     with pytest.raises(FileExistsError, match="holds a complete run of n"):
         store.start("n", tmp_path / "here", {})
+
+
+def test_a_run_without_a_declared_output_is_not_complete(tmp_path):
+    run = store.start("n", tmp_path / "run", {}, ("one.csv", "figures/two.png"))
+    run.save_table("one", pd.DataFrame())
+    for ending in (run.finish, lambda: run.close("complete")):
+        with pytest.raises(store.RecordError, match=r"has no figures/two\.png yet; run all cells, from the set-up cell"):
+            ending()
+    assert run.record["status"] == "running"
+    run.save_figure("two", Figure())
+    run.finish()
+    assert run.complete
+
+
+@pytest.mark.parametrize("status", ["complete", "failed"])
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda run: run.save_table("table", pd.DataFrame(dict(a=[2]))),
+        lambda run: run.save_arrays("arrays", x=np.arange(3)),
+        lambda run: run.save_figure("figure", Figure()),
+        lambda run: run.log(step=1),
+        lambda run: run.update(seed=1),
+    ],
+    ids=["table", "arrays", "figure", "log", "update"],
+)
+def test_a_run_that_has_ended_is_never_written_to_again(tmp_path, status, write):
+    run = store.start("n", tmp_path / "run", {})
+    run.save_table("table", pd.DataFrame(dict(a=[1])))
+    run.close(status)
+    before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+    with pytest.raises(store.RecordError, match=f"is {status}, and never written to again; run the set-up cell again"):
+        write(run)
+    assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == before
+
+
+def test_to_finish_again_changes_nothing(tmp_path, capsys, monkeypatch):
+    run = store.start("n", tmp_path / "run", {})
+    run.finish()
+    before = (run.folder / "run.json").read_bytes()
+    monkeypatch.setattr(time, "time", lambda: 2e9)
+    run.finish()
+    assert (run.folder / "run.json").read_bytes() == before
+    assert capsys.readouterr().out == f"results in {run.folder}\n" * 2
+
+
+@pytest.fixture
+def cell(tmp_path, monkeypatch):
+    """Run the text of a cell, as JupyterLab would, in a project of its own; errors are raised."""
+    monkeypatch.setattr(store, "project_folder", lambda: tmp_path)
+    shell = InteractiveShell.instance()
+    shell.user_ns["pd"] = pd
+    yield lambda text: shell.run_cell(text).raise_error()
+    InteractiveShell.clear_instance()
+    store._begun.clear()
+
+
+SET_UP = """
+from giou_repro import store
+size = 10 if size is None else size
+run = store.start("n", run_dir, dict(size=size, losses=losses))
+"""
+
+
+@pytest.mark.parametrize("change", ["size = 20", "losses.append('l2')"])
+@pytest.mark.parametrize("write", ["run.save_table('t', pd.DataFrame())", "run.log(step=1)", "run.finish()", "run.check()"])
+def test_a_parameter_that_changed_since_the_set_up_cell_is_refused(cell, change, write):
+    cell("size, losses, run_dir = None, ['l1'], None")
+    cell(SET_UP)
+    cell(write.replace("finish", "check"))
+    cell(change)
+    with pytest.raises(store.RecordError, match=r"parameter '(size' was 10|losses' was \['l1'\]).*, and is now .*2.*; run the set-up cell again"):
+        cell(write)
+    cell(SET_UP)
+    cell("run.finish()")
+
+
+def _ends(folder):
+    return [(run.record["status"], run.record.get("error")) for run in store.runs(folder / "results")]
+
+
+def test_a_set_up_cell_that_is_run_again_ends_its_former_run(cell, tmp_path):
+    cell("size, losses, run_dir = 1, [], None")
+    cell(SET_UP)
+    cell(SET_UP)
+    assert _ends(tmp_path) == [("running", None)]
+    cell("run.log(step=1)")
+    cell(SET_UP)
+    assert _ends(tmp_path) == [("failed", "its set-up cell was run again"), ("running", None)]
+    cell("run.finish()")
+    cell(SET_UP)
+    assert [status for status, _ in _ends(tmp_path)] == ["failed", "complete", "running"]
+
+
+def test_in_a_folder_of_ones_own_too(cell, tmp_path):
+    cell(f"size, losses, run_dir = 1, [], {str(tmp_path / 'mine')!r}")
+    cell(SET_UP)
+    cell(SET_UP)
+    cell("run.log(step=1)")
+    with pytest.raises(FileExistsError, match="holds a failed run of n; name another folder"):
+        cell(SET_UP)
+
+
+def test_a_kernel_that_ends_says_so(tmp_path):
+    code = "import sys; from giou_repro import store; store.start('n', sys.argv[1], {})"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], check=True)
+    record = store.Run(tmp_path / "run").record
+    assert (record["status"], record["error"]) == ("failed", "the kernel ended before the notebook")
+
+
+def test_a_killed_run_in_a_folder_of_ones_own_is_resumed_with_the_same_parameters_only(tmp_path):
+    code = "import os, sys; from giou_repro import store; store.start('n', sys.argv[1], dict(a=1)).log(step=1); os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")])
+    with pytest.raises(FileExistsError, match="running run of n, with other parameters"):
+        store.start("n", tmp_path / "run", dict(a=2))
+    run = store.start("n", tmp_path / "run", dict(a=1))
+    assert (run.record["status"], len(run.record["earlier"])) == ("running", 1)
+    with pytest.raises(FileExistsError, match="running run of n;"):
+        store._join(store.Run(run.folder), "n", dict(a=1))
 
 
 def test_a_run_of_the_runner_is_completed_by_the_runner_only(tmp_path):
@@ -176,15 +299,111 @@ def test_a_failed_run_goes_on_in_its_folder(tmp_path):
     run = _resumable(tmp_path)
     (run.folder / "checkpoint.pt").write_text("half way")
     run.log(step=1)
+    run.save_table("table", pd.DataFrame())
     run.update(notebook_finished=True)
     started = run.record["started"]
     run.close("failed", error="cell 3")
     again = _resumable(tmp_path)
     assert again.folder == run.folder
-    assert (again.record["status"], again.record["earlier"]) == ("running", [started])
+    assert (again.record["status"], again.record["earlier"][0]["started"]) == ("running", started)
     assert not {"error", "outputs", "wall_seconds", "notebook_finished"} & set(again.record)
     assert (again.folder / "checkpoint.pt").read_text() == "half way"
     assert (again.folder / "metrics.jsonl").exists()
+    assert not (again.folder / "table.csv").exists()
+
+
+def test_the_time_of_a_run_is_that_of_its_parts(tmp_path):
+    def hours_ago(run, hours):
+        record = run.record
+        began = datetime.fromisoformat(record["started"]) - timedelta(hours=hours)
+        store.write_atomic(run.folder / "run.json", json.dumps(record | dict(started=began.isoformat())))
+
+    run = _resumable(tmp_path)
+    hours_ago(run, 4)
+    run.close("failed")  # after 4 h
+    run = _resumable(tmp_path)
+    hours_ago(run, 3)
+    for path in run.folder.iterdir():
+        os.utime(path, (time.time() - 7200, time.time() - 7200))
+    run._release()  # killed, an hour after its start by its last write
+    run = _resumable(tmp_path)
+    hours_ago(run, 0.5)
+    run.close("complete")
+    assert [part["seconds"] for part in run.record["earlier"]] == pytest.approx([4 * 3600, 3600], abs=10)
+    assert run.record["wall_seconds"] == pytest.approx(5.5 * 3600, abs=20)
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    store.write_atomic(tmp_path / "file", "old")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as failure:
+        store.write_atomic(tmp_path / "file", "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "old"
+    assert store.is_full(failure.value)
+    assert "free space and run the same command again" in store.describe(failure.value, tmp_path)
+    assert store.describe(ValueError("a"), tmp_path) == "ValueError: a"
+
+
+def test_what_killed_processes_had_begun_to_write_is_removed(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    killed, held = (store.open_run("n", tmp_path / "n", dict(seed=seed)) for seed in (0, 1))
+    killed._release()
+    names = [f".checkpoint.pt.{dead.pid}", f"figures/.a.png.{dead.pid}", f".table.csv.{os.getpid()}", ".hidden", ".notes.txt", "shown.csv.1"]
+    for run in (killed, held):
+        (run.folder / "figures").mkdir()
+        for name in names:
+            (run.folder / name).touch()
+    store.open_run("n", tmp_path / "n", {})
+    assert [(killed.folder / name).exists() for name in names] == [False, False, True, True, True, True]
+    assert all((held.folder / name).exists() for name in names)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder with two pictures, their annotations and their list."""
+    for name, text in (("a.jpg", "ab"), ("b.PNG", "abc"), ("a.xml", "<x>1</x>"), ("train.txt", "a"), ("notes.csv", "1")):
+        path = tmp_path / "data" / "bccd" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return path.parent
+
+
+def _address(folder):
+    return store.address("n", dict(dataset=str(folder)))
+
+
+def test_results_within_the_data_set_are_not_its_contents(pictures):
+    results = pictures / "results" / "n"
+    run = store.resume_or_open("n", results, dict(dataset=str(pictures)))
+    run.save_figure("figure", Figure())
+    (results.parent / "report.html").touch()
+    run.close("complete")
+    assert store.resume_or_open("n", results, dict(dataset=str(pictures))).complete
+
+
+def test_a_data_set_is_known_by_its_contents_wherever_and_since_when_it_is_there(pictures, tmp_path, monkeypatch):
+    first = _address(pictures)
+    copied = shutil.copytree(pictures, tmp_path / "elsewhere" / "bccd", copy_function=shutil.copyfile)
+    os.utime(copied / "a.jpg", (0, 0))
+    assert _address(copied) == first
+    monkeypatch.chdir(copied.parent)
+    assert _address("bccd") == first
+    (copied / "a.xml").write_text("<x>2</x>")
+    assert _address(copied) != first
+    assert _address(shutil.copytree(pictures, tmp_path / "renamed")) != first
+
+
+@pytest.mark.parametrize(("name", "text", "counts"), [("a.jpg", "abcd", True), ("c.xml", "", True), ("notes.csv", "2", False), (".b.xml", "", False)])
+def test_what_of_a_data_set_counts(pictures, name, text, counts):
+    first = _address(pictures)
+    (pictures / name).write_text(text)
+    assert (_address(pictures) != first) == counts
 
 
 def test_without_a_checkpoint_metrics_begin_anew(tmp_path):

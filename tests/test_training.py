@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -298,6 +299,12 @@ def test_a_loss_that_is_not_finite_stops_with_the_images_it_saw(run):
         del LOSSES["broken_for_test"]
 
 
+def test_a_checkpoint_of_another_configuration_is_refused(run):
+    training.train(training.configure(**SMALL | {"epochs": 1, "loss": "giou"}), run)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is of a training with loss 'giou', not 'iou'; train in a fresh run folder"):
+        training.train(training.configure(**SMALL | {"epochs": 1, "loss": "iou"}), run)
+
+
 def command(results, *more, prefix=()):
     words = [part for name, value in SMALL.items() if name != "scale" for part in ("-p", name, str(value))]
     return [sys.executable, *prefix, "-m", "giou_repro", "train", "--scale", "smoke", "--results", str(results), *words, *more]
@@ -336,7 +343,11 @@ def test_a_killed_run_resumes_and_ends_as_an_unbroken_one(tmp_path):
     process.wait()
     assert json.loads((folder / "run.json").read_text())["status"] == "running"
     resumed = started(command(broken))
-    assert resumed.wait() == 0, resumed.stdout.read()
+    said = resumed.communicate()[0]
+    assert resumed.returncode == 0, said
+    done = int(re.search(rf"resumed in {re.escape(str(folder))}, after epoch (\d) of 3\n", said)[1])
+    assert re.findall(r"epoch (\d) of 3: loss", said) == [str(epoch) for epoch in range(done + 1, 4)]
+    assert store.Run(folder).record["resumed_after_epoch"] == done
     assert unbroken.wait() == 0, unbroken.stdout.read()
     for ours, theirs in zip(evaluation(whole), evaluation(broken), strict=True):
         pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
