@@ -7,6 +7,7 @@ import ast
 import difflib
 import io
 import json
+import re
 import tokenize
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ TYPES |= dict(NonNegativeInt=NonNegativeInt, PositiveInt=PositiveInt, PositiveFl
 
 
 class ParameterError(ValueError):
-    """A parameter that the notebook does not have, that has the wrong type, or that is declared in a way that cannot be read."""
+    """A parameter that the notebook does not have, that has the wrong type, or whose declaration cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -39,21 +40,22 @@ class Parameter:
 
 
 def find_notebook(name):
-    """The path of a notebook given as a path, or by its name in the notebooks folder. Raises FileNotFoundError, naming the closest."""
+    """The path of a notebook given as a path, or by its name in the notebooks folder; else FileNotFoundError."""
     folder = store.project_folder() / "notebooks"
     known = sorted(path.stem for path in folder.glob("*.ipynb"))
     for path in (Path(name), folder / f"{name}.ipynb"):
         if path.suffix == ".ipynb" and path.is_file():
             return path.resolve()
     close = difflib.get_close_matches(name, known, n=1)
-    raise FileNotFoundError(f"no notebook {name!r}{f'; did you mean {close[0]!r}?' if close else ''} The notebooks are {', '.join(known)}")
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise FileNotFoundError(f"no notebook {name!r}{hint} The notebooks are {', '.join(known)}")
 
 
 def declared(notebook):
     """The parameters of the notebook at a path: name → Parameter. Nothing in it is evaluated.
 
-    Raises ParameterError, naming notebook and parameter, for a value that is no literal or a type that is none of TYPES, None, list[…],
-    Literal[…], AtLeast[…] or a union of them.
+    Raises ParameterError, naming notebook and parameter, for a value that is no literal or a type that is none of TYPES,
+    None, list[…], Literal[…], AtLeast[…] or a union of them.
     """
     cells = json.loads(Path(notebook).read_text())["cells"]
     source = next(("".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])), "")
@@ -62,14 +64,15 @@ def declared(notebook):
         tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
     except SyntaxError as error:
         raise ParameterError(f"{notebook}: its parameters cell is not Python ({error})") from None
-    comments = {token.start[0]: token.string.removeprefix("#").strip() for token in tokens if token.type == tokenize.COMMENT}
+    comments = {token.start[0]: token.string[1:].strip() for token in tokens if token.type == tokenize.COMMENT}
     found = [_parameter(notebook, node, comments.get(node.end_lineno, "")) for node in statements]
     return {parameter.name: parameter for parameter in found}
 
 
 def _parameter(notebook, statement, comment):
     name = ast.unparse(statement.targets[0])
-    written, _, text = comment.removeprefix("type:").strip().partition(" ") if comment.startswith("type:") else ("", "", comment)
+    found = re.fullmatch(r"(?:type:\s*(\S+))?\s*(.*)", comment)
+    written, text = found[1], found[2]
     try:
         default = ast.literal_eval(statement.value)
         kind = _type(ast.parse(written, mode="eval").body) if written else type(default)
@@ -77,7 +80,7 @@ def _parameter(notebook, statement, comment):
         line = f"{ast.unparse(statement)}  # {comment}"
         remedy = f"write a literal, and one of {', '.join(TYPES)}, list[…], Literal[…], AtLeast[1] after # type:"
         raise ParameterError(f"{notebook}: parameter {name!r} cannot be read from {line!r}; {remedy}") from None
-    return Parameter(name, kind | None if default is None else kind, default, text.strip())
+    return Parameter(name, kind | None if default is None else kind, default, text)
 
 
 def _type(node):
@@ -99,7 +102,7 @@ def _type(node):
 
 
 def check(declared, given):
-    """Return `given` (name → value) where each is declared and of its type, and losses exist; else raise ParameterError with the remedy.
+    """Return `given` (name → value) where each is declared and of its type, and losses exist; else raise ParameterError.
 
     A whole number given for a float becomes one, so that equal runs have equal parameters.
     """
@@ -115,9 +118,10 @@ def check(declared, given):
 
 
 def check_notebook(name, values):
-    """Check the parameters among a notebook's `values`, its globals; called by the notebook `name` itself. Raises ParameterError.
+    """Check the parameters among a notebook's `values`, its globals; called by the notebook `name` itself.
 
-    What it declares is read from its file in the notebooks folder or the current one; without either nothing can be checked.
+    What it declares is read from its file in the notebooks folder or the current one; without either nothing can be
+    checked. Raises ParameterError.
     """
     paths = [folder / f"{name}.ipynb" for folder in (store.project_folder() / "notebooks", Path())]
     known = next((declared(path) for path in paths if path.is_file()), {})

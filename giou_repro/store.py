@@ -7,10 +7,11 @@
         *.csv, *.npz      tables and arrays
         figures/          *.png and *.pdf
 
-``run.json`` says "running" from the first moment, then "complete" or "failed"; "complete" means that every output the notebook
-declares is there, and that nothing is written to the run again. Every file is written beside its place and moved into it, so that a
-kill at any moment leaves the old file or the new one. The process that works on a run holds a lock on ``.lock`` in its folder,
-which the system takes back when that process ends, however it ends; so a "running" run that nobody holds was killed, and can be resumed.
+``run.json`` says "running" from the first moment, then "complete" or "failed"; "complete" means that every output the
+notebook declares is there, and that nothing is written to the run again. Every file is written beside its place and moved
+into it, so that a kill at any moment leaves the old file or the new one. The process that works on a run holds a lock on
+``.lock`` in its folder, which the system takes back when that process ends, however it ends; so a "running" run that
+nobody holds was killed, and can be resumed.
 """
 
 import atexit
@@ -40,7 +41,7 @@ import numpy as np
 
 SOURCES = (".py", ".mplstyle", ".toml")  # what of the package decides about results
 PACKAGES = ("giou-repro", "torch", "torchvision", "numpy", "pandas", "scipy", "matplotlib", "papermill")
-ANNOTATIONS = (".xml", ".json", ".txt", ".yaml", ".yml")  # the files of a data set whose content counts; of pictures name and size
+ANNOTATIONS = (".xml", ".json", ".txt", ".yaml", ".yml")  # files of a data set whose content counts; of pictures the size
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 AGAIN = "run the set-up cell again: it begins a new run"
 
@@ -77,7 +78,8 @@ def is_full(error):
 def describe(error, folder):
     """What to say of an error while `folder` was written to; with the remedy where the disk is full."""
     if is_full(error):
-        return f"no space left on the disk of {folder}; what was complete is kept; free space and run the same command again"
+        remedy = "free space and run the same command again"
+        return f"no space left on the disk of {folder}; what was complete is kept; {remedy}"
     return f"{type(error).__name__}: {error}"
 
 
@@ -118,14 +120,15 @@ class Run:
         return file is not None
 
     def check(self):
-        """Raise RecordError where the run has ended, or where the notebook's parameters are not those that it began with."""
+        """Raise RecordError where the run has ended, or the notebook's parameters are not those that it began with."""
         status = self.record["status"]
         if status != "running":
             raise RecordError(f"the run in {self.folder} is {status}, and never written to again; {AGAIN}")
         now = _notebook_globals()
         for name, value in self._began_with.items():
             if now.get(name, value) != value:
-                raise RecordError(f"parameter {name!r} was {value!r} when this run began, and is now {now[name]!r}; {AGAIN}")
+                change = f"was {value!r} when this run began, and is now {now[name]!r}"
+                raise RecordError(f"parameter {name!r} {change}; {AGAIN}")
 
     def update(self, **entries):
         """Set entries of run.json."""
@@ -161,9 +164,10 @@ class Run:
             os.close(file)
 
     def finish(self):
-        """Say that the notebook came to its end. Where the runner started this run, it alone says "complete", once its copy is saved.
+        """Say that the notebook came to its end.
 
-        Raises RecordError where an output that the notebook declares is not there. A complete run stays as it is.
+        Where the runner started this run, it alone says "complete", once its copy is saved. Raises RecordError where an
+        output that the notebook declares is not there. A complete run stays as it is.
         """
         if not self.complete:
             self.check()
@@ -175,7 +179,7 @@ class Run:
         print(f"results in {self.folder}")
 
     def close(self, status, **entries):
-        """End the run as "complete" or "failed", with its wall time and the sha256 of every output; once ended it stays as it is."""
+        """End the run as "complete" or "failed", with wall time and the sha256 of every output; an ended one stays as it is."""
         if self.record["status"] != "running":
             return
         if status == "complete":
@@ -191,7 +195,7 @@ class Run:
     def _check_outputs(self):
         missing = [name for name in self.record.get("declared_outputs", []) if not (self.folder / name).is_file()]
         if missing:
-            raise RecordError(f"the run has no {', '.join(missing)} yet; run all cells, from the set-up cell to the last one")
+            raise RecordError(f"the run has no {', '.join(missing)} yet; run all cells from the set-up cell on")
 
     def _write_record(self, record):
         write_atomic(self.folder / "run.json", json.dumps(record, indent=2) + "\n")
@@ -215,9 +219,10 @@ _begun = {}  # notebook → the Run that it began in this process
 def start(notebook, run_dir, parameters, outputs=()):
     """Begin, or join, the run of a notebook and return its Run; called by the notebook's set-up cell.
 
-    `run_dir` None makes a fresh folder under results/<notebook>/; a folder given by the runner is joined; any other is made, or where the
-    run in it was killed and had the same parameters, resumed. `parameters` are the resolved ones, after scale has set what the caller left
-    open; `outputs` name the files without which the run is not complete. Raises FileExistsError where the folder has another run.
+    `run_dir` None makes a fresh folder under results/<notebook>/; a folder given by the runner is joined; any other is
+    made, or where the run in it was killed and had the same parameters, resumed. `parameters` are the resolved ones, after
+    scale has set what the caller left open; `outputs` name the files without which the run is not complete. Raises
+    FileExistsError where the folder has another run.
 
     Where the set-up cell was run before in this kernel, the run that it began then ends: see `_end_former`.
     """
@@ -293,9 +298,9 @@ def resume_or_open(notebook, results, parameters, given=None, runner=False, inpu
     """The run with this address under the folder `results`: complete, resumed, or fresh. Arguments as of `open_run`.
 
     A complete run is returned as it is (``run.complete`` is True). One that was killed or failed, and that no live process holds, is
-    "running" again in its old folder: it keeps its files and folders named checkpoint*, so that training goes on from there, and with
-    them its metrics; the rest is made anew. Otherwise the folder is fresh. Where a live process is at work on the same run, `wait` says
-    to wait for its end rather than to run it a second time.
+    "running" again in its old folder: it keeps its files and folders named checkpoint*, so that training goes on from
+    there, and with them its metrics; the rest is made anew. Otherwise the folder is fresh. Where a live process is at work
+    on the same run, `wait` says to wait for its end rather than to run it a second time.
     """
     wanted = address(notebook, parameters, inputs)
     told = False
@@ -368,13 +373,14 @@ def address(notebook, parameters, inputs=()):
 
 
 def _files(dataset):
-    """What a data set consists of: name and content of its annotations and lists, name and size of its pictures; none where it is not a path.
+    """What a data set consists of: name and content of its annotations and lists, name and size of its pictures.
 
-    Run folders, hidden files and files of other kinds do not count.
+    None where it is not a path. Run folders, hidden files and files of other kinds do not count.
     """
     root, found = Path(dataset or "/nowhere"), []
     for folder, folders, names in os.walk(root):
-        folders[:] = [name for name in sorted(folders) if name[0] != "." and not Path(folder, name, "run.json").exists()]
+        runs = {name for name in folders if Path(folder, name, "run.json").exists()}
+        folders[:] = sorted(name for name in folders if name[0] != "." and name not in runs)
         found += [Path(folder, name) for name in sorted(names) if name[0] != "."]
     entries = []
     for path in [root] if root.is_file() else found:
@@ -438,13 +444,14 @@ def _create(folder, notebook, parameters, given, runner, found=None):
 
 
 def _resume(run, notebook, parameters, given, runner, found):
-    """Set a run that was killed or failed to "running" again; `earlier` in run.json has start and seconds of its parts so far."""
+    """Set a run that was killed or failed to "running" again; `earlier` in run.json has its parts so far."""
     before = run.record
     earlier = before.get("earlier", [])
     if "wall_seconds" in before:
         seconds = before["wall_seconds"] - sum(part["seconds"] for part in earlier)
     else:  # it was killed, after its last write
-        seconds = _seconds(before["started"], max(path.stat().st_mtime for path in run.folder.rglob("*") if path.is_file()))
+        written = [path.stat().st_mtime for path in run.folder.rglob("*") if path.is_file()]
+        seconds = _seconds(before["started"], max(written))
     kept = ("checkpoint", "metrics.jsonl") if any(run.folder.glob("checkpoint*")) else ()
     for path in [*_leftovers(run.folder, "**"), *run._files()]:
         if not path.relative_to(run.folder).as_posix().startswith(kept):
@@ -469,7 +476,7 @@ def _first_record(run, notebook, parameters, given, runner, found):
 
 @contextmanager
 def _decision(results):
-    """Which run is whose is decided by one process at a time, which also removes what killed ones had begun to write."""
+    """Which run is whose is decided by one process at a time; it also removes what killed ones had begun to write."""
     Path(results).mkdir(parents=True, exist_ok=True)
     file = _lock(Path(results) / ".lock", wait=True)
     try:

@@ -304,7 +304,7 @@ class State:
     COUNTED = ("epoch", "updates", "history", "scores")
 
     def resume(self, folder, device):
-        """Go on from the folder's checkpoint where there is one. Raises ValueError where it is of another configuration."""
+        """Go on from the folder's checkpoint where there is one. Raises ValueError where its configuration is another."""
         path = folder / "checkpoint.pt"
         if not path.exists():
             return

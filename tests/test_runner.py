@@ -279,7 +279,7 @@ def test_cells_in_another_order_never_make_a_false_record(tmp_path, monkeypatch)
 
     try:
         run_cells(given + "\nn_pairs = 1000\nlosses = ['giou']", set_up)
-        refused("has no figure_1.csv, .*; run all cells", cells[-1])
+        refused("has no figure_1.csv, .*; run all cells from", cells[-1])
         refused("parameter 'losses' was .*, and is now .*; run the set-up cell again", "losses = ['l1', 'giou']", cells[0])
         run_cells(set_up, *cells, cells[-1])
         (run,) = store.runs(tmp_path / "results")

@@ -56,7 +56,7 @@ def test_a_run_without_a_declared_output_is_not_complete(tmp_path):
     run = store.start("n", tmp_path / "run", {}, ("one.csv", "figures/two.png"))
     run.save_table("one", pd.DataFrame())
     for ending in (run.finish, lambda: run.close("complete")):
-        with pytest.raises(store.RecordError, match=r"has no figures/two\.png yet; run all cells, from the set-up cell"):
+        with pytest.raises(store.RecordError, match=r"has no figures/two\.png yet; run all cells from the set-up cell on"):
             ending()
     assert run.record["status"] == "running"
     run.save_figure("two", Figure())
