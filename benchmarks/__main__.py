@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from giou_repro import store
+from giou_repro.runs import store
 
 SUBJECTS = ("losses", "simulation", "startup", "average_precision", "training")
 BEGIN, END = "<!-- made by make bench: begin -->\n", "<!-- end -->\n"

@@ -17,7 +17,7 @@ import pycocotools.cocoeval
 import torch
 from faster_coco_eval import COCO, COCOeval_faster
 
-from giou_repro import evaluation
+from giou_repro.training import average_precision
 
 AIM = 4.0  # times pycocotools' speed
 
@@ -32,9 +32,9 @@ def measure(images=5000, rounds=3):
     }
     loaded = {name: (annotated(reader, truths, detections, len(classes)), evaluator) for name, (reader, evaluator) in peers.items()}
     for _ in range(rounds):
-        for overlap in evaluation.OVERLAPS:
+        for overlap in average_precision.OVERLAPS:
             statistic[overlap] = timed(
-                seconds, overlap, lambda name=overlap: list(evaluation.coco(truths, detections, classes, name).summary.values())
+                seconds, overlap, lambda name=overlap: list(average_precision.coco(truths, detections, classes, name).summary.values())
             )
         for name, (sets, evaluator) in loaded.items():
             statistic[name] = timed(seconds, name, lambda sets=sets, evaluator=evaluator: run(evaluator(*sets, "bbox")))

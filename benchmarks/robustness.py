@@ -15,8 +15,8 @@ import time
 import pandas as pd
 import torch
 
-from giou_repro import store
 from giou_repro.registry import LOSSES
+from giou_repro.runs import store
 
 CHUNK = 500_000
 AWKWARD = (0.0, 1.0, -1.0, 2.0, 0.5, 1e-30, -1e-30, 1e15, -1e15, 1e7, 1e7 + 1)

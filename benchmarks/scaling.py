@@ -14,10 +14,13 @@ import torch
 
 from benchmarks.robustness import well_scaled
 from benchmarks.timing import peak_resident, resident
-from giou_repro import boxes, plotting, simulation, store
+from giou_repro import boxes
+from giou_repro.experiments import plotting
 from giou_repro.registry import LOSSES, loss
+from giou_repro.runs import store
+from giou_repro.simulation import descent
 
-CASES = simulation.CASES_PER_POINT
+CASES = descent.CASES_PER_POINT
 
 
 def main():
@@ -34,11 +37,11 @@ def main():
 
 def _simulations():
     """Rows (against, size, seconds, megabytes) of the engine, compiled before the clock starts."""
-    simulation.simulate(["giou"], n_points=500, steps=1, compile=True, progress=False)  # the compiler's own memory is there from here on
+    descent.simulate(["giou"], n_points=500, steps=1, compile=True, progress=False)  # the compiler's own memory is there from here on
     run = {
-        "cases": lambda points: simulation.simulate(["giou"], n_points=points, steps=20, compile=True, progress=False),
-        "steps": lambda steps: simulation.simulate(["giou"], n_points=500, steps=steps, compile=True, progress=False),
-        "losses": lambda count: simulation.simulate(_copies(count), n_points=5, steps=20, compile=False, progress=False),
+        "cases": lambda points: descent.simulate(["giou"], n_points=points, steps=20, compile=True, progress=False),
+        "steps": lambda steps: descent.simulate(["giou"], n_points=500, steps=steps, compile=True, progress=False),
+        "losses": lambda count: descent.simulate(_copies(count), n_points=5, steps=20, compile=False, progress=False),
     }
     before = resident()
     sizes = {"cases": (5, 50, 500, 1500, 5000), "steps": (1, 3, 10, 30, 100, 300, 1000), "losses": (1, 3, 10, 30, 100, 300)}

@@ -9,7 +9,9 @@ import torch
 
 from benchmarks import peers
 from benchmarks.timing import device_seconds, faster, medians, within
-from giou_repro import boxes, registry, simulation, store
+from giou_repro import boxes, registry
+from giou_repro.runs import store
+from giou_repro.simulation import descent
 
 POINTS, STEPS, PEER_STEPS = 1000, 200, 5
 EXPERIMENT = """
@@ -47,7 +49,7 @@ def _steps():
     known = dict(registry.LOSSES)
     for function in (sliced, squared):
         registry.loss(function.__name__)(function)
-    start, target = simulation._cases(simulation._draw_points(POINTS, 0), "cxcywh", torch.float32, torch.device("cpu"))
+    start, target = descent._cases(descent._draw_points(POINTS, 0), "cxcywh", torch.float32, torch.device("cpu"))
     start, target = torch.stack(start).flatten(1), torch.stack(target).flatten(1)
     rows_of, columns_of = (start.t().contiguous(), target.t().contiguous()), (start.numpy(), target.numpy())
     functions = {name: _engine(name) for name in ("giou", "sliced", "squared")}
@@ -58,7 +60,7 @@ def _steps():
     if kernel:
         one_thread["C, all steps in registers"] = lambda: kernel(*columns_of, STEPS)
     steps |= {"NumPy, analytic gradient": PEER_STEPS, "C, all steps in registers": STEPS}
-    cases, rows = POINTS * simulation.CASES_PER_POINT, []
+    cases, rows = POINTS * descent.CASES_PER_POINT, []
     for threads, least in ((1, 25), (2, 40)):
         if threads > (os.cpu_count() or 1):
             continue
@@ -76,7 +78,7 @@ def _steps():
 
 
 def _engine(name):
-    return lambda: simulation.simulate([name], n_points=POINTS, steps=STEPS, compile=True, progress=False)
+    return lambda: descent.simulate([name], n_points=POINTS, steps=STEPS, compile=True, progress=False)
 
 
 def _experiment():
@@ -106,5 +108,5 @@ def _run(points, how, cache):
 def measure_on_gpu():
     """The four-loss experiment on a GPU, in device time, after a first run has compiled it."""
     names = ("iou", "giou", "diou", "ciou")
-    seconds = device_seconds(lambda: simulation.simulate(names, device="cuda", progress=False), rounds=3)
+    seconds = device_seconds(lambda: descent.simulate(names, device="cuda", progress=False), rounds=3)
     return [within("four losses, 1,715,000 cases, 200 steps, GPU", "ms", seconds * 1e3, 60)]

@@ -19,7 +19,9 @@ from torchvision.io import decode_image, write_jpeg
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.transforms.v2 import functional as images_of
 
-from giou_repro import batches, datasets, detectors, training
+from giou_repro import detectors
+from giou_repro.data import datasets
+from giou_repro.training import batches, loop
 
 AIMS = {"cpu": 1.5, "cuda": 2.0}
 SIZE, IMAGES, BATCH, ROUNDS = 128, 64, 8, 4
@@ -69,7 +71,7 @@ def reference(model, loader, device):
 
 def ours(state, packed, config, device):
     """Images a second of training's own step over as many images."""
-    forward = training.forward_of(state.model, config, 1, device)
+    forward = loop.forward_of(state.model, config, 1, device)
     generator, seen, kept, start = torch.Generator().manual_seed(0), 0, [], time.perf_counter()
     state.model.train()
     for indices in torch.arange(len(packed)).split(BATCH):
@@ -88,10 +90,10 @@ def measure(device="cpu"):
     with tempfile.TemporaryDirectory() as folder:
         loader = DataLoader(Files(folder, dataset), BATCH, shuffle=True, num_workers=2, collate_fn=transposed, persistent_workers=True)
         for name in detectors.DETECTORS:
-            config = training.configure(detector=name, image_size=SIZE, batch_size=BATCH, learning_rate=1e-4)
+            config = loop.configure(detector=name, image_size=SIZE, batch_size=BATCH, learning_rate=1e-4)
             plain, fast = (detectors.build(name, len(dataset.classes), "giou", None, SIZE).to(device) for _ in range(2))
             _pool_as_torchvision(plain)
-            state = training.State(fast.to(memory_format=torch.channels_last), config)
+            state = loop.State(fast.to(memory_format=torch.channels_last), config)
             pairs = [(ours(state, packed, config, device), reference(plain, loader, device)) for _ in range(ROUNDS + 1)][1:]
             mine, theirs = (statistics.median(values) for values in zip(*pairs, strict=True))
             ratio, aim = mine / theirs, AIMS[device.type]

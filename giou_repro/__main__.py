@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 
-TRAIN = {  # the parameters of 04_train_detector that have a flag of their own
+TRAIN = {  # the parameters of 05_train_detector that have a flag of their own
     "detector": "yolov3, faster_rcnn, mask_rcnn, retinanet or fcos",
     "dataset": "shapes (generated), a Pascal VOC folder, or a COCO JSON",
     "loss": "a name in LOSSES, or my_module:mine",
@@ -32,7 +32,7 @@ def main(arguments=None):
         print("giou-repro: interrupted", file=sys.stderr)
         return 130
     except OSError as error:
-        from giou_repro import store
+        from giou_repro.runs import store
 
         if not store.is_full(error):
             raise
@@ -55,14 +55,14 @@ def _parser():
     run.set_defaults(command=_run)
 
     train = commands.add_parser(
-        "train", help="train one detector, without a kernel", description="What notebook 04_train_detector runs. " + TRAIN_HELP
+        "train", help="train one detector, without a kernel", description="What notebook 05_train_detector runs. " + TRAIN_HELP
     )
     for name, text in TRAIN.items():
         train.add_argument(f"--{name}", help=text)
     train.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="any other parameter")
     train.add_argument("--results", metavar="FOLDER", help="where run folders go; the project's results/ by default")
     train.add_argument("--parameters", action="store_true", help="list the parameters and stop")
-    train.set_defaults(command=_train, notebooks=["04_train_detector"], losses=None)
+    train.set_defaults(command=_train, notebooks=["05_train_detector"], losses=None)
 
     sweep = commands.add_parser("sweep", help="run many runs from a file, on this machine or a cluster; the same command runs what is left over")
     sweep.add_argument("file", metavar="FILE", help="as sweeps/reproduce.yaml; docs/sweeps.md says what it may hold")
@@ -113,7 +113,7 @@ def _parser():
 
 def _run(options):
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # or every kernel prints a debugger's warning
-    from giou_repro import parameters
+    from giou_repro.runs import parameters
 
     where = ""
     try:
@@ -131,7 +131,7 @@ def _run(options):
     except (FileNotFoundError, parameters.ParameterError) as error:
         print(f"giou-repro: {where}{error}", file=sys.stderr)
         return 2
-    from giou_repro import runner
+    from giou_repro.runs import runner
 
     runs = []
     for path, values in zip(paths, given, strict=True):
@@ -147,10 +147,10 @@ def _run(options):
 
 def _check_data(values):
     """Raise ParameterError where the data set of resolved parameters, or a split of it that they name, is not there."""
-    from giou_repro.parameters import ParameterError
+    from giou_repro.runs.parameters import ParameterError
 
     if {"dataset", "train_split", "val_split"} <= set(values):
-        from giou_repro import datasets  # here, because it brings torch
+        from giou_repro.data import datasets  # here, because it brings torch
 
         try:
             datasets.check_splits(values["dataset"], values["train_split"], values["val_split"])
@@ -182,28 +182,28 @@ def _print_outputs(run):
 def _train(options):
     if options.parameters:
         return _run(options)
-    from giou_repro import parameters, store
+    from giou_repro.runs import parameters, store
 
-    path = parameters.find_notebook("04_train_detector")
+    path = parameters.find_notebook("05_train_detector")
     declared = parameters.declared(path)
     try:
-        from giou_repro import training  # here, because they need the extra `detection`
+        from giou_repro.training import loop  # here, because they need the extra `detection`
 
         given = parameters.check(declared, _given(options, declared))
         values = parameters.resolved(declared, given)
-        config = training.configure(**{name: value for name, value in values.items() if name != "run_dir"})
-        sets = training.open_sets(config)  # what cannot be trained on is refused before anything is written
+        config = loop.configure(**{name: value for name, value in values.items() if name != "run_dir"})
+        sets = loop.open_sets(config)  # what cannot be trained on is refused before anything is written
     except (ImportError, OSError, ValueError) as error:
         print(f"giou-repro: {error}", file=sys.stderr)
         return 2
-    rank, world = training.join()
+    rank, world = loop.join()
     results = os.path.join(options.results or store.project_folder() / "results", path.stem)
     try:
         run = store.resume_or_open(path.stem, results, values, given, runner=True, wait=True) if rank == 0 else None
     except OSError as error:
         print(f"giou-repro: no run folder can be made in {results}: {store.describe(error, results)}", file=sys.stderr)
         return 2
-    if training.shared(run and run.complete, world):
+    if loop.shared(run and run.complete, world):
         if rank == 0:
             print(f"this run is complete already, in {run.folder}")
         return 0
@@ -211,15 +211,17 @@ def _train(options):
 
 
 def _train_into(run, config, sets):
-    from giou_repro import findings, plotting, store, training
+    from giou_repro.experiments import findings, plotting
+    from giou_repro.runs import store
+    from giou_repro.training import loop
 
     try:
         if run:
             print(f"{run.record['notebook']} in {run.folder}", flush=True)
-            run.update(parameters=config.model_dump(), declared_outputs=training.OUTPUTS)
-        trained = training.train(config, run, sets)
+            run.update(parameters=config.model_dump(), declared_outputs=loop.OUTPUTS)
+        trained = loop.train(config, run, sets)
         if run:
-            training.save(trained, run)
+            loop.save(trained, run)
             run.save_figure("curves", plotting.training_curves(trained.curves, trained.loss))
             run.save_figure("detections", plotting.detections(trained.val, trained.detections, trained.names))
             run.save_figure("thresholds", plotting.thresholds(trained.thresholds))
@@ -229,7 +231,7 @@ def _train_into(run, config, sets):
         with contextlib.suppress(OSError):  # without space even for that the run stays "running", as after a kill
             if run:
                 run.close("failed", error=reason)
-        if not isinstance(error, training.TrainingError | ValueError | OSError):
+        if not isinstance(error, loop.TrainingError | ValueError | OSError):
             raise
         print(f"giou-repro: {reason if store.is_full(error) else error}", file=sys.stderr)
         return 1
@@ -247,7 +249,7 @@ def _count(text):
 
 
 def _sweep(options):
-    from giou_repro import parameters, store, sweep
+    from giou_repro.runs import parameters, store, sweep
 
     results = options.results or store.project_folder() / "results"
     losses = [name.strip() for name in options.losses.split(",")] if options.losses is not None else None
@@ -276,7 +278,7 @@ def _losses(options):
 
 
 def _data_check(options):
-    from giou_repro import datasets
+    from giou_repro.data import datasets
 
     classes = tuple(name.strip() for name in options.classes.split(",")) if options.classes else None
     try:
@@ -287,7 +289,7 @@ def _data_check(options):
 
 
 def _data_download(options):
-    from giou_repro import datasets
+    from giou_repro.data import datasets
 
     try:
         print(datasets.download(options.name))
@@ -298,7 +300,7 @@ def _data_download(options):
 
 
 def _publish(options):
-    from giou_repro import publish
+    from giou_repro.report import publish
 
     try:
         for run in options.runs:
@@ -314,12 +316,13 @@ def _publish(options):
 def _report(options):
     from pathlib import Path
 
-    from giou_repro import report, store
+    from giou_repro.report import page
+    from giou_repro.runs import store
 
     results = Path(options.results or store.project_folder() / "results")
     out = Path(options.out or results / "report.html")
     try:
-        found = report.write(results, out, options.scale)
+        found = page.write(results, out, options.scale)
     except (OSError, ValueError) as error:
         print(f"giou-repro: {error}", file=sys.stderr)
         return 2
@@ -331,7 +334,7 @@ def _report(options):
 
 def _verify(options):
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # or every kernel prints a debugger's warning
-    from giou_repro import verify
+    from giou_repro.report import verify
 
     try:
         table = verify.verify(options.scale, results=options.results)
@@ -346,7 +349,7 @@ def _verify(options):
 
 
 def _doctor(options):
-    from giou_repro import doctor, store
+    from giou_repro.runs import doctor, store
 
     return 1 if doctor.report(store.project_folder() / "requirements.lock") else 0
 

@@ -6,9 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from giou_repro import claims, comparison, convergence, landscape, metric, simulate, store
-from giou_repro.claims import CONDITION, FAILS, HOLDS, UNDECIDED, UNTESTED
-from giou_repro.publish import published_runs
+from giou_repro import simulate
+from giou_repro.experiments import comparison, convergence, landscape, metric
+from giou_repro.report import claims
+from giou_repro.report.claims import CONDITION, FAILS, HOLDS, UNDECIDED, UNTESTED
+from giou_repro.report.publish import published_runs
+from giou_repro.runs import store
 
 IDS = [*(f"G{n}" for n in range(1, 12)), "B1", "B2", *(f"Z{n}" for n in range(1, 7))]
 
@@ -229,7 +232,7 @@ def test_detectors_that_learned_nothing_decide_nothing():
 
 
 def test_remarks_are_of_published_settings():
-    path = store.project_folder() / "results" / "published" / "05_compare_losses" / "detectors.csv"
+    path = store.project_folder() / "results" / "published" / "06_compare_losses" / "detectors.csv"
     if not path.exists():
         pytest.skip("no detectors are published")
     run = {tuple(pair) for pair in pd.read_csv(path)[["dataset", "detector"]].drop_duplicates().to_numpy()}

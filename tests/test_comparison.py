@@ -6,13 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from giou_repro import comparison, findings, plotting, store, training
+from giou_repro.experiments import comparison, findings, plotting
+from giou_repro.runs import store
+from giou_repro.training import loop
 
 
 def finished(results, ap, **given):
     """A complete detector run with a made-up AP, as training leaves it."""
-    config = training.configure(scale="smoke", **given)
-    run = store.open_run("04_train_detector", results / "04_train_detector", config.model_dump())
+    config = loop.configure(scale="smoke", **given)
+    run = store.open_run("05_train_detector", results / "05_train_detector", config.model_dump())
     head = {"dataset": "shapes", "detector": config.detector, "loss": config.loss, "weight": config.weight or 5.0, "seed": config.seed}
     numbers = {"AP": ap, "AP50": 2 * ap, "AP75": ap / 2, "AP_giou": ap, "AP50_giou": ap, "AP75_giou": ap / 2, "mean_iou": 0.7, "disjoint": 0.1}
     run.save_table("evaluation", pd.DataFrame([head | numbers]))
@@ -34,7 +36,7 @@ def test_runs_of_one_setting_differ_by_loss_weight_and_seed_only(tmp_path):
 def test_of_equal_runs_the_newest_counts_and_unfinished_ones_do_not(tmp_path):
     finished(tmp_path, 0.2)
     finished(tmp_path, 0.3)
-    store.open_run("04_train_detector", tmp_path / "04_train_detector", {"loss": "l1"})
+    store.open_run("05_train_detector", tmp_path / "05_train_detector", {"loss": "l1"})
     runs, _, _ = comparison.gather(tmp_path)
     assert runs.AP.tolist() == [0.3]
 
@@ -53,7 +55,7 @@ def test_a_training_of_a_smaller_scale_does_not_count(tmp_path):
 
 def test_a_published_record_is_no_training(tmp_path):
     finished(tmp_path, 0.2)
-    store.open_run("05_compare_losses", tmp_path / "published", {"dataset": None})
+    store.open_run("06_compare_losses", tmp_path / "published", {"dataset": None})
     assert len(comparison.gather(tmp_path, "shapes")[0]) == 1
 
 
@@ -95,7 +97,7 @@ def test_a_kept_comparison_is_gathered_as_its_trainings_were(tmp_path):
             for seed in range(3):
                 finished(tmp_path / "results", 0.3 + seed / 100, loss=loss, weight=weight, seed=seed)
     first = runs, curves, thresholds = comparison.gather(tmp_path / "results")
-    kept = store.start("05_compare_losses", tmp_path / "published" / "05_compare_losses", {})
+    kept = store.start("06_compare_losses", tmp_path / "published" / "06_compare_losses", {})
     comparison.keep_records(runs, tmp_path / "results", kept)
     chosen = comparison.at_one_weight(runs)  # where a run is in two settings
     for name, table in (
@@ -108,7 +110,7 @@ def test_a_kept_comparison_is_gathered_as_its_trainings_were(tmp_path):
     pd.testing.assert_frame_equal(runs, again[0])
     for ours, theirs in zip(first[1:], again[1:], strict=True):
         pd.testing.assert_frame_equal(ours[ours.seed > 0].reset_index(drop=True), theirs[theirs.seed > 0].reset_index(drop=True), check_like=True)
-    copy = store.open_run("05_compare_losses", tmp_path / "05_compare_losses", {})
+    copy = store.open_run("06_compare_losses", tmp_path / "06_compare_losses", {})
     comparison.keep_records(again[0], tmp_path / "published", copy)
     assert len(list((copy.folder / "runs").glob("*.json"))) == 12
 
@@ -190,7 +192,7 @@ def test_a_search_of_the_weight_stands_beside_the_comparison_and_not_in_it(tmp_p
 def test_the_evidence_travels_with_the_table(tmp_path):
     finished(tmp_path, 0.2)
     runs, _, _ = comparison.gather(tmp_path)
-    target = store.open_run("05_compare_losses", tmp_path / "05_compare_losses", {})
+    target = store.open_run("06_compare_losses", tmp_path / "06_compare_losses", {})
     comparison.keep_records(runs, tmp_path, target)
     [copy] = (target.folder / "runs").glob("*.json")
     assert json.loads(copy.read_text())["run"] == copy.stem == runs.run[0]

@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 from torchvision.ops import masks_to_boxes
 
-from giou_repro import datasets, scenes
 from giou_repro.__main__ import main
-from giou_repro.defects import ACTIONS, decode, header
+from giou_repro.data import datasets, generated
+from giou_repro.data.defects import ACTIONS, decode, header
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 real = pytest.mark.skipif(not REAL.is_dir(), reason="no real data sets beside the checkout")
@@ -43,12 +43,12 @@ def picture(path, mode="RGB", **options):
 
 
 def test_one_seed_gives_one_set_and_its_splits_differ():
-    first, again, more = scenes.generate("train", 3, 4), scenes.generate("train", 3, 4), scenes.generate("train", 3, 9)
+    first, again, more = generated.generate("train", 3, 4), generated.generate("train", 3, 4), generated.generate("train", 3, 9)
     for i in range(4):
         assert torch.equal(first[i][0], again[i][0])
         assert torch.equal(first[i][0], more[i][0])
         assert all(torch.equal(first[i][1][key], more[i][1][key]) for key in ("boxes", "labels", "masks"))
-    for other in (scenes.generate("val", 3, 4), scenes.generate("train", 4, 4)):
+    for other in (generated.generate("val", 3, 4), generated.generate("train", 4, 4)):
         assert not torch.equal(first[0][0], other[0][0])
         assert other.checksum != first.checksum == again.checksum
 

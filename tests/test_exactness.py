@@ -293,7 +293,7 @@ def test_ciou_gradient_agrees_with_torchvision():
 
 def test_list_of_losses_is_up_to_date():
     from giou_repro.registry import table
-    from giou_repro.store import project_folder
+    from giou_repro.runs.store import project_folder
 
     assert table(markdown=True) in (project_folder() / "LOSSES.md").read_text()
     assert all(loss.formula and loss.range for loss in LOSSES.values() if loss.function.__module__ == "giou_repro.losses")

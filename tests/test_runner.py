@@ -15,8 +15,9 @@ import papermill
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
-from giou_repro import parameters, runner, store, training
 from giou_repro.__main__ import main
+from giou_repro.runs import parameters, runner, store
+from giou_repro.training import loop
 
 PARAMETERS = """\
 seed = 0  # type: NonNegativeInt the seed
@@ -24,7 +25,7 @@ size = None  # type: float a size
 losses = ["l1"]  # type: list[str] losses
 run_dir = None  # type: str folder
 """
-START = "from giou_repro import store\nrun = store.start('small', run_dir, dict(seed=seed, size=size, losses=losses))"
+START = "from giou_repro.runs import store\nrun = store.start('small', run_dir, dict(seed=seed, size=size, losses=losses))"
 
 
 def notebook(path, *cells):
@@ -123,11 +124,11 @@ def test_a_full_disk_in_a_training_is_one_message(tmp_path, capsys, monkeypatch)
     def full(config, run, sets):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(training, "train", full)
+    monkeypatch.setattr(loop, "train", full)
     assert main(["train", "--scale", "smoke", "--results", str(tmp_path)]) == 1
     said = capsys.readouterr()
     _check_full(tmp_path, said.err)
-    assert said.out.startswith(f"04_train_detector in {tmp_path}")
+    assert said.out.startswith(f"05_train_detector in {tmp_path}")
 
 
 def test_a_disk_that_is_full_before_the_run_is_one_message_too(tmp_path, capsys, monkeypatch):
@@ -308,18 +309,18 @@ def test_detector_notebooks_train_compare_and_report_a_users_loss(user_module, t
     )
     small = ["-p", "images", "8", "-p", "val_images", "4", "-p", "epochs", "1"]
     for loss in ("l2", "scratch:mine"):
-        assert main(["run", "04_train_detector", "--scale", "smoke", "-p", "loss", loss, *small, "--results", str(tmp_path)]) == 0
-    for name in ("05_compare_losses", "06_report"):
+        assert main(["run", "05_train_detector", "--scale", "smoke", "-p", "loss", loss, *small, "--results", str(tmp_path)]) == 0
+    for name in ("06_compare_losses", "07_report"):
         assert main(["run", name, "--scale", "smoke", "-p", "results", str(tmp_path), "--results", str(tmp_path)]) == 0
-    (table,) = tmp_path.glob("05_compare_losses/*/detectors.csv")
+    (table,) = tmp_path.glob("06_compare_losses/*/detectors.csv")
     assert pd.read_csv(table).loss.tolist() == ["l2", "mine"]
     for run in store.runs(tmp_path):
         check_outputs(run.record)
-    (page,) = tmp_path.glob("06_report/*/report.html")
+    (page,) = tmp_path.glob("07_report/*/report.html")
     assert "not tested<" in page.read_text()
 
 
-@pytest.mark.parametrize("name", [*NOTEBOOKS, "04_train_detector", "05_compare_losses", "06_report"])
+@pytest.mark.parametrize("name", [*NOTEBOOKS, "05_train_detector", "06_compare_losses", "07_report"])
 def test_sources_are_clean(name):
     book = nbformat.read(store.project_folder() / "notebooks" / f"{name}.ipynb", as_version=4)
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in book.cells)

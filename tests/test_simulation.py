@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from giou_repro import boxes, convergence, simulation
-from giou_repro.compiled import keep_compiled_code
-from giou_repro.published import PUBLISHED, diou_ascent, giou_ascent
+from giou_repro import boxes
+from giou_repro.experiments import convergence
 from giou_repro.registry import LOSSES, loss
-from giou_repro.simulation import case_number, simulate
+from giou_repro.simulation import case_number, descent, simulate
+from giou_repro.simulation.compiled import keep_compiled_code
+from giou_repro.simulation.diou_code import PUBLISHED, diou_ascent, giou_ascent
 
 OCTAVE = np.loadtxt(Path(__file__).with_name("published_octave.csv"), delimiter=",")
 BESIDE = np.array([[12.5, 10.0]])  # an anchor point level with the targets
@@ -49,7 +50,7 @@ def test_published_gradients_agree_with_octave(published, number, name):
 
 
 def test_cases_are_those_of_the_paper():
-    start, target = ([column[0] for column in columns] for columns in simulation._cases(BESIDE, "cxcywh", torch.float64, "cpu"))
+    start, target = ([column[0] for column in columns] for columns in descent._cases(BESIDE, "cxcywh", torch.float64, "cpu"))
     assert len(start[0]) == 343
     square = SQUARES - 1
     assert [column[square].item() for column in start] == [12.5, 10, 1, 1]
@@ -61,11 +62,11 @@ def test_cases_are_those_of_the_paper():
 
 
 def test_points_fill_the_disc_and_follow_the_seed():
-    points = simulation._draw_points(20_000, seed=0)
+    points = descent._draw_points(20_000, seed=0)
     radius = np.linalg.norm(points - 10, axis=1)
     assert radius.max() <= 3
     assert (radius < 1.5).mean() == pytest.approx(1 / 4, abs=0.01)  # a quarter of the area
-    assert not np.array_equal(points, simulation._draw_points(20_000, seed=1))
+    assert not np.array_equal(points, descent._draw_points(20_000, seed=1))
 
 
 def test_one_exact_step_by_hand():
@@ -81,7 +82,7 @@ def test_one_exact_step_by_hand():
 @pytest.mark.parametrize("name", ["giou", "l1", "ciou"])
 def test_exact_gradients_agree_with_a_plain_loop(name, encoding):
     run = quiet([name], points=BESIDE, steps=15, dtype="float64", trajectories=[7, SQUARES], encoding=encoding)
-    start, target = ([column[0] for column in columns] for columns in simulation._cases(BESIDE, encoding, torch.float64, "cpu"))
+    start, target = ([column[0] for column in columns] for columns in descent._cases(BESIDE, encoding, torch.float64, "cpu"))
     for case, path in run.trajectories.groupby("case"):
         state, goal = (torch.stack([column[case - 1] for column in columns]) for columns in (start, target))
         for k in range(15):
@@ -107,7 +108,7 @@ def test_adam_agrees_with_torch():
 
 def test_tables():
     run = quiet(["iou", "l1"], n_points=3, steps=4, trajectories=[5])
-    assert list(run.curves.columns) == ["loss", "step", "error", *simulation.CURVE_COLUMNS]
+    assert list(run.curves.columns) == ["loss", "step", "error", *descent.CURVE_COLUMNS]
     assert list(run.final.columns) == ["loss", "point", "x", "y", "error", "mean_iou"]
     assert (len(run.curves), len(run.final), len(run.trajectories)) == (2 * 5, 2 * 3, 2 * 5)
     curve = run.curves[run.curves.loss == "iou"]
@@ -124,7 +125,7 @@ def test_same_seed_same_result():
 
 def test_blocks_do_not_change_the_result(monkeypatch):
     whole = quiet(["giou"], n_points=5, steps=5, dtype="float64", trajectories=[1, 1500])
-    monkeypatch.setitem(simulation.POINTS_PER_BLOCK, "cpu", 2)
+    monkeypatch.setitem(descent.POINTS_PER_BLOCK, "cpu", 2)
     parts = quiet(["giou"], n_points=5, steps=5, dtype="float64", trajectories=[1, 1500])
     assert whole.final.equals(parts.final)
     assert whole.trajectories.equals(parts.trajectories)
@@ -132,7 +133,7 @@ def test_blocks_do_not_change_the_result(monkeypatch):
 
 
 def test_threads_do_not_change_the_result(monkeypatch):
-    monkeypatch.setitem(simulation.POINTS_PER_BLOCK, "cpu", 1)
+    monkeypatch.setitem(descent.POINTS_PER_BLOCK, "cpu", 1)
     runs, before = [], torch.get_num_threads()
     try:
         for threads in (1, 3):
@@ -163,8 +164,8 @@ def with_an_if(pred, target):
 
 def test_a_users_loss_runs_in_the_engine(user_module):
     loss("mine")(on_boxes)
-    assert not simulation._takes_columns(LOSSES["mine"])
-    assert simulation._takes_columns(LOSSES["giou"])
+    assert not descent._takes_columns(LOSSES["mine"])
+    assert descent._takes_columns(LOSSES["giou"])
     loss("by_rows")(on_rows)
     run = quiet(["mine", "by_rows"], points=BESIDE, dtype="float64")
     mine, by_rows = (run.curves[run.curves.loss == name].mean_iou.to_numpy() for name in ("mine", "by_rows"))
@@ -201,7 +202,7 @@ def test_compiled_and_plain_steps_agree(user_module):
 
 
 def test_a_compiled_step_serves_any_rate_schedule_and_number_of_points(monkeypatch):
-    monkeypatch.setitem(simulation.POINTS_PER_BLOCK, "cpu", 2)  # 5 points: a last block that is half empty
+    monkeypatch.setitem(descent.POINTS_PER_BLOCK, "cpu", 2)  # 5 points: a last block that is half empty
     options = dict(steps=6, dtype="float64", trajectories=[1, 1000])
     first = quiet(["giou"], n_points=5, **options, compile=True)
     plain = quiet(["giou"], n_points=5, **options, compile=False)
@@ -281,7 +282,7 @@ def test_published_giou_stalls_where_the_exact_one_arrives():
 )
 def test_every_repair_together_is_the_derivative(random_boxes, ascent, name, repairs):
     box, target = (boxes.convert(boxes.columns(random_boxes(1000, seed)), "xyxy", "cxcywh") for seed in (0, 1))
-    (exact, _), (of_iou, _) = (simulation._exact(LOSSES[loss], "cxcywh")[0](box, target) for loss in (name, "iou"))
+    (exact, _), (of_iou, _) = (descent._exact(LOSSES[loss], "cxcywh")[0](box, target) for loss in (name, "iou"))
     doubled = exact if name == "giou" else of_iou  # in w and h, on purpose
     expected = *exact[:2], *(term + again for term, again in zip(exact[2:], doubled[2:], strict=True))
     for ours, theirs in zip(ascent(box, target, repairs), expected, strict=True):

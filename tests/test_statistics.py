@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from giou_repro import statistics
+from giou_repro.experiments import statistics
 
 NOISE = {  # drawn alike for both losses: there is no difference
     "normal": lambda rng, n: rng.normal(0.4, 0.01, n),

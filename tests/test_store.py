@@ -19,7 +19,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from matplotlib.figure import Figure
 
-from giou_repro import store
+from giou_repro.runs import store
 
 
 def test_a_run_explains_itself(tmp_path):
@@ -108,7 +108,7 @@ def cell(tmp_path, monkeypatch):
 
 
 SET_UP = """
-from giou_repro import store
+from giou_repro.runs import store
 size = 10 if size is None else size
 run = store.start("n", run_dir, dict(size=size, losses=losses))
 """
@@ -154,14 +154,14 @@ def test_in_a_folder_of_ones_own_too(cell, tmp_path):
 
 
 def test_a_kernel_that_ends_says_so(tmp_path):
-    code = "import sys; from giou_repro import store; store.start('n', sys.argv[1], {})"
+    code = "import sys; from giou_repro.runs import store; store.start('n', sys.argv[1], {})"
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], check=True)
     record = store.Run(tmp_path / "run").record
     assert (record["status"], record["error"]) == ("failed", "the kernel ended before the notebook")
 
 
 def test_a_killed_run_in_a_folder_of_ones_own_is_resumed_with_the_same_parameters_only(tmp_path):
-    code = "import os, sys; from giou_repro import store; store.start('n', sys.argv[1], dict(a=1)).log(step=1); os.kill(os.getpid(), 9)"
+    code = "import os, sys; from giou_repro.runs import store; store.start('n', sys.argv[1], dict(a=1)).log(step=1); os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")])
     with pytest.raises(FileExistsError, match="running run of n, with other parameters"):
         store.start("n", tmp_path / "run", dict(a=2))
@@ -193,7 +193,7 @@ def test_equal_figures_are_equal_bytes(tmp_path):
 
 WRITER = """
 import sys
-from giou_repro import store
+from giou_repro.runs import store
 run = store.open_run("n", sys.argv[1], {})
 print(run.folder, flush=True)
 import pandas as pd
@@ -260,7 +260,7 @@ def test_changed_code_is_another_address(tmp_path, monkeypatch):
     package = tmp_path / "giou_repro"
     (package / "detectors").mkdir(parents=True)
     (package / "detectors" / "one.py").write_text("a = 1")
-    monkeypatch.setattr(store, "__file__", str(package / "store.py"))
+    monkeypatch.setattr(store, "__file__", str(package / "runs/store.py"))
     first = store.address("n", {})
     (package / "detectors" / "one.pyc").write_text("compiled")
     assert store.address("n", {}) == first
@@ -415,7 +415,7 @@ def test_without_a_checkpoint_metrics_begin_anew(tmp_path):
 
 HOLDER = """
 import sys, time
-from giou_repro import store
+from giou_repro.runs import store
 run = store.resume_or_open("n", sys.argv[1] + "/n", dict(seed=0))
 print(run.folder, flush=True)
 sys.stdin.readline()
@@ -477,3 +477,9 @@ def test_runs_are_those_of_a_notebook_oldest_first_without_published_and_damaged
     with pytest.warns(UserWarning, match=r"b/cut/run.json") as warned:
         assert len(store.runs(tmp_path)) == 3
     assert len(warned) == 3
+
+
+def test_a_record_from_before_has_its_notebook_under_todays_name(tmp_path):
+    run = store.open_run("04_train_detector", tmp_path / "04_train_detector", {})
+    assert '"notebook": "04_train_detector"' in (run.folder / "run.json").read_text()
+    assert [found.record["notebook"] for found in store.runs(tmp_path, "05_train_detector")] == ["05_train_detector"]

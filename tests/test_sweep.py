@@ -15,8 +15,8 @@ import psutil
 import pytest
 import yaml
 
-from giou_repro import store, sweep
 from giou_repro.__main__ import main
+from giou_repro.runs import store, sweep
 
 PARAMETERS = """\
 scale = "laptop"  # type: str its size
@@ -26,7 +26,7 @@ size = 1.0  # type: float a size
 results = None  # type: str where runs are
 run_dir = None  # type: str folder
 """
-START = "import os, time\nfrom pathlib import Path\nfrom giou_repro import store\nrun = store.Run(run_dir)"
+START = "import os, time\nfrom pathlib import Path\nfrom giou_repro.runs import store\nrun = store.Run(run_dir)"
 
 
 def notebook(path, *cells):

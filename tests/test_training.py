@@ -18,8 +18,11 @@ import torchvision
 from PIL import Image
 from torch import distributed
 
-from giou_repro import LOSSES, batches, datasets, detectors, loss, store, training
+from giou_repro import LOSSES, detectors, loss
 from giou_repro.__main__ import main
+from giou_repro.data import datasets
+from giou_repro.runs import store
+from giou_repro.training import batches, loop
 
 SMALL = {"scale": "smoke", "image_size": 64, "images": 16, "val_images": 8, "batch_size": 8, "epochs": 3, "evaluations": 0, "precision": "float32"}
 
@@ -169,14 +172,14 @@ def test_difficult_objects_and_crowds_are_not_trained_on():
 )
 def test_the_learning_rate_rises_then_falls(progress, cosine, step):
     for schedule, expected in (("cosine", cosine), ("step", step)):
-        found = training.rate(progress, SimpleNamespace(warmup=0.05, schedule=schedule))
+        found = loop.rate(progress, SimpleNamespace(warmup=0.05, schedule=schedule))
         assert expected is None or found == pytest.approx(expected)
 
 
 def test_none_means_the_scales_own_and_a_folder_keeps_all_its_images():
-    assert training.configure(scale="laptop").images == 500
-    assert training.configure(scale="laptop", images=5, weight=None).images == 5
-    assert training.configure(scale="laptop", dataset="some/folder").images is None
+    assert loop.configure(scale="laptop").images == 500
+    assert loop.configure(scale="laptop", images=5, weight=None).images == 5
+    assert loop.configure(scale="laptop", dataset="some/folder").images is None
 
 
 @pytest.mark.parametrize(
@@ -194,19 +197,19 @@ def test_none_means_the_scales_own_and_a_folder_keeps_all_its_images():
 )
 def test_a_wrong_setting_is_refused_by_name(given, named):
     with pytest.raises(ValueError, match=named):
-        training.configure(**given)
+        loop.configure(**given)
 
 
 @pytest.fixture
 def run(tmp_path):
-    return store.open_run("04_train_detector", tmp_path, {})
+    return store.open_run("05_train_detector", tmp_path, {})
 
 
 def test_what_cannot_be_trained_on_is_refused_before_a_run_begins(tmp_path, capsys):
     folder, results, sweep = image_files(tmp_path / "set", (1, 2, 3)), tmp_path / "results", tmp_path / "sweep.yaml"
-    sweep.write_text(json.dumps({"jobs": [{"notebooks": "04_train_detector", "parameters": {"dataset": str(folder)}}]}))
+    sweep.write_text(json.dumps({"jobs": [{"notebooks": "05_train_detector", "parameters": {"dataset": str(folder)}}]}))
     data = ["-p", "dataset", str(folder), "--results", str(results)]
-    for words in (["train", *data], ["run", "04_train_detector", *data], ["sweep", str(sweep), "--results", str(results)]):
+    for words in (["train", *data], ["run", "05_train_detector", *data], ["sweep", str(sweep), "--results", str(results)]):
         assert main(words) == 2
         assert 'no split \'train\'; it has all; or divide it: train_split "all[:80%]", val_split "all[80%:]"' in capsys.readouterr().err
     assert main(["train", *data, "-p", "train_split", "all", "-p", "val_split", "all[50%:51%]"]) == 2
@@ -217,19 +220,19 @@ def test_what_cannot_be_trained_on_is_refused_before_a_run_begins(tmp_path, caps
 def test_validation_images_that_are_trained_on_are_warned_of_and_recorded(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("GIOU_REPRO_CACHE", str(tmp_path / "cache"))
     data = {"dataset": str(image_files(tmp_path / "set", (1, 2, 3, 4))), "train_split": "all[:75%]", "val_split": "all[50%:]"}
-    training.train(training.configure(**SMALL | data | {"batch_size": 2, "epochs": 1}), run)
+    loop.train(loop.configure(**SMALL | data | {"batch_size": 2, "epochs": 1}), run)
     assert "WARNING: 1 of 2 images of all[50%:] are images of all[:75%] too.\nWARNING: " in capsys.readouterr().err
     assert run.record["data"]["all[50%:]"]["also_trained_on"] == 1
 
 
 @pytest.mark.parametrize(("val_split", "both"), [("val", 0), ("train", 8)])
 def test_generated_splits_have_no_scene_in_common(val_split, both):
-    config = training.configure(**SMALL, val_split=val_split)
-    assert training._in_both(config, *training.open_sets(config)) == both
+    config = loop.configure(**SMALL, val_split=val_split)
+    assert loop._in_both(config, *loop.open_sets(config)) == both
 
 
 def test_a_few_epochs_lower_the_loss_and_fill_the_tables(run):
-    trained = training.train(training.configure(**SMALL | {"epochs": 6, "evaluations": 1, "learning_rate": 0.005, "weight": 1.0}), run)
+    trained = loop.train(loop.configure(**SMALL | {"epochs": 6, "evaluations": 1, "learning_rate": 0.005, "weight": 1.0}), run)
     assert trained.curves.loss.iloc[-1] < 0.8 * trained.curves.loss.iloc[0]
     assert trained.curves.AP.notna().tolist() == [False, False, True, False, False, True]
     assert set(trained.evaluation) >= {
@@ -273,7 +276,7 @@ def test_a_frozen_backbone_keeps_its_weights_and_its_head_learns(run, tmp_path):
     weights = torchvision.models.mobilenet_v3_small().state_dict()
     torch.save(weights, tmp_path / "weights.pth")
     given = {"backbone": f"mobilenet_v3_small:{tmp_path / 'weights.pth'}", "frozen_views": 2, "epochs": 6, "learning_rate": 0.005, "weight": 1.0}
-    trained = training.train(training.configure(**SMALL | given), run)
+    trained = loop.train(loop.configure(**SMALL | given), run)
     kept = trained.model.backbone.layers.state_dict()
     assert all(torch.equal(tensor, weights[f"features.{name}"]) for name, tensor in kept.items())
     assert trained.curves.loss.iloc[-1] < 0.9 * trained.curves.loss.iloc[0]
@@ -281,7 +284,7 @@ def test_a_frozen_backbone_keeps_its_weights_and_its_head_learns(run, tmp_path):
 
 @pytest.mark.parametrize("detector", ["faster_rcnn", "mask_rcnn", "retinanet", "fcos"])
 def test_every_detector_trains_and_is_evaluated(run, detector):
-    trained = training.train(training.configure(**SMALL | {"epochs": 1, "images": 8, "val_images": 4, "detector": detector}), run)
+    trained = loop.train(loop.configure(**SMALL | {"epochs": 1, "images": 8, "val_images": 4, "detector": detector}), run)
     assert trained.evaluation.detector.item() == detector and trained.evaluation.AP.notna().item()
     assert torch.isfinite(torch.tensor(trained.curves[["loss", "box", "classification"]].to_numpy(dtype=float))).all()
     assert set(trained.detections[0]) == {"boxes", "scores", "labels"}
@@ -293,16 +296,16 @@ def test_a_loss_that_is_not_finite_stops_with_the_images_it_saw(run):
         return (pred - target).sum(-1) * float("nan")
 
     try:
-        with pytest.raises(training.TrainingError, match=r"step 0: .*box.* not finite for images \[\d+"):
-            training.train(training.configure(**SMALL, loss="broken_for_test"), run)
+        with pytest.raises(loop.TrainingError, match=r"step 0: .*box.* not finite for images \[\d+"):
+            loop.train(loop.configure(**SMALL, loss="broken_for_test"), run)
     finally:
         del LOSSES["broken_for_test"]
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(run):
-    training.train(training.configure(**SMALL | {"epochs": 1, "loss": "giou"}), run)
+    loop.train(loop.configure(**SMALL | {"epochs": 1, "loss": "giou"}), run)
     with pytest.raises(ValueError, match=r"checkpoint\.pt is of a training with loss 'giou', not 'iou'; train in a fresh run folder"):
-        training.train(training.configure(**SMALL | {"epochs": 1, "loss": "iou"}), run)
+        loop.train(loop.configure(**SMALL | {"epochs": 1, "loss": "iou"}), run)
 
 
 def command(results, *more, prefix=()):
@@ -326,7 +329,7 @@ def wait_for(results, name, seconds=120):
 
 
 def evaluation(results):
-    [path] = results.glob("04_train_detector/*/evaluation.csv")  # one run, not two
+    [path] = results.glob("05_train_detector/*/evaluation.csv")  # one run, not two
     folder = path.parent
     assert json.loads((folder / "run.json").read_text())["status"] == "complete"
     steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -385,7 +388,7 @@ def gradient(detector, counts, rank=0, world=1):
         layer.train(not isinstance(layer, torch.nn.BatchNorm2d))
     images, targets = crowded(*counts)
     mine = slice(rank, None, world) if rank < len(counts) else slice(1)
-    forward = training.forward_of(model, training.configure(precision="float32"), world, torch.device("cpu"))
+    forward = loop.forward_of(model, loop.configure(precision="float32"), world, torch.device("cpu"))
     losses, _ = forward(images[mine], targets[mine], counted=rank < len(counts))
     sum(losses.values()).backward()
     return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
@@ -399,7 +402,7 @@ def of_two_ranks(rank, folder):
     distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
     gradients = {name: gradient(name.strip(), counts, rank, 2) for name, counts in CROWDS.items()}
     own = ({"box": torch.tensor(1.0)}, {"samples": torch.tensor(1.0)}), ({"box": torch.tensor(2.0)}, {"samples": torch.tensor(9.0)})
-    losses, _ = training.shares(*own[rank], {"box": "samples"}, counted=True)
+    losses, _ = loop.shares(*own[rank], {"box": "samples"}, counted=True)
     torch.save((gradients, losses["box"]), f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 

@@ -17,7 +17,7 @@ from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 from papermill.iorw import LocalHandler, papermill_io
 
-from giou_repro import doctor, parameters, store
+from giou_repro.runs import doctor, parameters, store
 
 START_TIMEOUT = 300  # seconds for a kernel to start, on a busy machine with a slow disk
 

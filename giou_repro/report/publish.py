@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from giou_repro import claims, findings, losses, published, store
+from giou_repro import losses
+from giou_repro.experiments import findings
 from giou_repro.registry import LOSSES, label
-from giou_repro.simulation import CASES_PER_POINT
+from giou_repro.report import claims
+from giou_repro.runs import store
+from giou_repro.simulation import CASES_PER_POINT, diou_code
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux: paths from the current folder; two names change places
 LARGEST = 500_000  # bytes of a table; larger ones stay in the run folder
@@ -124,7 +127,7 @@ def published_runs(project):
 
 def with_tables(readme, runs, ledger):
     """The README's text with the parts between its marks made new from published runs (notebook → folder) and their ledger."""
-    found = _markdown(HEAD, reproduced(runs, detector_settings(runs))) + f"\n{VERDICTS}\n" * ("05_compare_losses" in runs)
+    found = _markdown(HEAD, reproduced(runs, detector_settings(runs))) + f"\n{VERDICTS}\n" * ("06_compare_losses" in runs)
     rows = [[row.id, row.claim, f"**{row.verdict}**", row.words] for row in ledger.itertuples()]
     for begin, end, table in ((BEGIN, END, found), (*LEDGER, _markdown(["", "claim", "verdict", "measured"], rows))):
         before, rest = readme.split(begin, 1)
@@ -158,7 +161,7 @@ def reproduced(runs, settings, numbers=False, remarks=True):
         n = f"{table.n.min()} paired seeds" if len(table) else f"{group.seed.nunique()} seeds, one loss"
         means = ", ".join(f"{label(loss)} {ap:.3f}" for loss, ap in group.groupby("loss", sort=False).AP.mean().items())
         said = [f"{means}.", verdicts(table, numbers), claims.remark(group) if remarks else ""]
-        rows.append([f"AP, {name}; {n}", "GIoU best", " ".join(filter(None, said)), "05"])
+        rows.append([f"AP, {name}; {n}", "GIoU best", " ".join(filter(None, said)), "06"])
     return rows
 
 
@@ -177,9 +180,9 @@ def _simulation_rows(folder):
     ends = pd.read_csv(folder / "standings.csv").set_index(["run", "loss"])
     sweep = pd.read_csv(folder / "step_sizes.csv")
     best = sweep.loc[sweep.groupby("loss").error.idxmin()].set_index("loss")
-    swept = json.loads((folder / "run.json").read_text())["parameters"]["sweep_points"] * CASES_PER_POINT
-    millions, last = published.CURVE_CASES / 1e6, against.index.get_level_values("step").max()
-    names = [name for name in published.PUBLISHED if ("published", name) in ends.index and ("exact", name) in ends.index]
+    swept = store.Run(folder).record["parameters"]["sweep_points"] * CASES_PER_POINT
+    millions, last = diou_code.CURVE_CASES / 1e6, against.index.get_level_values("step").max()
+    names = [name for name in diou_code.PUBLISHED if ("published", name) in ends.index and ("exact", name) in ends.index]
 
     def listed(value):
         return ", ".join(f"{label(name)} {value(name)}" for name in names)
@@ -195,13 +198,13 @@ def _simulation_rows(folder):
     ]
 
 
-# ---- detectors: the settings of a run of 05, and what their tests say
+# ---- detectors: the settings of a run of 06, and what their tests say
 
 
 def detector_settings(runs):
     """(name, its runs, its differences) of each of claims.settings, from runs (notebook → folder)."""
-    path = runs.get("05_compare_losses", Path()) / "detectors.csv"
-    groups = claims.settings(pd.read_csv(path)) if "05_compare_losses" in runs and path.is_file() else {}
+    path = runs.get("06_compare_losses", Path()) / "detectors.csv"
+    groups = claims.settings(pd.read_csv(path)) if "06_compare_losses" in runs and path.is_file() else {}
     table = claims.differences(groups)
     return [(name, group, table[table.setting == name]) for name, group in groups.items()]
 
@@ -236,7 +239,7 @@ def difference_table(table):
 PAGE = """# What was found
 
 Made by `giou-repro publish` from the runs in this folder. Hardware, versions, commit and time of each are in its `run.json`; every detector run is
-a row of `05_compare_losses/detectors.csv`, and its record is in `05_compare_losses/runs/`.
+a row of `06_compare_losses/detectors.csv`, and its record is in `06_compare_losses/runs/`.
 
 {lines}
 

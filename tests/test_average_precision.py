@@ -11,7 +11,7 @@ import torchvision.ops
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from giou_repro import evaluation
+from giou_repro.training import average_precision
 
 SQUARE = [0, 0, 20, 20]
 FAR = [200, 200, 220, 220]
@@ -29,57 +29,57 @@ def found(*boxes, scores=None):
 # --- by hand
 
 
-@pytest.mark.parametrize("overlap", evaluation.OVERLAPS)
+@pytest.mark.parametrize("overlap", average_precision.OVERLAPS)
 @pytest.mark.parametrize("height", range(10, 21))
 def test_a_detection_on_a_threshold_reaches_it(height, overlap):
     """The lower `height` twentieths of a square: IoU and GIoU are height/20, which 10 of .50, .55, …, .95 reach at 19 and 20, 1 at 10."""
-    result = evaluation.coco([truth(SQUARE)], [found([0, 0, 20, height])], ["a"], overlap)
+    result = average_precision.coco([truth(SQUARE)], [found([0, 0, 20, height])], ["a"], overlap)
     assert result.summary["AP"] == pytest.approx(min(height - 9, 10) / 10)
     assert (result.summary["AP50"], result.summary["AP75"]) == (1, float(height >= 15))
 
 
-@pytest.mark.parametrize("protocol", [evaluation.coco, evaluation.voc])
+@pytest.mark.parametrize("protocol", [average_precision.coco, average_precision.voc])
 def test_giou_asks_for_more_than_iou(protocol):
     """A square a twentieth off along both axes: IoU is 361/439 = .822, GIoU 2/441 less, .818."""
     images = [truth(SQUARE)], [found([1, 1, 21, 21])], ["a"]
-    name = "thresholds" if protocol is evaluation.coco else "threshold"
+    name = "thresholds" if protocol is average_precision.coco else "threshold"
     assert protocol(*images, overlap="iou", **{name: 0.82}).summary["AP"] == 1
     assert protocol(*images, overlap="giou", **{name: 0.82}).summary["AP"] == 0
     assert protocol(*images, overlap="giou", **{name: 0.81}).summary["AP"] == 1
 
 
-@pytest.mark.parametrize("overlap", evaluation.OVERLAPS)
+@pytest.mark.parametrize("overlap", average_precision.OVERLAPS)
 @pytest.mark.parametrize(("inside", "ap50", "ap75"), [(20, 1, 1), (12, 1, 1 / 2), (8, 1 / 2, 1 / 2)])
 def test_what_lies_in_a_crowd_is_no_error(inside, ap50, ap75, overlap):
     """Before the truth is found, a detection of width 20 has the best score; `inside` of its width lies in a crowd ten times as large."""
     crowd = [100, 0, 300, 20]
     images = [truth(SQUARE, crowd, crowd=[False, True])], [found([80 + inside, 0, 100 + inside, 20], SQUARE)], ["a"]
-    summary = evaluation.coco(*images, overlap).summary
+    summary = average_precision.coco(*images, overlap).summary
     assert (summary["AP50"], summary["AP75"]) == pytest.approx((ap50, ap75))
 
 
-@pytest.mark.parametrize("overlap", evaluation.OVERLAPS)
+@pytest.mark.parametrize("overlap", average_precision.OVERLAPS)
 def test_a_difficult_truth_is_neither_found_nor_missed(overlap):
     """One truth is found, one difficult truth is found with a better score, a third, difficult too, is not."""
     images = [truth(SQUARE, FAR, [50, 50, 60, 60], difficult=[False, True, True])], [found(FAR, SQUARE)], ["a"]
-    assert evaluation.coco(*images, overlap).summary["AP"] == pytest.approx(1)
-    assert evaluation.voc(*images, overlap).summary["AP"] == pytest.approx(1)
+    assert average_precision.coco(*images, overlap).summary["AP"] == pytest.approx(1)
+    assert average_precision.voc(*images, overlap).summary["AP"] == pytest.approx(1)
     easy = [truth(SQUARE, FAR, [50, 50, 60, 60])]
-    assert evaluation.voc(easy, *images[1:], overlap, points="all").summary["AP"] == pytest.approx(2 / 3)
+    assert average_precision.voc(easy, *images[1:], overlap, points="all").summary["AP"] == pytest.approx(2 / 3)
 
 
 def test_voc_counts_a_truth_found_twice_as_an_error():
     """Right, its duplicate wrong, right: precision 1, 1/2, 2/3 at recall 1/2, 1/2, 1."""
     images = [truth(SQUARE, FAR)], [found(SQUARE, SQUARE, FAR)], ["a"]
-    assert evaluation.voc(*images, points="all").summary["AP"] == pytest.approx((1 + 2 / 3) / 2)
-    assert evaluation.voc(*images, points=11).summary["AP"] == pytest.approx((6 * 1 + 5 * 2 / 3) / 11)
+    assert average_precision.voc(*images, points="all").summary["AP"] == pytest.approx((1 + 2 / 3) / 2)
+    assert average_precision.voc(*images, points=11).summary["AP"] == pytest.approx((6 * 1 + 5 * 2 / 3) / 11)
 
 
 def test_voc_looks_at_the_best_truth_only_and_coco_at_the_next():
     """Truths 20 and 16 high at one place; the second detection, 19 high, is nearest to the first truth, which is taken."""
     images = [truth(SQUARE, [0, 0, 20, 16])], [found(SQUARE, [0, 0, 20, 19])], ["a"]
-    assert evaluation.voc(*images, points="all").summary["AP"] == pytest.approx(1 / 2)
-    assert evaluation.coco(*images).summary["AP50"] == pytest.approx(1)
+    assert average_precision.voc(*images, points="all").summary["AP"] == pytest.approx(1 / 2)
+    assert average_precision.coco(*images).summary["AP50"] == pytest.approx(1)
 
 
 def test_the_published_example_of_24_detections():
@@ -87,17 +87,17 @@ def test_the_published_example_of_24_detections():
     boxes = [[30 * index, 300, 30 * index + 20, 320] for index in range(15)]
     unfound, right = iter(boxes), {1, 3, 10, 12, 13, 14, 23}
     detections = found(*(next(unfound) if rank in right else FAR for rank in range(1, 25)), scores=[1 - rank / 100 for rank in range(1, 25)])
-    assert evaluation.voc([truth(*boxes)], [detections], ["person"], points="all").summary["AP"] == pytest.approx(0.2457, abs=5e-5)
-    assert evaluation.voc([truth(*boxes)], [detections], ["person"], points=11).summary["AP"] == pytest.approx(0.2684, abs=5e-5)
+    assert average_precision.voc([truth(*boxes)], [detections], ["person"], points="all").summary["AP"] == pytest.approx(0.2457, abs=5e-5)
+    assert average_precision.voc([truth(*boxes)], [detections], ["person"], points=11).summary["AP"] == pytest.approx(0.2684, abs=5e-5)
 
 
 def test_plus_one_is_the_width_of_inclusive_pixels():
     """Pixels 1 to 10 against 1 to 5 of a row: 5 of 10 with `plus_one` and as the continuous boxes from 0 to 10 and to 5."""
     pixels = [truth([1, 1, 10, 1])], [found([1, 1, 5, 1])], ["a"]
     continuous = [truth([0, 0, 10, 1])], [found([0, 0, 5, 1])], ["a"]
-    assert evaluation.voc(*pixels, threshold=0.5, plus_one=True).summary["AP"] == pytest.approx(1)
-    assert evaluation.voc(*continuous, threshold=0.5).summary["AP"] == pytest.approx(1)
-    assert evaluation.voc(*pixels, threshold=0.5).summary["AP"] == 0  # of no height
+    assert average_precision.voc(*pixels, threshold=0.5, plus_one=True).summary["AP"] == pytest.approx(1)
+    assert average_precision.voc(*continuous, threshold=0.5).summary["AP"] == pytest.approx(1)
+    assert average_precision.voc(*pixels, threshold=0.5).summary["AP"] == 0  # of no height
 
 
 def test_mean_iou_of_matches():
@@ -105,21 +105,26 @@ def test_mean_iou_of_matches():
     truths = [truth(SQUARE, [0, 0, 20, 16], FAR, difficult=[False, False, True])]
     boxes = [[0, 0, 20, 19], SQUARE, SQUARE, SQUARE, FAR]
     detections = [dict(boxes=boxes, labels=[0, 0, 0, 1, 0], scores=[0.9, 0.8, 0.7, 1, 1])]
-    assert evaluation.mean_iou(truths, detections, ["a", "b"]) == pytest.approx((19 / 20 + 16 / 20) / 2)
-    assert evaluation.mean_iou(truths, detections, ["a", "b"], threshold=0.9) == pytest.approx(19 / 20)
-    assert np.isnan(evaluation.mean_iou(truths, [None], ["a", "b"]))
+    assert average_precision.mean_iou(truths, detections, ["a", "b"]) == pytest.approx((19 / 20 + 16 / 20) / 2)
+    assert average_precision.mean_iou(truths, detections, ["a", "b"], threshold=0.9) == pytest.approx(19 / 20)
+    assert np.isnan(average_precision.mean_iou(truths, [None], ["a", "b"]))
 
 
 def test_a_class_without_truths_has_no_ap_and_one_never_found_has_none_left():
-    result = evaluation.coco([dict(boxes=[SQUARE, FAR], labels=[0, 1])], [dict(boxes=[SQUARE, SQUARE], labels=[0, 2], scores=[1, 1])], "abc")
+    result = average_precision.coco([dict(boxes=[SQUARE, FAR], labels=[0, 1])], [dict(boxes=[SQUARE, SQUARE], labels=[0, 2], scores=[1, 1])], "abc")
     np.testing.assert_allclose(result.classes["AP"], [1, 0, np.nan])
     assert result.summary["AP"] == pytest.approx(1 / 2)
-    np.testing.assert_allclose(evaluation.voc([truth(SQUARE)], [None], "ab").classes["AP"], [0, np.nan])
+    np.testing.assert_allclose(average_precision.voc([truth(SQUARE)], [None], "ab").classes["AP"], [0, np.nan])
 
 
 def test_a_flipped_box_overlaps_nothing():
     images = [truth(SQUARE)], [found([20, 20, 0, 0])], ["a"]
-    assert evaluation.coco(*images).summary["AP"] == evaluation.coco(*images, "giou").summary["AP"] == evaluation.voc(*images).summary["AP"] == 0
+    assert (
+        average_precision.coco(*images).summary["AP"]
+        == average_precision.coco(*images, "giou").summary["AP"]
+        == average_precision.voc(*images).summary["AP"]
+        == 0
+    )
 
 
 # --- against pycocotools and the textbook
@@ -191,12 +196,12 @@ def pycocotools_of(truths, detections, evaluator=COCOeval):
 
 @pytest.mark.parametrize("integers", [False, True])
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("overlap", evaluation.OVERLAPS)
+@pytest.mark.parametrize("overlap", average_precision.OVERLAPS)
 def test_every_number_is_that_of_pycocotools(overlap, seed, integers):
     truths, detections = scenes(seed, integers)
     truths = [{key: value for key, value in image.items() if key != "difficult"} for image in truths]
     oracle = pycocotools_of(truths, detections, COCOeval if overlap == "iou" else COCOevalByGIoU)
-    result = evaluation.coco(truths, detections, CLASSES, overlap)
+    result = average_precision.coco(truths, detections, CLASSES, overlap)
     names = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
     exact = dict(rtol=0, atol=1e-12)
     np.testing.assert_allclose([result.summary[name] for name in names], np.where(oracle.stats < 0, np.nan, oracle.stats), **exact)
@@ -223,7 +228,7 @@ def test_mean_iou_is_that_of_pycocotools_matches(seed):
             matched += [overlaps[row][order[match]] for row, match in enumerate(entry["dtMatches"][0]) if match]
     truths = [image | dict(difficult=image["crowd"]) for image in truths]
     assert len(matched) > 20
-    assert evaluation.mean_iou(truths, detections, CLASSES) == pytest.approx(np.mean(matched), abs=1e-12)
+    assert average_precision.mean_iou(truths, detections, CLASSES) == pytest.approx(np.mean(matched), abs=1e-12)
 
 
 def textbook_voc(truths, detections, label, overlap, threshold, points, plus_one):
@@ -266,24 +271,24 @@ def textbook_voc(truths, detections, label, overlap, threshold, points, plus_one
 
 @pytest.mark.parametrize("plus_one", [False, True])
 @pytest.mark.parametrize("points", [11, "all"])
-@pytest.mark.parametrize("overlap", evaluation.OVERLAPS)
+@pytest.mark.parametrize("overlap", average_precision.OVERLAPS)
 def test_voc_is_the_textbook_evaluation(overlap, points, plus_one):
     for seed in range(3):
         truths, detections = scenes(seed, integers=plus_one)
         truths = [image | dict(crowd=np.zeros(len(image["labels"]), bool)) for image in truths]
         for threshold in (0.5, 0.75):
-            result = evaluation.voc(truths, detections, CLASSES, overlap, threshold, points, plus_one)
+            result = average_precision.voc(truths, detections, CLASSES, overlap, threshold, points, plus_one)
             expected = [textbook_voc(truths, detections, k, overlap, threshold, points, plus_one) for k in range(len(CLASSES))]
             np.testing.assert_allclose(result.classes["AP"], expected, rtol=0, atol=1e-12)
             assert result.summary["AP"] == pytest.approx(np.nanmean(expected))
 
 
-@pytest.mark.parametrize("overlap", evaluation.OVERLAPS)
+@pytest.mark.parametrize("overlap", average_precision.OVERLAPS)
 def test_plus_one_on_pixels_is_the_continuous_evaluation(overlap):
     truths, detections = scenes(1, integers=True)
     pixels = [[image | dict(boxes=image["boxes"] + [1, 1, 0, 0]) for image in images] for images in (truths, detections)]
-    by_pixels = evaluation.voc(*pixels, CLASSES, overlap, evaluation.THRESHOLDS, plus_one=True)
-    by_edges = evaluation.voc(truths, detections, CLASSES, overlap, evaluation.THRESHOLDS)
+    by_pixels = average_precision.voc(*pixels, CLASSES, overlap, average_precision.THRESHOLDS, plus_one=True)
+    by_edges = average_precision.voc(truths, detections, CLASSES, overlap, average_precision.THRESHOLDS)
     assert by_pixels.thresholds.equals(by_edges.thresholds)
 
 
@@ -304,34 +309,34 @@ def test_plus_one_on_pixels_is_the_continuous_evaluation(overlap):
 def test_any_kind_of_array_gives_the_same_result(kind):
     images = scenes(2, integers=True)
     images = [[one | dict(boxes=one["boxes"].clip(0, 252)) for one in some] for some in images]  # multiples of 4, whole in bfloat16 too
-    expected = evaluation.evaluate(*images, CLASSES)
-    again = evaluation.evaluate(*([{key: kind(values) for key, values in one.items()} for one in some] for some in images), CLASSES)
+    expected = average_precision.evaluate(*images, CLASSES)
+    again = average_precision.evaluate(*([{key: kind(values) for key, values in one.items()} for one in some] for some in images), CLASSES)
     assert again.summary == expected.summary
     assert again.classes.equals(expected.classes)
 
 
 def test_evaluate_fills_a_run_folders_tables():
     truths, detections = scenes(0, integers=False)
-    result = evaluation.evaluate(truths, detections, CLASSES)
+    result = average_precision.evaluate(truths, detections, CLASSES)
     six = ["AP", "AP50", "AP75", "AP_giou", "AP50_giou", "AP75_giou"]
     assert list(result.summary) == [*six, "mean_iou", *(f"voc07_{name}" for name in six)]
     assert list(result.thresholds) == ["criterion", "threshold", "AP"] and len(result.thresholds) == 20
     assert list(result.classes) == ["criterion", "class", "AP", "AP50", "AP75"] and len(result.classes) == 2 * len(CLASSES)
     for overlap, suffix in (("iou", ""), ("giou", "_giou")):
-        coco = evaluation.coco(truths, detections, CLASSES, overlap)
+        coco = average_precision.coco(truths, detections, CLASSES, overlap)
         rows = result.thresholds[result.thresholds["criterion"] == overlap]
         assert rows["AP"].tolist() == coco.thresholds["AP"].tolist()
         assert result.summary[f"AP75{suffix}"] == coco.summary["AP75"]
-        assert result.summary[f"voc07_AP50{suffix}"] == evaluation.voc(truths, detections, CLASSES, overlap).summary["AP"]
-    assert result.summary["mean_iou"] == evaluation.mean_iou(truths, detections, CLASSES) > 0.5
+        assert result.summary[f"voc07_AP50{suffix}"] == average_precision.voc(truths, detections, CLASSES, overlap).summary["AP"]
+    assert result.summary["mean_iou"] == average_precision.mean_iou(truths, detections, CLASSES) > 0.5
     assert result.summary["AP_giou"] < result.summary["AP"]
 
 
 def test_no_images_and_empty_images_have_no_ap():
-    assert np.isnan(list(evaluation.evaluate([], [], CLASSES).summary.values())).all()
+    assert np.isnan(list(average_precision.evaluate([], [], CLASSES).summary.values())).all()
     empty = dict(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
-    assert np.isnan(list(evaluation.evaluate([empty], [empty | dict(scores=torch.zeros(0))], CLASSES).summary.values())).all()
-    assert np.isnan(list(evaluation.evaluate([empty], [found(SQUARE)], CLASSES).summary.values())).all()
+    assert np.isnan(list(average_precision.evaluate([empty], [empty | dict(scores=torch.zeros(0))], CLASSES).summary.values())).all()
+    assert np.isnan(list(average_precision.evaluate([empty], [found(SQUARE)], CLASSES).summary.values())).all()
 
 
 @pytest.mark.parametrize(
@@ -352,7 +357,7 @@ def test_no_images_and_empty_images_have_no_ap():
     ],
 )
 def test_what_cannot_be_evaluated_is_named(truths, detections, message):
-    for protocol in (evaluation.coco, evaluation.voc, evaluation.mean_iou, evaluation.evaluate):
+    for protocol in (average_precision.coco, average_precision.voc, average_precision.mean_iou, average_precision.evaluate):
         with pytest.raises(ValueError, match=message):
             protocol(truths, detections, ["a"])
 
@@ -360,11 +365,11 @@ def test_what_cannot_be_evaluated_is_named(truths, detections, message):
 def test_unknown_choices_are_named():
     images = [truth(SQUARE)], [None], ["a"]
     with pytest.raises(ValueError, match="overlap must be one of iou, giou, got 'diou'"):
-        evaluation.coco(*images, overlap="diou")
+        average_precision.coco(*images, overlap="diou")
     with pytest.raises(ValueError, match=r"thresholds must lie in \(0, 1\], got \[0.5, 0.0\]"):
-        evaluation.coco(*images, thresholds=[0.5, 0.0])
+        average_precision.coco(*images, thresholds=[0.5, 0.0])
     with pytest.raises(ValueError, match="points must be 11 or 'all', got 101"):
-        evaluation.voc(*images, points=101)
+        average_precision.voc(*images, points=101)
 
 
 @pytest.mark.parametrize("crowd_first", [True, False])
@@ -373,4 +378,4 @@ def test_an_object_in_a_crowd_is_found_by_vocs_protocol(crowd_first):
     order = [0, 1] if crowd_first else [1, 0]
     truth = {"boxes": [boxes[i] for i in order], "labels": [0, 0], "crowd": [crowd[i] for i in order]}
     found = {"boxes": [[21.0, 21, 41, 41]], "labels": [0], "scores": [0.9]}
-    assert evaluation.voc([truth], [found], ("a",)).summary["AP50"] == 1
+    assert average_precision.voc([truth], [found], ("a",)).summary["AP50"] == 1

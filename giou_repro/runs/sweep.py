@@ -34,11 +34,15 @@ from distributed.core import Status
 from pydantic import BaseModel, BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 from tqdm import tqdm
 
-from giou_repro import doctor, parameters, store  # runner where it is needed: a worker only starts processes, and starts faster without papermill
-from giou_repro.parameters import Seed
+from giou_repro.runs import (  # runner where it is needed: a worker only starts processes, and starts faster without papermill
+    doctor,
+    parameters,
+    store,
+)
+from giou_repro.runs.parameters import Seed
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-CHILD = "import sys; sys.modules['rfc3987_syntax'] = None; from giou_repro.sweep import child; child()"  # whose grammar takes a second to build
+CHILD = "import sys; sys.modules['rfc3987_syntax'] = None; from giou_repro.runs.sweep import child; child()"  # whose grammar takes a second to build
 LOOK = 0.2  # seconds between looks at a process or at Dask
 GRACE = 10  # seconds a scheduler may be out of reach
 CLUSTERS = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "lsf": "LSFCluster"}
@@ -252,7 +256,7 @@ def _end_with_parent():
 
 
 def _carry_out(order):
-    from giou_repro import runner
+    from giou_repro.runs import runner
 
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # or every kernel prints a debugger's warning
     results = Path(order["results"])

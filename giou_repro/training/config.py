@@ -4,7 +4,7 @@ from typing import Literal
 
 import pydantic
 
-from giou_repro.parameters import ImageSize, Seed, Share
+from giou_repro.runs.parameters import ImageSize, Seed, Share
 
 SCALES = {  # what a scale sets where the caller says nothing
     "smoke": {"images": 32, "val_images": 16, "image_size": 64, "epochs": 2, "batch_size": 8},

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from giou_repro import statistics, store
-from giou_repro.config import SCALES, Config
+from giou_repro.experiments import statistics
 from giou_repro.registry import LOSSES, select
+from giou_repro.runs import store
+from giou_repro.training.config import SCALES, Config
 
 TABLES = ["evaluation", "curves", "thresholds"]  # of a training; its record is its run.json
 KEY = ["run", "dataset", "detector", "loss", "weight", "seed"]
@@ -48,7 +49,7 @@ def gather(results, dataset=None, scale="smoke"):
         on = f" on {dataset}" if dataset else ""
         remedy = f"{smaller} of a smaller scale do not count at scale {scale}, but at --scale smoke; or " if smaller else ""
         remedy += "make some: giou-repro train --loss giou, or make reproduce"
-        raise FileNotFoundError(f"no complete run of 04_train_detector{on} under {results}; {remedy}")
+        raise FileNotFoundError(f"no complete run of 05_train_detector{on} under {results}; {remedy}")
     titles = _titles([fixed for _, fixed, _ in found.values()])
     parts = {name: [] for name in TABLES}
     for run, fixed, tables in found.values():
@@ -64,12 +65,12 @@ def gather(results, dataset=None, scale="smoke"):
 
 def _trainings(results):
     """(record, its TABLES by name) of every complete training under `results`, oldest first, else of those that a comparison there kept."""
-    finished = store.runs(results, "04_train_detector", "complete")
+    finished = store.runs(results, "05_train_detector", "complete")
     for run in finished:
         tables = {name: run.table(name) for name in TABLES}
         tables["curves"] = tables["curves"].rename(columns={"loss": "total"})  # `loss` is the name of one, everywhere else
         yield run.record, tables
-    kept = Path(results) / "05_compare_losses"
+    kept = Path(results) / "06_compare_losses"
     if finished or not (kept / "detectors.csv").is_file():
         return
     rows = pd.read_csv(kept / "detectors.csv")
@@ -128,7 +129,7 @@ def keep_records(runs, results, run):
     """Copy the record of every training compared into the folder runs/ of `run`, so that the table's evidence travels with it."""
     (run.folder / "runs").mkdir(exist_ok=True)
     for name in runs.run:
-        path = next(Path(results).glob(f"*/{name}/run.json"), Path(results) / "05_compare_losses" / "runs" / f"{name}.json")
+        path = next(Path(results).glob(f"*/{name}/run.json"), Path(results) / "06_compare_losses" / "runs" / f"{name}.json")
         store.write_atomic(run.folder / "runs" / f"{name}.json", path.read_bytes())
 
 

@@ -22,7 +22,8 @@ from torch.nn import functional
 from torchvision.transforms.v2 import functional as images_of
 from tqdm.auto import tqdm
 
-from giou_repro import datasets, store
+from giou_repro.data import datasets
+from giou_repro.runs import store
 
 CACHE = 2  # version of what is kept; to be raised when its format, or the way to it from an image, changes
 GREY = 114  # the padding of letterboxed images, as Darknet's descendants have it

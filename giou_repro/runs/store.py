@@ -50,9 +50,13 @@ class RecordError(RuntimeError):
     """What would make the record of a run untrue; the message names the remedy."""
 
 
+# A notebook's name in older records → its name today
+RENAMED = {"04_train_detector": "05_train_detector", "05_compare_losses": "06_compare_losses", "06_report": "07_report"}
+
+
 def project_folder():
     """The checkout this package is installed from, or the current folder where it is installed without one."""
-    checkout = Path(__file__).resolve().parents[1]
+    checkout = Path(__file__).resolve().parents[2]
     return checkout if (checkout / "notebooks").is_dir() else Path.cwd()
 
 
@@ -94,7 +98,8 @@ class Run:
     @property
     def record(self):
         """The contents of run.json."""
-        return json.loads((self.folder / "run.json").read_text())
+        record = json.loads((self.folder / "run.json").read_text())
+        return record | {"notebook": RENAMED.get(record["notebook"], record["notebook"])}
 
     @property
     def complete(self):
@@ -366,7 +371,7 @@ def address(notebook, parameters, inputs=()):
     files = _files(counted.get("dataset"))
     if files:
         counted["dataset"] = Path(counted["dataset"]).resolve().name
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     sources = {path.relative_to(package).as_posix(): path.read_text() for path in sorted(package.rglob("*")) if path.suffix in SOURCES}
     content = [_name(notebook), _cells(notebook), counted, sources, _users_sources(counted), sorted(inputs), files]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

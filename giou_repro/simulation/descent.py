@@ -18,9 +18,10 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from giou_repro import _fast, boxes, published
-from giou_repro.compiled import Compiled
+from giou_repro import _fast, boxes
 from giou_repro.registry import LOSSES, select
+from giou_repro.simulation import diou_code
+from giou_repro.simulation.compiled import Compiled
 
 CENTRE = (10.0, 10.0)
 RADIUS = 3.0
@@ -171,9 +172,9 @@ def _check(names, chosen):
         if not any(value is allowed or (isinstance(value, str) and value == allowed) for allowed in CHOICES[argument]):
             raise ValueError(f"{argument} must be one of {', '.join(map(str, CHOICES[argument]))}, got {value!r}")
     if chosen["gradients"] == "published":
-        unknown = [name for name in names if name not in published.PUBLISHED]
+        unknown = [name for name in names if name not in diou_code.PUBLISHED]
         if unknown:
-            raise ValueError(f'gradients="published" exist for {", ".join(published.PUBLISHED)} only, not for {", ".join(unknown)}; use "exact"')
+            raise ValueError(f'gradients="published" exist for {", ".join(diou_code.PUBLISHED)} only, not for {", ".join(unknown)}; use "exact"')
         if chosen["encoding"] != "cxcywh":
             raise ValueError('gradients="published" are in centre and size; use encoding="cxcywh"')
 
@@ -269,7 +270,7 @@ def _run_block(engine, name, points, block, blocks, clock, watched, encoding, ba
 
 def _published(name):
     """As `_exact`, of the published code, for columns in centre and size: its direction, and its IoU, which is 0 for flipped boxes too."""
-    return lambda state, target: (published.PUBLISHED[name](state, target), published.iou(state, target)), published.iou, False
+    return lambda state, target: (diou_code.PUBLISHED[name](state, target), diou_code.iou(state, target)), diou_code.iou, False
 
 
 def _exact(loss, encoding):

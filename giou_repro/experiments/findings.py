@@ -2,8 +2,9 @@
 
 import pandas as pd
 
-from giou_repro import registry, statistics
-from giou_repro.landscape import FLAT
+from giou_repro import registry
+from giou_repro.experiments import statistics
+from giou_repro.experiments.landscape import FLAT
 
 
 def ranking(table, measure):
@@ -190,7 +191,7 @@ def trained(row, curves):
     return (
         f"**AP {row.AP:.3f}** (AP50 {row.AP50:.3f}, AP75 {row.AP75:.3f}; by GIoU {row.AP_giou:.3f}) after {int(curves.epoch.iloc[-1])} epochs. "
         f"The positives' mean IoU went from {start:.2f} in the first epoch to {end:.2f} in the last; {row.disjoint:.1%} of them were disjoint from "
-        f"their target. {row.images_per_second:.0f} images a second. One run says nothing about which loss is better: that takes `05_compare_losses`."
+        f"their target. {row.images_per_second:.0f} images a second. One run says nothing about which loss is better: that takes `06_compare_losses`."
     )
 
 
@@ -240,7 +241,7 @@ def apart(table):
 
 
 def ledger(table):
-    """From report.ledger: the verdicts, by whose runs they are."""
+    """From page.ledger: the verdicts, by whose runs they are."""
     words = []
     for whose, part in table.groupby("whose", sort=False):
         each = (f"{len(ids)} {verdict} ({', '.join(ids)})" for verdict, ids in part.groupby("verdict", sort=False).id)

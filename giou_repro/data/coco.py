@@ -8,7 +8,7 @@ import hashlib
 import math
 import os
 
-from giou_repro.defects import Object, Picture, defect, number, parse_json, similar_classes, stated_size, within
+from giou_repro.data.defects import Object, Picture, defect, number, parse_json, similar_classes, stated_size, within
 
 SAMPLE = 50  # images by which their folder is found
 

@@ -10,7 +10,7 @@ import os
 from collections import defaultdict
 from pathlib import Path
 
-from giou_repro.defects import Object, Picture, Unreadable, defect, number, parse_xml, read_text, similar_classes, stated_size, within
+from giou_repro.data.defects import Object, Picture, Unreadable, defect, number, parse_xml, read_text, similar_classes, stated_size, within
 
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse", "motorbike"),

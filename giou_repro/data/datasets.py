@@ -27,9 +27,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from giou_repro import coco, scenes, store, voc
 from giou_repro.boxes import area
-from giou_repro.defects import Defect, Unreadable, checked_segmentation, clean, decode, defect, header, mask, summary
+from giou_repro.data import coco, generated, voc
+from giou_repro.data.defects import Defect, Unreadable, checked_segmentation, clean, decode, defect, header, mask, summary
+from giou_repro.runs import store
 
 __all__ = ["Defect", "Unreadable", "check", "download", "load", "report", "splits", "summary"]
 
@@ -39,7 +40,7 @@ DOWNLOADS = {"voc2007": "VOC2007", "voc2012": "VOC2012"}
 def load(dataset, split, seed=0, images=1000, image_size=128, classes=None):
     """Open a split of a data set.
 
-    dataset: "shapes" (generated: `images` scenes of `image_size` px from `seed`; see `scenes`), "voc2007" or "voc2012" (see `download`), a
+    dataset: "shapes" (generated: `images` scenes of `image_size` px from `seed`; see `generated`), "voc2007" or "voc2012" (see `download`), a
     Pascal VOC folder (VOC20xx, a VOCdevkit of several, or any folder of XML files), a COCO JSON, or a folder of COCO JSON files, one a
     split. Images in files keep their own size, and all of them are taken.
     classes: the names to take, in this order; by default all there are: the VOC 20 where no other is found, or else the names found over
@@ -51,7 +52,7 @@ def load(dataset, split, seed=0, images=1000, image_size=128, classes=None):
     `Unreadable`, a ValueError that says why, where nothing of it can be used.
     """
     if dataset == "shapes":
-        return scenes.generate(split, seed, images, image_size)
+        return generated.generate(split, seed, images, image_size)
     path = _path(dataset)
     sources = _sources(path)
     whole, first, last = _part(split)
@@ -73,7 +74,7 @@ def check_splits(dataset, *names):
     """Raise as `load` does for a path or split that is not there, without reading annotations."""
     for name in names:
         if dataset == "shapes":
-            scenes.check_split(name)
+            generated.check_split(name)
         else:
             path = _path(dataset)
             _pick(_sources(path), _part(name)[0], path)
@@ -81,7 +82,7 @@ def check_splits(dataset, *names):
 
 def splits(dataset):
     """The names of the splits that `load` can open; "all", where there is one, comes first. Raises FileNotFoundError."""
-    return list(scenes.STREAMS) if dataset == "shapes" else list(_sources(_path(dataset)))
+    return list(generated.STREAMS) if dataset == "shapes" else list(_sources(_path(dataset)))
 
 
 def download(name):

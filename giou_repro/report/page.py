@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from giou_repro import claims, comparison, findings, publish, store
+from giou_repro.experiments import comparison, findings
 from giou_repro.registry import label
+from giou_repro.report import claims, publish
+from giou_repro.runs import store
 
 OUTPUTS = ("report.html", "claims.csv")  # without which a run of the notebook is not complete
 SCALES = ("smoke", "laptop", "paper")
@@ -33,14 +35,14 @@ FIGURES = [  # notebook, figure, what to look at
     ),
     ("03_simulation", "surfaces", "Where the error stays: each dot is a starting point around the targets in the middle."),
     ("03_simulation", "step_sizes", "The order of the losses depends on the step size."),
-    ("05_compare_losses", "every_run", "Every detector run as a dot, the means as bars."),
+    ("06_compare_losses", "every_run", "Every detector run as a dot, the means as bars."),
     (
-        "05_compare_losses",
+        "06_compare_losses",
         "paired",
         "Differences between losses on the same seeds, with 95 % intervals: those that cross the line say nothing.",
     ),
-    ("05_compare_losses", "thresholds", "AP against the threshold of the match, by IoU and by GIoU."),
-    ("05_compare_losses", "curves", "Training: classification loss, mean IoU of the positives, AP."),
+    ("06_compare_losses", "thresholds", "AP against the threshold of the match, by IoU and by GIoU."),
+    ("06_compare_losses", "curves", "Training: classification loss, mean IoU of the positives, AP."),
 ]
 QUESTION = (
     "Object detectors learn to place boxes by minimising a loss, usually a distance between coordinates, although they are judged by overlap (IoU). "
@@ -69,7 +71,7 @@ def sources(results, scale="laptop"):
     """
     smaller = SCALES[: SCALES.index(scale)]
     complete = [run for run in store.runs(results, status="complete") if run.parameters.get("scale") not in smaller]
-    yours = {run.record["notebook"]: run.folder for run in complete if run.record["notebook"] != "06_report"}
+    yours = {run.record["notebook"]: run.folder for run in complete if run.record["notebook"] != "07_report"}
     found = {"published": publish.published_runs(store.project_folder()), "yours": yours}
     return {whose: dict(sorted(runs.items())) for whose, runs in found.items() if runs}
 
@@ -102,12 +104,12 @@ def page(found, beside):
 def write(results, out, scale="laptop"):
     """Write the page to the file `out`, and nothing else. Returns `sources` of the folder `results`.
 
-    `results` None stands for the folder that `out` lies in as <results>/06_report/<run-id>/report.html, and else for the
+    `results` None stands for the folder that `out` lies in as <results>/07_report/<run-id>/report.html, and else for the
     project's. Raises FileNotFoundError where there is no run at all.
     """
     out = Path(out).resolve()
     if results is None:
-        results = out.parents[2] if out.parents[1].name == "06_report" else store.project_folder() / "results"
+        results = out.parents[2] if out.parents[1].name == "07_report" else store.project_folder() / "results"
     found = sources(results, scale)
     if not found:
         raise FileNotFoundError(f"no complete run under {results}, and none published; make some: giou-repro run 01_metric")
@@ -176,7 +178,7 @@ def _reproduced(whose, runs, settings):
     """The table "what was reproduced", and for each setting of detectors the means and every difference."""
     rows = publish.reproduced(runs, settings, remarks=whose == "published")
     parts = [f"<h3>{whose.capitalize()}</h3>", _plain_table(publish.HEAD, rows) if rows else ""]
-    if "05_compare_losses" in runs:
+    if "06_compare_losses" in runs:
         said = f"{publish.VERDICTS} Differences are means over the same seeds, with the 95 % interval of each alone."
         parts.append(f'<p class="note">{said if settings else f"No detector reached a mean AP of {claims.LEARNED}."}</p>')
     for name, group, table in settings:

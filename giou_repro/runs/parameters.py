@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
-from giou_repro import store
+from giou_repro.runs import store
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what every random generator takes
 PositiveFloat = Annotated[FiniteFloat, Field(gt=0)]

@@ -16,8 +16,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from giou_repro import comparison, findings, statistics
+from giou_repro.experiments import comparison, findings, statistics
 from giou_repro.registry import label
+from giou_repro.runs import store
 
 HOLDS, CONDITION, FAILS = "holds", "holds with a condition", "does not hold"
 UNDECIDED, UNTESTED = "undecided", "not tested"
@@ -39,7 +40,7 @@ def _row(name, entry, folder):
     found, run = _untested("no run of this notebook"), ""
     command = f"giou-repro run {entry['notebook']}"
     if folder is not None:
-        record = json.loads((Path(folder) / "run.json").read_text())
+        record = store.Run(folder).record
         run, command = f"{record['notebook']}/{record['run']}", repeat(record)
         missing = [table for table in entry["tables"] if not (Path(folder) / f"{table}.csv").exists()]
         if missing:

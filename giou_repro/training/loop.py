@@ -24,11 +24,14 @@ from tqdm.auto import tqdm
 try:
     from safetensors.torch import save as safetensors_bytes
 
-    from giou_repro import batches, datasets, detectors, evaluation, store
+    from giou_repro import detectors
+    from giou_repro.data import datasets
+    from giou_repro.runs import store
+    from giou_repro.training import average_precision, batches
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(f"training needs {error.name}: pip install 'giou-repro[detection]'") from None
-from giou_repro.config import SCALES, Config
 from giou_repro.registry import select
+from giou_repro.training.config import SCALES, Config
 
 POSITIVES = ("count", "iou", "disjoint")  # what is logged of a detector's positives
 OUTPUTS = (  # without which a run is not complete
@@ -404,9 +407,9 @@ def detect(model, packed, config, device):
 
 
 def _evaluate(classes, val, detections):
-    """evaluation.evaluate in the pixels of the images as they are."""
+    """average_precision.evaluate in the pixels of the images as they are."""
     truths = [val.original(truth, index) for index, truth in enumerate(val.truths)]
-    return evaluation.evaluate(truths, [val.original(found, index) for index, found in enumerate(detections)], classes)
+    return average_precision.evaluate(truths, [val.original(found, index) for index, found in enumerate(detections)], classes)
 
 
 def _evaluation_epochs(config):

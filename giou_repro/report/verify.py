@@ -5,14 +5,14 @@ rounding is left, in another order on other hardware. Else it is another sample,
 smaller one.
 """
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from giou_repro import claims, publish, runner, store
+from giou_repro.report import claims, publish
+from giou_repro.runs import runner, store
 
 COLUMNS = ["what", "published", "now", "tolerance", "ok"]
 YES, NO, SKIPPED = "yes", "NO", "not compared"
@@ -47,7 +47,7 @@ FREE = {"scale", "run_dir", "device", *(headline.budget for headline in HEADLINE
 def verify(scale=None, project=None, results=None, progress=True):
     """Run what is published again, at `scale` (by default as it was run), and compare: a table of COLUMNS, a row a headline.
 
-    A row shows the headline's entry that is furthest off. What has no headline is not run again (05 gathers trainings, which take hours), but the
+    A row shows the headline's entry that is furthest off. What has no headline is not run again (06 gathers trainings, which take hours), but the
     published claims are computed again from all published tables. Raises FileNotFoundError where nothing is published.
     """
     project = Path(project or store.project_folder())
@@ -59,14 +59,14 @@ def verify(scale=None, project=None, results=None, progress=True):
         if not any(headline.notebook == name for headline in HEADLINES):
             rows.append([f"{name}: not run again", np.nan, np.nan, np.nan, SKIPPED])
             continue
-        given = json.loads((folder / "run.json").read_text())["given"]
+        given = store.Run(folder).record["given"]
         rows += compare(folder, runner.run_notebook(name, given | ({"scale": scale} if scale else {}), results, progress).folder)
     return pd.DataFrame([*rows, _claims(project, runs)], columns=COLUMNS)
 
 
 def compare(published, now):
     """A row for each headline of two runs of one notebook, given by their folders."""
-    old, new = (json.loads((Path(folder) / "run.json").read_text()) for folder in (published, now))
+    old, new = (store.Run(folder).record for folder in (published, now))
     headlines = [headline for headline in HEADLINES if headline.notebook == new["notebook"]]
     return [_row(headline, Path(published), Path(now), _tolerance(headline, old["parameters"], new["parameters"])) for headline in headlines]
 

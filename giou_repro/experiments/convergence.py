@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from giou_repro import published, statistics
-from giou_repro.simulation import CASES_PER_POINT, CENTRE, COMPILE_FROM, SHAPES, case_number, simulate
+from giou_repro.experiments import statistics
+from giou_repro.simulation import CASES_PER_POINT, CENTRE, COMPILE_FROM, SHAPES, case_number, diou_code, simulate
 
 STARTS = {"horizontal": (12.5, 10.0), "vertical": (10.0, 12.5), "diagonal": (12.0, 12.0)}  # centres of the single boxes
 OUTPUTS = (  # without which a run of the notebook is not complete
@@ -37,8 +37,8 @@ def standings(result):
 
 def paper_curves(losses):
     """The DIoU paper's convergence figure as read off the picture (to ± 0.009): loss, step, error."""
-    table = pd.DataFrame(published.CURVE).melt("step", var_name="loss", value_name="error").dropna()
-    return table[table.loss.isin(losses)].assign(error=lambda t: t.error * 1e6 / published.CURVE_CASES)
+    table = pd.DataFrame(diou_code.CURVE).melt("step", var_name="loss", value_name="error").dropna()
+    return table[table.loss.isin(losses)].assign(error=lambda t: t.error * 1e6 / diou_code.CURVE_CASES)
 
 
 def against_paper(result):

@@ -11,8 +11,8 @@ from matplotlib.patches import Circle, Rectangle
 from scipy.spatial import ConvexHull
 
 from giou_repro import registry
-from giou_repro.comparison import baseline
-from giou_repro.landscape import FLAT, SCENARIOS
+from giou_repro.experiments.comparison import baseline
+from giou_repro.experiments.landscape import FLAT, SCENARIOS
 
 plt.style.use(Path(__file__).with_name("giou.mplstyle"))
 
@@ -343,7 +343,7 @@ def filmstrip(table, target, frames=(0, 0.025, 0.1, 0.25, 0.5, 1)):
 
 
 def training_curves(table, loss):
-    """Box loss, mean IoU of the positives and AP by epoch (training.Trained.curves)."""
+    """Box loss, mean IoU of the positives and AP by epoch (loop.Trained.curves)."""
     figure, axes = _panels(1, 3)
     measures = (("box", "weighted box loss"), ("mean_iou", "mean IoU of positives"), ("AP", "AP (validation)"))
     for axis, (column, label) in zip(axes[0], measures, strict=True):
