@@ -1,4 +1,5 @@
-"""The command line: giou-repro run | train | sweep | losses | data | publish | report | verify | doctor; each has --help. Thin."""
+"""The command line: giou-repro run | train | sweep | losses | data | publish | report | verify | doctor; each has
+--help. Thin."""
 
 import argparse
 import contextlib
@@ -44,32 +45,54 @@ def _parser():
     parser = argparse.ArgumentParser(prog="giou-repro", description="Which box-regression loss to use, measured.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    run = commands.add_parser("run", help="run notebooks, headless", description="Run notebooks into fresh folders under results/.")
+    run = commands.add_parser(
+        "run", help="run notebooks, headless", description="Run notebooks into fresh folders under results/."
+    )
     run.add_argument("notebooks", nargs="+", metavar="NOTEBOOK", help="its name, as 03_simulation, or a path")
     run.add_argument("--scale", help="smoke (seconds), laptop (minutes on 2 cores) or paper (the paper's size)")
     run.add_argument("--seed", help="a whole number")
     run.add_argument("--losses", help="comma-separated, your own as my_module:mine")
-    run.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="VALUE as JSON, or plain text")
+    run.add_argument(
+        "-p",
+        "--parameter",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="VALUE as JSON, or plain text",
+    )
     run.add_argument("--results", metavar="FOLDER", help="where run folders go; the project's results/ by default")
     run.add_argument("--parameters", action="store_true", help="list the notebooks' parameters and stop")
     run.set_defaults(command=_run)
 
     train = commands.add_parser(
-        "train", help="train one detector, without a kernel", description="What notebook 05_train_detector runs. " + TRAIN_HELP
+        "train",
+        help="train one detector, without a kernel",
+        description="What notebook 05_train_detector runs. " + TRAIN_HELP,
     )
     for name, text in TRAIN.items():
         train.add_argument(f"--{name}", help=text)
-    train.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="any other parameter")
+    train.add_argument(
+        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="any other parameter"
+    )
     train.add_argument("--results", metavar="FOLDER", help="where run folders go; the project's results/ by default")
     train.add_argument("--parameters", action="store_true", help="list the parameters and stop")
     train.set_defaults(command=_train, notebooks=["05_train_detector"], losses=None)
 
-    sweep = commands.add_parser("sweep", help="run many runs from a file, on this machine or a cluster; the same command runs what is left over")
+    sweep = commands.add_parser(
+        "sweep", help="run many runs from a file, on this machine or a cluster; the same command runs what is left over"
+    )
     sweep.add_argument("file", metavar="FILE", help="as sweeps/reproduce.yaml; docs/sweeps.md says what it may hold")
-    sweep.add_argument("--workers", type=_count, metavar="N", help="runs at a time; one a core by default, 8 jobs on a cluster")
+    sweep.add_argument(
+        "--workers", type=_count, metavar="N", help="runs at a time; one a core by default, 8 jobs on a cluster"
+    )
     place = sweep.add_mutually_exclusive_group()
     place.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster that runs, as tcp://host:8786")
-    place.add_argument("--cluster", choices=("slurm", "pbs", "lsf"), help="start the workers as jobs, by the options under cluster: in the file")
+    place.add_argument(
+        "--cluster",
+        choices=("slurm", "pbs", "lsf"),
+        help="start the workers as jobs, by the options under cluster: in the file",
+    )
     sweep.add_argument("--scale", help="smoke, laptop or paper, instead of the file's")
     sweep.add_argument("--losses", help="comma-separated, your own as my_module:mine, instead of the file's")
     sweep.add_argument("--results", metavar="FOLDER", help="where run folders go; the project's results/ by default")
@@ -80,9 +103,17 @@ def _parser():
     losses.add_argument("--markdown", action="store_true", help="as the table of LOSSES.md")
     losses.set_defaults(command=_losses)
 
-    data = commands.add_parser("data", help="check a data set, or fetch one").add_subparsers(required=True, metavar="WHAT")
-    check = data.add_parser("check", help="list every defect of a data set, and what is done about each; exit status 1 where there is one")
-    check.add_argument("path", metavar="PATH", help="a Pascal VOC folder, a COCO JSON or a folder of such, or a name: voc2007, voc2012, shapes")
+    data = commands.add_parser("data", help="check a data set, or fetch one").add_subparsers(
+        required=True, metavar="WHAT"
+    )
+    check = data.add_parser(
+        "check", help="list every defect of a data set, and what is done about each; exit status 1 where there is one"
+    )
+    check.add_argument(
+        "path",
+        metavar="PATH",
+        help="a Pascal VOC folder, a COCO JSON or a folder of such, or a name: voc2007, voc2012, shapes",
+    )
     check.add_argument("--split", help="one of its splits; all of it by default")
     check.add_argument("--classes", help="comma-separated; any other is unknown")
     check.set_defaults(command=_data_check)
@@ -90,7 +121,9 @@ def _parser():
     download.add_argument("name", help="voc2007 or voc2012")
     download.set_defaults(command=_data_download)
 
-    publish = commands.add_parser("publish", help="copy complete runs to results/published/ and renew what is made of them")
+    publish = commands.add_parser(
+        "publish", help="copy complete runs to results/published/ and renew what is made of them"
+    )
     renewed = "without one, the README's tables, claims.csv and the page are renewed alone"
     publish.add_argument("runs", nargs="*", metavar="RUN_FOLDER", help=f"of committed code, at scale paper; {renewed}")
     publish.set_defaults(command=_publish)
@@ -98,11 +131,22 @@ def _parser():
     report = commands.add_parser("report", help="write the report, one page, from the newest runs and those published")
     report.add_argument("--results", metavar="FOLDER", help="where run folders are; the project's results/ by default")
     report.add_argument("--out", metavar="FILE", help="the page; report.html in the results folder by default")
-    report.add_argument("--scale", choices=("smoke", "laptop", "paper"), default="laptop", help="smaller runs do not count; laptop by default")
+    report.add_argument(
+        "--scale",
+        choices=("smoke", "laptop", "paper"),
+        default="laptop",
+        help="smaller runs do not count; laptop by default",
+    )
     report.set_defaults(command=_report)
 
-    verify = commands.add_parser("verify", help="run again what is published and compare; exit status 1 where a number is not what it was")
-    verify.add_argument("--scale", choices=("smoke", "laptop", "paper"), help="smaller samples get wider tolerances; as published by default")
+    verify = commands.add_parser(
+        "verify", help="run again what is published and compare; exit status 1 where a number is not what it was"
+    )
+    verify.add_argument(
+        "--scale",
+        choices=("smoke", "laptop", "paper"),
+        help="smaller samples get wider tolerances; as published by default",
+    )
     verify.add_argument("--results", metavar="FOLDER", help="where run folders go; the project's results/ by default")
     verify.set_defaults(command=_verify)
 
@@ -161,8 +205,13 @@ def _check_data(values):
 def _given(options, declared):
     """The parameters of a command line: name → value. Text parameters stay text, the others are read as JSON."""
     words = [(name, getattr(options, name)) for name in TRAIN if getattr(options, name, None) is not None]
-    given = {name: _value(text, name in declared and declared[name].type is str) for name, text in [*words, *options.parameter]}
-    return given | ({"losses": [name.strip() for name in options.losses.split(",")]} if options.losses is not None else {})
+    given = {
+        name: _value(text, name in declared and declared[name].type is str)
+        for name, text in [*words, *options.parameter]
+    }
+    return given | (
+        {"losses": [name.strip() for name in options.losses.split(",")]} if options.losses is not None else {}
+    )
 
 
 def _value(text, is_text):

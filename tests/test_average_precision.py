@@ -1,4 +1,5 @@
-"""Average precision: numbers a reader can check in the head, then pycocotools and a textbook VOC evaluation as oracles."""
+"""Average precision: numbers a reader can check in the head, then pycocotools and a textbook VOC evaluation as
+oracles."""
 
 import contextlib
 import io
@@ -23,7 +24,9 @@ def truth(*boxes, **more):
 
 def found(*boxes, scores=None):
     """Detections of class 0, their scores falling from .9 unless given."""
-    return dict(boxes=boxes, labels=[0] * len(boxes), scores=scores or [0.9 - 0.1 * index for index in range(len(boxes))])
+    return dict(
+        boxes=boxes, labels=[0] * len(boxes), scores=scores or [0.9 - 0.1 * index for index in range(len(boxes))]
+    )
 
 
 # --- by hand
@@ -32,7 +35,8 @@ def found(*boxes, scores=None):
 @pytest.mark.parametrize("overlap", average_precision.OVERLAPS)
 @pytest.mark.parametrize("height", range(10, 21))
 def test_a_detection_on_a_threshold_reaches_it(height, overlap):
-    """The lower `height` twentieths of a square: IoU and GIoU are height/20, which 10 of .50, .55, …, .95 reach at 19 and 20, 1 at 10."""
+    """The lower `height` twentieths of a square: IoU and GIoU are height/20, which 10 of .50, .55, …, .95 reach at 19
+    and 20, 1 at 10."""
     result = average_precision.coco([truth(SQUARE)], [found([0, 0, 20, height])], ["a"], overlap)
     assert result.summary["AP"] == pytest.approx(min(height - 9, 10) / 10)
     assert (result.summary["AP50"], result.summary["AP75"]) == (1, float(height >= 15))
@@ -51,7 +55,8 @@ def test_giou_asks_for_more_than_iou(protocol):
 @pytest.mark.parametrize("overlap", average_precision.OVERLAPS)
 @pytest.mark.parametrize(("inside", "ap50", "ap75"), [(20, 1, 1), (12, 1, 1 / 2), (8, 1 / 2, 1 / 2)])
 def test_what_lies_in_a_crowd_is_no_error(inside, ap50, ap75, overlap):
-    """Before the truth is found, a detection of width 20 has the best score; `inside` of its width lies in a crowd ten times as large."""
+    """Before the truth is found, a detection of width 20 has the best score; `inside` of its width lies in a crowd ten
+    times as large."""
     crowd = [100, 0, 300, 20]
     images = [truth(SQUARE, crowd, crowd=[False, True])], [found([80 + inside, 0, 100 + inside, 20], SQUARE)], ["a"]
     summary = average_precision.coco(*images, overlap).summary
@@ -76,23 +81,33 @@ def test_voc_counts_a_truth_found_twice_as_an_error():
 
 
 def test_voc_looks_at_the_best_truth_only_and_coco_at_the_next():
-    """Truths 20 and 16 high at one place; the second detection, 19 high, is nearest to the first truth, which is taken."""
+    """Truths 20 and 16 high at one place; the second detection, 19 high, is nearest to the first truth, which is
+    taken."""
     images = [truth(SQUARE, [0, 0, 20, 16])], [found(SQUARE, [0, 0, 20, 19])], ["a"]
     assert average_precision.voc(*images, points="all").summary["AP"] == pytest.approx(1 / 2)
     assert average_precision.coco(*images).summary["AP50"] == pytest.approx(1)
 
 
 def test_the_published_example_of_24_detections():
-    """15 truths; the 1st, 3rd, 10th, 12th, 13th, 14th and 23rd of 24 are right: 24.57 % and, with 11 points, 26.84 % (Padilla et al., 2020)."""
+    """15 truths; the 1st, 3rd, 10th, 12th, 13th, 14th and 23rd of 24 are right: 24.57 % and, with 11 points, 26.84 %
+    (Padilla et al., 2020)."""
     boxes = [[30 * index, 300, 30 * index + 20, 320] for index in range(15)]
     unfound, right = iter(boxes), {1, 3, 10, 12, 13, 14, 23}
-    detections = found(*(next(unfound) if rank in right else FAR for rank in range(1, 25)), scores=[1 - rank / 100 for rank in range(1, 25)])
-    assert average_precision.voc([truth(*boxes)], [detections], ["person"], points="all").summary["AP"] == pytest.approx(0.2457, abs=5e-5)
-    assert average_precision.voc([truth(*boxes)], [detections], ["person"], points=11).summary["AP"] == pytest.approx(0.2684, abs=5e-5)
+    detections = found(
+        *(next(unfound) if rank in right else FAR for rank in range(1, 25)),
+        scores=[1 - rank / 100 for rank in range(1, 25)],
+    )
+    assert average_precision.voc([truth(*boxes)], [detections], ["person"], points="all").summary[
+        "AP"
+    ] == pytest.approx(0.2457, abs=5e-5)
+    assert average_precision.voc([truth(*boxes)], [detections], ["person"], points=11).summary["AP"] == pytest.approx(
+        0.2684, abs=5e-5
+    )
 
 
 def test_plus_one_is_the_width_of_inclusive_pixels():
-    """Pixels 1 to 10 against 1 to 5 of a row: 5 of 10 with `plus_one` and as the continuous boxes from 0 to 10 and to 5."""
+    """Pixels 1 to 10 against 1 to 5 of a row: 5 of 10 with `plus_one` and as the continuous boxes from 0 to 10 and to
+    5."""
     pixels = [truth([1, 1, 10, 1])], [found([1, 1, 5, 1])], ["a"]
     continuous = [truth([0, 0, 10, 1])], [found([0, 0, 5, 1])], ["a"]
     assert average_precision.voc(*pixels, threshold=0.5, plus_one=True).summary["AP"] == pytest.approx(1)
@@ -101,7 +116,8 @@ def test_plus_one_is_the_width_of_inclusive_pixels():
 
 
 def test_mean_iou_of_matches():
-    """The best score takes the nearer truth at .95, the next what is left at .8; the third has none left, the others find none of theirs."""
+    """The best score takes the nearer truth at .95, the next what is left at .8; the third has none left, the others
+    find none of theirs."""
     truths = [truth(SQUARE, [0, 0, 20, 16], FAR, difficult=[False, False, True])]
     boxes = [[0, 0, 20, 19], SQUARE, SQUARE, SQUARE, FAR]
     detections = [dict(boxes=boxes, labels=[0, 0, 0, 1, 0], scores=[0.9, 0.8, 0.7, 1, 1])]
@@ -111,7 +127,9 @@ def test_mean_iou_of_matches():
 
 
 def test_a_class_without_truths_has_no_ap_and_one_never_found_has_none_left():
-    result = average_precision.coco([dict(boxes=[SQUARE, FAR], labels=[0, 1])], [dict(boxes=[SQUARE, SQUARE], labels=[0, 2], scores=[1, 1])], "abc")
+    result = average_precision.coco(
+        [dict(boxes=[SQUARE, FAR], labels=[0, 1])], [dict(boxes=[SQUARE, SQUARE], labels=[0, 2], scores=[1, 1])], "abc"
+    )
     np.testing.assert_allclose(result.classes["AP"], [1, 0, np.nan])
     assert result.summary["AP"] == pytest.approx(1 / 2)
     np.testing.assert_allclose(average_precision.voc([truth(SQUARE)], [None], "ab").classes["AP"], [0, np.nan])
@@ -134,7 +152,8 @@ CLASSES = ["plain", "small", "crowded", "never found", "never there", "nowhere"]
 
 
 def scenes(seed, integers, images=12):
-    """Truths and detections with crowds, difficult truths, tied scores, empty images, 130 detections in one, classes without either."""
+    """Truths and detections with crowds, difficult truths, tied scores, empty images, 130 detections in one, classes
+    without either."""
     rng = np.random.default_rng(seed)
     truths, detections = [], []
     for image in range(images):
@@ -143,9 +162,13 @@ def scenes(seed, integers, images=12):
         corner = rng.uniform(0, 200, (count, 2))
         boxes = np.concatenate([corner, corner + size], 1)
         labels = rng.integers(0, 4, count)
-        source = rng.integers(0, max(count, 1), 0 if image == 5 or count == 0 else 130 if image == 7 else rng.integers(1, 30))
+        source = rng.integers(
+            0, max(count, 1), 0 if image == 5 or count == 0 else 130 if image == 7 else rng.integers(1, 30)
+        )
         moved = boxes[source] + rng.normal(0, 0.08, (len(source), 4)) * np.tile(size[source], 2)
-        named = np.where(rng.random(len(source)) < 0.8, labels[source] if len(source) else 0, rng.choice([0, 1, 2, 4], len(source)))
+        named = np.where(
+            rng.random(len(source)) < 0.8, labels[source] if len(source) else 0, rng.choice([0, 1, 2, 4], len(source))
+        )
         named[named == 3] = 0
         if image == 7:
             named[:] = 0
@@ -165,9 +188,16 @@ class COCOevalByGIoU(COCOeval):
         overlaps = super().computeIoU(image, category)
         if len(overlaps) == 0:
             return overlaps
-        detections = sorted(self._dts[image, category], key=lambda detection: -detection["score"])[: self.params.maxDets[-1]]
-        corners = [torch.tensor([one["bbox"] for one in objects], dtype=torch.float64) for objects in (detections, self._gts[image, category])]
-        giou = torchvision.ops.generalized_box_iou(*(torchvision.ops.box_convert(boxes, "xywh", "xyxy") for boxes in corners)).numpy()
+        detections = sorted(self._dts[image, category], key=lambda detection: -detection["score"])[
+            : self.params.maxDets[-1]
+        ]
+        corners = [
+            torch.tensor([one["bbox"] for one in objects], dtype=torch.float64)
+            for objects in (detections, self._gts[image, category])
+        ]
+        giou = torchvision.ops.generalized_box_iou(
+            *(torchvision.ops.box_convert(boxes, "xywh", "xyxy") for boxes in corners)
+        ).numpy()
         return np.where([one["iscrowd"] for one in self._gts[image, category]], overlaps, giou)
 
 
@@ -177,15 +207,28 @@ def pycocotools_of(truths, detections, evaluator=COCOeval):
 
     annotations, results = [], []
     for image, (one, other) in enumerate(zip(truths, detections, strict=True)):
-        for box, label, crowd, area in zip(xywh(one["boxes"]), one["labels"].tolist(), one["crowd"], one["area"], strict=True):
-            entry = dict(id=len(annotations) + 1, image_id=image, category_id=label, bbox=box, area=float(area), iscrowd=int(crowd))
+        for box, label, crowd, area in zip(
+            xywh(one["boxes"]), one["labels"].tolist(), one["crowd"], one["area"], strict=True
+        ):
+            entry = dict(
+                id=len(annotations) + 1,
+                image_id=image,
+                category_id=label,
+                bbox=box,
+                area=float(area),
+                iscrowd=int(crowd),
+            )
             annotations.append(entry)
-        for box, label, score in zip(xywh(other["boxes"]), other["labels"].tolist(), other["scores"].tolist(), strict=True):
+        for box, label, score in zip(
+            xywh(other["boxes"]), other["labels"].tolist(), other["scores"].tolist(), strict=True
+        ):
             results.append(dict(image_id=image, category_id=label, bbox=box, score=score))
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         categories = [dict(id=index) for index in range(len(CLASSES))]
-        coco.dataset = dict(images=[dict(id=index) for index in range(len(truths))], annotations=annotations, categories=categories)
+        coco.dataset = dict(
+            images=[dict(id=index) for index in range(len(truths))], annotations=annotations, categories=categories
+        )
         coco.createIndex()
         oracle = evaluator(coco, coco.loadRes(results), "bbox")
         oracle.evaluate()
@@ -204,8 +247,12 @@ def test_every_number_is_that_of_pycocotools(overlap, seed, integers):
     result = average_precision.coco(truths, detections, CLASSES, overlap)
     names = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
     exact = dict(rtol=0, atol=1e-12)
-    np.testing.assert_allclose([result.summary[name] for name in names], np.where(oracle.stats < 0, np.nan, oracle.stats), **exact)
-    precision = np.where(oracle.eval["precision"] < 0, np.nan, oracle.eval["precision"])[..., -1]  # (thresholds, recalls, classes, sizes)
+    np.testing.assert_allclose(
+        [result.summary[name] for name in names], np.where(oracle.stats < 0, np.nan, oracle.stats), **exact
+    )
+    precision = np.where(oracle.eval["precision"] < 0, np.nan, oracle.eval["precision"])[
+        ..., -1
+    ]  # (thresholds, recalls, classes, sizes)
     present = [0, 1, 2, 3]
     np.testing.assert_allclose(result.thresholds["AP"], precision[:, :, present, 0].mean((1, 2)), **exact)
     np.testing.assert_allclose(result.classes["AP"], precision[..., 0].mean((0, 1)), **exact)
@@ -223,7 +270,9 @@ def test_mean_iou_is_that_of_pycocotools_matches(seed):
     matched = []
     for entry in oracle.evalImgs:
         if entry and entry["aRng"] == [0, 1e10]:
-            order = {one["id"]: column for column, one in enumerate(oracle._gts[entry["image_id"], entry["category_id"]])}
+            order = {
+                one["id"]: column for column, one in enumerate(oracle._gts[entry["image_id"], entry["category_id"]])
+            }
             overlaps = oracle.ious[entry["image_id"], entry["category_id"]]
             matched += [overlaps[row][order[match]] for row, match in enumerate(entry["dtMatches"][0]) if match]
     truths = [image | dict(difficult=image["crowd"]) for image in truths]
@@ -245,14 +294,23 @@ def textbook_voc(truths, detections, label, overlap, threshold, points, plus_one
 
     taken, wanted, ranked = set(), 0, []
     for image, (one, other) in enumerate(zip(truths, detections, strict=True)):
-        wanted += sum(1 for which, hard in zip(one["labels"], one["difficult"], strict=True) if which == label and not hard)
-        ranked += [(-score, image, row) for row, (which, score) in enumerate(zip(other["labels"], other["scores"], strict=True)) if which == label]
+        wanted += sum(
+            1 for which, hard in zip(one["labels"], one["difficult"], strict=True) if which == label and not hard
+        )
+        ranked += [
+            (-score, image, row)
+            for row, (which, score) in enumerate(zip(other["labels"], other["scores"], strict=True))
+            if which == label
+        ]
     if wanted == 0:
         return np.nan
     recall, precision, right, wrong = [], [], 0, 0
     for _, image, row in sorted(ranked):
         box, one = detections[image]["boxes"][row], truths[image]
-        best, which = max(((compare(box, one["boxes"][k]), -k) for k in range(len(one["boxes"])) if one["labels"][k] == label), default=(-9, 0))
+        best, which = max(
+            ((compare(box, one["boxes"][k]), -k) for k in range(len(one["boxes"])) if one["labels"][k] == label),
+            default=(-9, 0),
+        )
         if best >= threshold and one["difficult"][-which]:
             continue
         if best >= threshold and (image, -which) not in taken:
@@ -263,10 +321,18 @@ def textbook_voc(truths, detections, label, overlap, threshold, points, plus_one
         recall.append(right / wanted)
         precision.append(right / (right + wrong))
     if points == 11:
-        return sum(max([p for r, p in zip(recall, precision, strict=True) if r >= t], default=0.0) for t in np.arange(0, 1.1, 0.1)) / 11
+        return (
+            sum(
+                max([p for r, p in zip(recall, precision, strict=True) if r >= t], default=0.0)
+                for t in np.arange(0, 1.1, 0.1)
+            )
+            / 11
+        )
     corners = sorted({0.0, *recall})
     steps = itertools.pairwise(corners)
-    return sum((high - low) * max(p for r, p in zip(recall, precision, strict=True) if r >= high) for low, high in steps)
+    return sum(
+        (high - low) * max(p for r, p in zip(recall, precision, strict=True) if r >= high) for low, high in steps
+    )
 
 
 @pytest.mark.parametrize("plus_one", [False, True])
@@ -278,7 +344,9 @@ def test_voc_is_the_textbook_evaluation(overlap, points, plus_one):
         truths = [image | dict(crowd=np.zeros(len(image["labels"]), bool)) for image in truths]
         for threshold in (0.5, 0.75):
             result = average_precision.voc(truths, detections, CLASSES, overlap, threshold, points, plus_one)
-            expected = [textbook_voc(truths, detections, k, overlap, threshold, points, plus_one) for k in range(len(CLASSES))]
+            expected = [
+                textbook_voc(truths, detections, k, overlap, threshold, points, plus_one) for k in range(len(CLASSES))
+            ]
             np.testing.assert_allclose(result.classes["AP"], expected, rtol=0, atol=1e-12)
             assert result.summary["AP"] == pytest.approx(np.nanmean(expected))
 
@@ -286,7 +354,9 @@ def test_voc_is_the_textbook_evaluation(overlap, points, plus_one):
 @pytest.mark.parametrize("overlap", average_precision.OVERLAPS)
 def test_plus_one_on_pixels_is_the_continuous_evaluation(overlap):
     truths, detections = scenes(1, integers=True)
-    pixels = [[image | dict(boxes=image["boxes"] + [1, 1, 0, 0]) for image in images] for images in (truths, detections)]
+    pixels = [
+        [image | dict(boxes=image["boxes"] + [1, 1, 0, 0]) for image in images] for images in (truths, detections)
+    ]
     by_pixels = average_precision.voc(*pixels, CLASSES, overlap, average_precision.THRESHOLDS, plus_one=True)
     by_edges = average_precision.voc(truths, detections, CLASSES, overlap, average_precision.THRESHOLDS)
     assert by_pixels.thresholds.equals(by_edges.thresholds)
@@ -308,9 +378,13 @@ def test_plus_one_on_pixels_is_the_continuous_evaluation(overlap):
 )
 def test_any_kind_of_array_gives_the_same_result(kind):
     images = scenes(2, integers=True)
-    images = [[one | dict(boxes=one["boxes"].clip(0, 252)) for one in some] for some in images]  # multiples of 4, whole in bfloat16 too
+    images = [
+        [one | dict(boxes=one["boxes"].clip(0, 252)) for one in some] for some in images
+    ]  # multiples of 4, whole in bfloat16 too
     expected = average_precision.evaluate(*images, CLASSES)
-    again = average_precision.evaluate(*([{key: kind(values) for key, values in one.items()} for one in some] for some in images), CLASSES)
+    again = average_precision.evaluate(
+        *([{key: kind(values) for key, values in one.items()} for one in some] for some in images), CLASSES
+    )
     assert again.summary == expected.summary
     assert again.classes.equals(expected.classes)
 
@@ -321,13 +395,18 @@ def test_evaluate_fills_a_run_folders_tables():
     six = ["AP", "AP50", "AP75", "AP_giou", "AP50_giou", "AP75_giou"]
     assert list(result.summary) == [*six, "mean_iou", *(f"voc07_{name}" for name in six)]
     assert list(result.thresholds) == ["criterion", "threshold", "AP"] and len(result.thresholds) == 20
-    assert list(result.classes) == ["criterion", "class", "AP", "AP50", "AP75"] and len(result.classes) == 2 * len(CLASSES)
+    assert list(result.classes) == ["criterion", "class", "AP", "AP50", "AP75"] and len(result.classes) == 2 * len(
+        CLASSES
+    )
     for overlap, suffix in (("iou", ""), ("giou", "_giou")):
         coco = average_precision.coco(truths, detections, CLASSES, overlap)
         rows = result.thresholds[result.thresholds["criterion"] == overlap]
         assert rows["AP"].tolist() == coco.thresholds["AP"].tolist()
         assert result.summary[f"AP75{suffix}"] == coco.summary["AP75"]
-        assert result.summary[f"voc07_AP50{suffix}"] == average_precision.voc(truths, detections, CLASSES, overlap).summary["AP"]
+        assert (
+            result.summary[f"voc07_AP50{suffix}"]
+            == average_precision.voc(truths, detections, CLASSES, overlap).summary["AP"]
+        )
     assert result.summary["mean_iou"] == average_precision.mean_iou(truths, detections, CLASSES) > 0.5
     assert result.summary["AP_giou"] < result.summary["AP"]
 
@@ -335,7 +414,9 @@ def test_evaluate_fills_a_run_folders_tables():
 def test_no_images_and_empty_images_have_no_ap():
     assert np.isnan(list(average_precision.evaluate([], [], CLASSES).summary.values())).all()
     empty = dict(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
-    assert np.isnan(list(average_precision.evaluate([empty], [empty | dict(scores=torch.zeros(0))], CLASSES).summary.values())).all()
+    assert np.isnan(
+        list(average_precision.evaluate([empty], [empty | dict(scores=torch.zeros(0))], CLASSES).summary.values())
+    ).all()
     assert np.isnan(list(average_precision.evaluate([empty], [found(SQUARE)], CLASSES).summary.values())).all()
 
 
@@ -350,14 +431,23 @@ def test_no_images_and_empty_images_have_no_ap():
         ([truth(SQUARE) | dict(labels=[1])], [None], r"truths\[0\]: label 1 is none of the 1 classes"),
         ([truth(SQUARE)], [found(SQUARE) | dict(labels=[-1])], r"detections\[0\]: label -1 is none of the 1 classes"),
         ([truth(SQUARE)], [found(SQUARE) | dict(labels=[0.5])], r"detections\[0\]: label 0.5 is none"),
-        ([truth(SQUARE)], [truth(SQUARE)], r"detections\[0\] must be a dict with boxes, labels, scores; it has no scores"),
+        (
+            [truth(SQUARE)],
+            [truth(SQUARE)],
+            r"detections\[0\] must be a dict with boxes, labels, scores; it has no scores",
+        ),
         ([None], [None], r"truths\[0\] must be a dict with boxes, labels"),
         ([truth(SQUARE)], [found(SQUARE, scores=[0.5, 0.5])], r"detections\[0\]: scores must be \(1,\)"),
         ([truth(SQUARE) | dict(boxes=[[0, 0, 1]])], [None], r"truths\[0\]: boxes must be \(n, 4\), got \(1, 3\)"),
     ],
 )
 def test_what_cannot_be_evaluated_is_named(truths, detections, message):
-    for protocol in (average_precision.coco, average_precision.voc, average_precision.mean_iou, average_precision.evaluate):
+    for protocol in (
+        average_precision.coco,
+        average_precision.voc,
+        average_precision.mean_iou,
+        average_precision.evaluate,
+    ):
         with pytest.raises(ValueError, match=message):
             protocol(truths, detections, ["a"])
 

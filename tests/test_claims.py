@@ -1,4 +1,5 @@
-"""Every claim has what decides it; verdicts follow the tables, from made-up ones whose answer is plain to ones the notebooks write."""
+"""Every claim has what decides it; verdicts follow the tables, from made-up ones whose answer is plain to ones the
+notebooks write."""
 
 import json
 
@@ -18,7 +19,16 @@ IDS = [*(f"G{n}" for n in range(1, 12)), "B1", "B2", *(f"Z{n}" for n in range(1,
 
 def folder(place, notebook, tables, **entries):
     """A run folder with the tables (name → table)."""
-    record = dict(status="complete", notebook=notebook, run="20260101T000000-000-abcdef0", given={}, parameters={"n_pairs": 20_000}) | entries
+    record = (
+        dict(
+            status="complete",
+            notebook=notebook,
+            run="20260101T000000-000-abcdef0",
+            given={},
+            parameters={"n_pairs": 20_000},
+        )
+        | entries
+    )
     place.mkdir(parents=True, exist_ok=True)
     (place / "run.json").write_text(json.dumps(record))
     for name, table in tables.items():
@@ -51,7 +61,11 @@ def test_without_runs_nothing_is_decided():
 def real(tmp_path_factory):
     """Run folders as notebooks 01 to 03 write them, small."""
     place, losses = tmp_path_factory.mktemp("runs"), ["iou", "giou", "diou", "ciou"]
-    first = dict(figure_1=metric.figure_1(["l1"]), spread=metric.spread([], [7.0], 2_000, 0), properties=metric.properties(2_000, 0))
+    first = dict(
+        figure_1=metric.figure_1(["l1"]),
+        spread=metric.spread([], [7.0], 2_000, 0),
+        properties=metric.properties(2_000, 0),
+    )
     first |= dict(ranges=metric.ranges([metric.pairs(kind, 2_000, 0) for kind in ("equal", "corners")]))
     first |= dict(rank_correlation=metric.rank_correlation([0.001, 1.0], 200, 10, 0))
     options = dict(n_points=30, steps=60, progress=False)
@@ -61,12 +75,17 @@ def real(tmp_path_factory):
         return pd.concat([measure(result).assign(run=way) for way, result in runs.items()])
 
     third = dict(standings=both(convergence.standings), points=both(lambda r: convergence.by_point(r.final)))
-    third |= dict(differences=both(lambda r: convergence.differences(r.final)), alignment=both(lambda r: convergence.alignment(r.final)))
+    third |= dict(
+        differences=both(lambda r: convergence.differences(r.final)),
+        alignment=both(lambda r: convergence.alignment(r.final)),
+    )
     third |= dict(apart=pd.concat([convergence.apart(losses, gradients=way, **options) for way in runs]))
     third |= dict(curves_published=convergence.curves(runs["published"]))
     return {
         "01_metric": folder(place / "1", "01_metric", first),
-        "02_loss_landscape": folder(place / "2", "02_loss_landscape", dict(steepness=landscape.steepness(["iou", "giou"], 20_000, 0))),
+        "02_loss_landscape": folder(
+            place / "2", "02_loss_landscape", dict(steepness=landscape.steepness(["iou", "giou"], 20_000, 0))
+        ),
         "03_simulation": folder(place / "3", "03_simulation", third),
     }
 
@@ -88,7 +107,9 @@ def test_a_run_that_is_missing_a_table_or_its_end_decides_nothing(real, tmp_path
     assert part.words.G1 == "the run has no table figure_1, spread"
     running = claims.ledger({"01_metric": folder(tmp_path / "b", "01_metric", tables, status="running")})
     assert set(running.verdict) == {UNTESTED}
-    other = claims.ledger({"01_metric": folder(tmp_path / "c", "01_metric", {"ranges": tables["ranges"].drop(columns="lowest")})}).set_index("id")
+    other = claims.ledger(
+        {"01_metric": folder(tmp_path / "c", "01_metric", {"ranges": tables["ranges"].drop(columns="lowest")})}
+    ).set_index("id")
     assert other.verdict.B2 == UNTESTED
 
 
@@ -100,11 +121,16 @@ def test_the_papers_numbers_decide_nothing(real, monkeypatch):
 
 def test_the_command_repeats_what_was_given():
     record = dict(notebook="03_simulation", given=dict(scale="paper", seed=1, losses=["iou", "giou"], device="cpu"))
-    assert claims.repeat(record) == """giou-repro run 03_simulation --scale paper --seed 1 -p losses '["iou", "giou"]' -p device cpu"""
+    assert (
+        claims.repeat(record)
+        == """giou-repro run 03_simulation --scale paper --seed 1 -p losses '["iou", "giou"]' -p device cpu"""
+    )
 
 
 def test_one_broken_property_breaks_the_claim():
-    table = pd.DataFrame(dict(claim=["G2", "G2", "G3"], property=["first", "second", "third"], measured=0.0, holds=[True, False, True]))
+    table = pd.DataFrame(
+        dict(claim=["G2", "G2", "G3"], property=["first", "second", "third"], measured=0.0, holds=[True, False, True])
+    )
     broken = decide("G2", properties=table)
     assert (broken["verdict"], broken["words"]) == (FAILS, "Broken: second.")
     kept = decide("G3", properties=table)
@@ -113,15 +139,22 @@ def test_one_broken_property_breaks_the_claim():
 
 
 def _simulated(published, exact, half):
-    """standings and differences of GIoU and DIoU: final errors (GIoU, DIoU) of both ways, and GIoU's steps to half the error (DIoU's: 20)."""
+    """standings and differences of GIoU and DIoU: final errors (GIoU, DIoU) of both ways, and GIoU's steps to half the
+    error (DIoU's: 20)."""
     rows = [
         dict(run=way, loss=loss, error=e)
         for way, pair in (("published", published), ("exact", exact))
         for loss, e in zip(("giou", "diou"), pair, strict=True)
     ]
     standings = pd.DataFrame(rows).assign(half_step=lambda t: np.where(t.loss == "giou", half, 20))
-    gaps = [dict(run=way, loss="diou", against="giou", points=9, difference=d - g) for way, (g, d) in (("published", published), ("exact", exact))]
-    return dict(standings=standings, differences=pd.DataFrame(gaps).assign(low=lambda t: t.difference - 0.01, high=lambda t: t.difference + 0.01))
+    gaps = [
+        dict(run=way, loss="diou", against="giou", points=9, difference=d - g)
+        for way, (g, d) in (("published", published), ("exact", exact))
+    ]
+    return dict(
+        standings=standings,
+        differences=pd.DataFrame(gaps).assign(low=lambda t: t.difference - 0.01, high=lambda t: t.difference + 0.01),
+    )
 
 
 @pytest.mark.parametrize(
@@ -153,7 +186,12 @@ def test_too_few_cases_decide_nothing():
 def _apart(**counts):
     ways = ("exact", "published")
     rows = [
-        dict(gradients=way, loss=loss, cases=100, **dict(zip(("solved", "grew", "hull_shrank"), counts[loss], strict=True)))
+        dict(
+            gradients=way,
+            loss=loss,
+            cases=100,
+            **dict(zip(("solved", "grew", "hull_shrank"), counts[loss], strict=True)),
+        )
         for way in ways
         for loss in counts
     ]
@@ -172,10 +210,16 @@ def test_z3_z5_and_z6_by_hand():
     rows = [("published", "giou", 2.0, 0.8, 1.0, 1.4), ("exact", "giou", 0.04, 0.015, 0.02, 0.03)]
     alignment = pd.DataFrame(rows, columns=["run", "loss", "aligned", "diagonal", "low", "high"]).assign(points=50)
     assert decide("Z3", alignment=alignment, curves_published=curves)["verdict"] == CONDITION
-    points = pd.DataFrame(dict(run=["published", "exact"], loss="diou", points=50, error=0.01, low=0.0, high=0.02, worst=[0.03, 0.05]))
+    points = pd.DataFrame(
+        dict(run=["published", "exact"], loss="diou", points=50, error=0.01, low=0.0, high=0.02, worst=[0.03, 0.05])
+    )
     assert decide("Z5", points=points, curves_published=curves)["verdict"] == CONDITION  # the bar is .04
-    standings = pd.DataFrame(dict(run=["published", "exact"] * 2, loss=["ciou"] * 2 + ["diou"] * 2, half_step=[10, 10, 12, 9]))
-    gaps = pd.DataFrame(dict(run=["published", "exact"], loss="ciou", against="diou", points=50, difference=0.0, low=-0.001, high=0.001))
+    standings = pd.DataFrame(
+        dict(run=["published", "exact"] * 2, loss=["ciou"] * 2 + ["diou"] * 2, half_step=[10, 10, 12, 9])
+    )
+    gaps = pd.DataFrame(
+        dict(run=["published", "exact"], loss="ciou", against="diou", points=50, difference=0.0, low=-0.001, high=0.001)
+    )
     assert decide("Z6", standings=standings, differences=gaps, curves_published=curves)["verdict"] == CONDITION
 
 
@@ -186,8 +230,22 @@ def detectors(gain, n=5, noise=0.001, ap50=0.0, detector="yolov3", disjoint=0.2,
         common = rng.normal(0, 0.01)
         for share, loss in zip((0, 0.5, 1), ("l2", "iou", "giou"), strict=True):
             ap, ap75, giou, giou75, half = 0.4 + common + rng.normal(0, noise, 5)
-            row = dict(dataset="voc", detector=detector, loss=loss, weight=1.0, seed=run, disjoint=disjoint, mean_iou=0.8, AP=ap + share * gain)
-            row |= dict(AP50=half + share * ap50, AP75=ap75 + 2 * share * gain, AP_giou=giou + share * gain, AP75_giou=giou75 + 2 * share * gain)
+            row = dict(
+                dataset="voc",
+                detector=detector,
+                loss=loss,
+                weight=1.0,
+                seed=run,
+                disjoint=disjoint,
+                mean_iou=0.8,
+                AP=ap + share * gain,
+            )
+            row |= dict(
+                AP50=half + share * ap50,
+                AP75=ap75 + 2 * share * gain,
+                AP_giou=giou + share * gain,
+                AP75_giou=giou75 + 2 * share * gain,
+            )
             rows.append(row)
     return pd.DataFrame(rows).assign(setting=f"voc, {detector}")
 
@@ -203,7 +261,9 @@ def test_g9_by_known_gains():
     assert few["verdict"] == UNTESTED and "fewer than 5 paired seeds of GIoU" in few["words"]
     both = pd.concat([detectors(0.05), detectors(0.0, detector="faster_rcnn")])
     assert decide("G9", detectors=both)["verdict"] == CONDITION
-    assert decide("G9", detectors=detectors(0.05).drop(columns="AP_giou").assign(AP_giou=np.nan))["verdict"] == CONDITION
+    assert (
+        decide("G9", detectors=detectors(0.05).drop(columns="AP_giou").assign(AP_giou=np.nan))["verdict"] == CONDITION
+    )
 
 
 def test_g10_places_the_gain():
@@ -262,7 +322,9 @@ def test_b1_by_hand():
 
 
 def test_the_simulations_tables_by_hand():
-    final = pd.DataFrame(dict(loss=["iou"] * 3 + ["giou"] * 3, point=[1, 2, 3] * 2, error=np.array([4, 6, 8, 1, 2, np.inf]) * 343))
+    final = pd.DataFrame(
+        dict(loss=["iou"] * 3 + ["giou"] * 3, point=[1, 2, 3] * 2, error=np.array([4, 6, 8, 1, 2, np.inf]) * 343)
+    )
     by_point = convergence.by_point(final).set_index("loss")
     assert by_point.loc["iou", ["points", "error", "worst"]].tolist() == [3, 6, 8]
     assert (by_point.low.iou + by_point.high.iou, np.isnan(by_point.low.giou)) == (pytest.approx(12), True)
@@ -273,15 +335,24 @@ def test_the_simulations_tables_by_hand():
 def test_boxes_that_start_apart_by_hand():
     table = convergence.apart(["iou", "giou"], 40, "exact", steps=100, progress=False).set_index("loss")
     assert 20 < table.cases.iou == table.cases.giou < 40  # the points near the targets overlap
-    assert table.loc["iou", ["solved", "grew", "hull_shrank", "growth"]].tolist() == [0, 0, 0, 1]  # no gradient, no move
+    assert table.loc["iou", ["solved", "grew", "hull_shrank", "growth"]].tolist() == [
+        0,
+        0,
+        0,
+        1,
+    ]  # no gradient, no move
     assert table.growth.giou > 1.5
     assert table.grew.giou > 0.9 * table.cases.giou
 
 
 def test_ranges_of_pairs():
-    pairs = pd.DataFrame(dict(kind=["equal", "equal", "corners"], overlap=[True, True, False], giou=[0.5, -0.25, -0.75]))
+    pairs = pd.DataFrame(
+        dict(kind=["equal", "equal", "corners"], overlap=[True, True, False], giou=[0.5, -0.25, -0.75])
+    )
     table = metric.ranges([pairs])
-    assert table.to_dict("list") == dict(kind=["equal", "corners"], overlap=[True, False], pairs=[2, 1], lowest=[-0.25, -0.75], highest=[0.5, -0.75])
+    assert table.to_dict("list") == dict(
+        kind=["equal", "corners"], overlap=[True, False], pairs=[2, 1], lowest=[-0.25, -0.75], highest=[0.5, -0.75]
+    )
 
 
 def test_the_published_ledger_is_what_the_published_tables_say():

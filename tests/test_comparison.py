@@ -15,8 +15,23 @@ def finished(results, ap, **given):
     """A complete detector run with a made-up AP, as training leaves it."""
     config = loop.configure(scale="smoke", **given)
     run = store.open_run("05_train_detector", results / "05_train_detector", config.model_dump())
-    head = {"dataset": "shapes", "detector": config.detector, "loss": config.loss, "weight": config.weight or 5.0, "seed": config.seed}
-    numbers = {"AP": ap, "AP50": 2 * ap, "AP75": ap / 2, "AP_giou": ap, "AP50_giou": ap, "AP75_giou": ap / 2, "mean_iou": 0.7, "disjoint": 0.1}
+    head = {
+        "dataset": "shapes",
+        "detector": config.detector,
+        "loss": config.loss,
+        "weight": config.weight or 5.0,
+        "seed": config.seed,
+    }
+    numbers = {
+        "AP": ap,
+        "AP50": 2 * ap,
+        "AP75": ap / 2,
+        "AP_giou": ap,
+        "AP50_giou": ap,
+        "AP75_giou": ap / 2,
+        "mean_iou": 0.7,
+        "disjoint": 0.1,
+    }
     run.save_table("evaluation", pd.DataFrame([head | numbers]))
     run.save_table("curves", pd.DataFrame({"epoch": [1], "step": [4], "loss": [3.0], "box": [1.0], "AP": [ap]}))
     run.save_table("thresholds", pd.DataFrame({"criterion": ["iou"], "threshold": [0.5], "AP": [2 * ap]}))
@@ -48,7 +63,9 @@ def test_no_run_is_told_with_the_remedy(tmp_path):
 
 def test_a_training_of_a_smaller_scale_does_not_count(tmp_path):
     finished(tmp_path, 0.2)
-    with pytest.raises(FileNotFoundError, match="1 of a smaller scale do not count at scale laptop, but at --scale smoke"):
+    with pytest.raises(
+        FileNotFoundError, match="1 of a smaller scale do not count at scale laptop, but at --scale smoke"
+    ):
         comparison.gather(tmp_path, scale="laptop")
     assert len(comparison.gather(tmp_path, scale="smoke")[0]) == 1
 
@@ -72,7 +89,9 @@ def test_generated_data_of_another_seed_is_the_same_setting_and_seeds_are_paired
     assert comparison.paired(runs).n.unique().tolist() == [3]
     with_data(finished(tmp_path, 0.2, loss="iou", seed=2), "others", recipe="shapes")
     runs, _, _ = comparison.gather(tmp_path)
-    assert runs.groupby("setting").size().sort_values().tolist() == [1, 6], "equal seeds without equal images are not paired"
+    assert runs.groupby("setting").size().sort_values().tolist() == [1, 6], (
+        "equal seeds without equal images are not paired"
+    )
     with_data(finished(tmp_path, 0.2, loss="iou", seed=1), "of seed 1")  # a record from before there were recipes
     assert comparison.gather(tmp_path)[0].setting.nunique() == 3
 
@@ -109,7 +128,9 @@ def test_a_kept_comparison_is_gathered_as_its_trainings_were(tmp_path):
     again = comparison.gather(tmp_path / "published")
     pd.testing.assert_frame_equal(runs, again[0])
     for ours, theirs in zip(first[1:], again[1:], strict=True):
-        pd.testing.assert_frame_equal(ours[ours.seed > 0].reset_index(drop=True), theirs[theirs.seed > 0].reset_index(drop=True), check_like=True)
+        pd.testing.assert_frame_equal(
+            ours[ours.seed > 0].reset_index(drop=True), theirs[theirs.seed > 0].reset_index(drop=True), check_like=True
+        )
     copy = store.open_run("06_compare_losses", tmp_path / "06_compare_losses", {})
     comparison.keep_records(again[0], tmp_path / "published", copy)
     assert len(list((copy.folder / "runs").glob("*.json"))) == 12
@@ -136,7 +157,19 @@ def family(losses, n=5, gain=0.05, **changed):
     for loss in losses:
         for seed in range(n):
             ap = 0.3 + gain * (loss != losses[0]) + rng.normal(0, 0.001)
-            rows.append(dict(setting="one", loss=loss, weight=1.0, seed=seed, AP=ap, AP50=ap, AP75=ap, mean_iou=0.7 + rng.normal(0, 0.001)) | changed)
+            rows.append(
+                dict(
+                    setting="one",
+                    loss=loss,
+                    weight=1.0,
+                    seed=seed,
+                    AP=ap,
+                    AP50=ap,
+                    AP75=ap,
+                    mean_iou=0.7 + rng.normal(0, 0.001),
+                )
+                | changed
+            )
     return pd.DataFrame(rows)
 
 
@@ -153,7 +186,12 @@ def test_every_loss_is_held_against_the_detectors_own_and_l1_in_one_family():
 
 def test_verdicts_from_five_seeds_and_intervals_from_three():
     clear = comparison.paired(family(["l2", "giou"]))
-    assert clear.set_index("measure").verdict.to_dict() == {"AP": "better", "AP50": "better", "AP75": "better", "mean_iou": "undecided"}
+    assert clear.set_index("measure").verdict.to_dict() == {
+        "AP": "better",
+        "AP50": "better",
+        "AP75": "better",
+        "mean_iou": "undecided",
+    }
     few = comparison.paired(family(["l2", "giou"], n=4))
     assert set(few.verdict) == {"too few seeds"} and few.low.notna().all()
 
@@ -171,7 +209,11 @@ def test_several_weights_are_compared_at_equal_and_at_best_weight(tmp_path):
     runs, _, _ = comparison.gather(tmp_path)
     chosen = comparison.at_one_weight(runs)
     best = chosen[chosen.setting.str.endswith("best weights")]
-    assert sorted(name.rsplit(", ", 1)[1] for name in chosen.setting.unique()) == ["best weights", "weight 1", "weight 10"]
+    assert sorted(name.rsplit(", ", 1)[1] for name in chosen.setting.unique()) == [
+        "best weights",
+        "weight 1",
+        "weight 10",
+    ]
     assert best.groupby("loss").weight.unique().map(list).to_dict() == {"giou": [10.0], "l2": [1.0]}
     assert 0 not in best.seed.tolist(), "the seed that chose is left out"
     assert comparison.weights(runs).set_index(["loss", "weight"])["mean"].round(6).to_dict()["giou", 10.0] == 0.4

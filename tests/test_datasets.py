@@ -43,7 +43,11 @@ def picture(path, mode="RGB", **options):
 
 
 def test_one_seed_gives_one_set_and_its_splits_differ():
-    first, again, more = generated.generate("train", 3, 4), generated.generate("train", 3, 4), generated.generate("train", 3, 9)
+    first, again, more = (
+        generated.generate("train", 3, 4),
+        generated.generate("train", 3, 4),
+        generated.generate("train", 3, 9),
+    )
     for i in range(4):
         assert torch.equal(first[i][0], again[i][0])
         assert torch.equal(first[i][0], more[i][0])
@@ -91,7 +95,9 @@ def xml(*objects, size=(WIDTH, HEIGHT), filename=None):
     text += f"<filename>{filename}</filename>" if filename else ""
     text += f"<size><width>{size[0]}</width><height>{size[1]}</height><depth>3</depth></size>" if size else ""
     for name, *box in objects:
-        corners = "".join(f"<{tag}>{value}</{tag}>" for tag, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=False))
+        corners = "".join(
+            f"<{tag}>{value}</{tag}>" for tag, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=False)
+        )
         text += f"<object><name>{name}</name><difficult>{box[4] if len(box) > 4 else 0}</difficult><bndbox>{corners}</bndbox></object>"
     return text + "</annotation>"
 
@@ -212,7 +218,11 @@ def test_what_is_wrong_with_files_and_lists_of_a_voc_folder(tmp_path):
         "nameless": xml(("", 1, 1, 5, 5)).replace("</annotation>", "<object><name>cell</name></object></annotation>"),
         "alike": xml(("Cell", 1, 1, 5, 5)),
     }
-    voc(tmp_path, annotations, train=["sound", "sound", "absent", "../Annotations/sound", *[id for id in annotations if id != "sound"]])
+    voc(
+        tmp_path,
+        annotations,
+        train=["sound", "sound", "absent", "../Annotations/sound", *[id for id in annotations if id != "sound"]],
+    )
     images = tmp_path / "JPEGImages"
     (images / "gone.jpg").unlink()
     (images / "lost.jpg").unlink()
@@ -256,7 +266,9 @@ def test_classes_are_those_of_the_whole_folder_or_the_voc_20(tmp_path):
     assert len(ds.classes) == 20
     assert ds.classes[ds[0][1]["labels"]] == "dog"
     chosen = datasets.load(other, "all", classes=("cell",))
-    assert [(one.file, one.object, one.kind) for one in chosen.defects] == [("b.jpg", "object 1 (axle)", "unknown class")]
+    assert [(one.file, one.object, one.kind) for one in chosen.defects] == [
+        ("b.jpg", "object 1 (axle)", "unknown class")
+    ]
 
 
 def test_layouts_and_splits_of_voc_folders(tmp_path):
@@ -300,10 +312,16 @@ def test_a_split_can_be_taken_in_parts(tmp_path):
 
 def test_a_part_without_an_image_is_refused_with_what_there_is(tmp_path):
     voc(tmp_path, {id: xml(SOUND) for id in "abc"}, train="abc", val="")
-    with pytest.raises(ValueError, match=r"'train\[50%:51%\]' holds none of the 3 images of 'train'; take a larger part, as train\[:80%\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"'train\[50%:51%\]' holds none of the 3 images of 'train'; take a larger part, as train\[:80%\]",
+    ):
         datasets.load(tmp_path, "train[50%:51%]")
     for split in ("val", "val[:80%]"):
-        with pytest.raises(datasets.Unreadable, match=r"no image of split 'val.*' can be used; the splits are all, train, val\nval.txt: empty list"):
+        with pytest.raises(
+            datasets.Unreadable,
+            match=r"no image of split 'val.*' can be used; the splits are all, train, val\nval.txt: empty list",
+        ):
             datasets.load(tmp_path, split)
 
 
@@ -311,7 +329,9 @@ def test_a_set_that_is_not_divided_says_how_to_divide_it(tmp_path):
     undivided = voc(tmp_path / "voc", {"a": xml(SOUND)}), coco(tmp_path / "json" / "a.json", [entry()])
     trained = coco(tmp_path / "train" / "train" / "_annotations.coco.json", [entry()]).parents[1]
     for path, split, whole in ((undivided[0], "train", "all"), (undivided[1], "val", "all"), (trained, "val", "train")):
-        with pytest.raises(ValueError, match=rf'no split .* train_split "{whole}\[:80%\]", val_split "{whole}\[80%:\]"'):
+        with pytest.raises(
+            ValueError, match=rf'no split .* train_split "{whole}\[:80%\]", val_split "{whole}\[80%:\]"'
+        ):
             datasets.check_splits(path, split)
         datasets.check_splits(path, f"{whole}[:80%]", f"{whole}[80%:]")
     datasets.check_splits("shapes", "train", "val")
@@ -350,7 +370,11 @@ def test_bccd_has_the_defects_its_readme_lists():
     assert counts["test"] == {"near-duplicate": 1}
     assert counts["all"] == {"near-duplicate": 7, "zero area": 2}
     labels = Counter(item.label for entry in sets["all"].pictures for item in entry.objects)
-    assert {sets["all"].classes[label]: count for label, count in labels.items()} == {"RBC": 4155 - 2, "WBC": 372, "Platelets": 361}
+    assert {sets["all"].classes[label]: count for label, count in labels.items()} == {
+        "RBC": 4155 - 2,
+        "WBC": 372,
+        "Platelets": 361,
+    }
 
 
 @real
@@ -358,7 +382,12 @@ def test_voc2007_gives_its_readmes_numbers():
     ds = datasets.load(REAL / "voc2007", "val")
     assert (len(ds), ds.name, len(ds.classes), ds.defects) == (1000, "VOC2007", 20, [])
     counts = Counter((ds.classes[item.label], item.difficult) for entry in ds.pictures for item in entry.objects)
-    assert (counts["person", False], counts["person", True], counts["sheep", False], counts["sheep", True]) == (931, 185, 47, 18)
+    assert (counts["person", False], counts["person", True], counts["sheep", False], counts["sheep", True]) == (
+        931,
+        185,
+        47,
+        18,
+    )
     assert sum(counts.values()) == 2529 + 635
 
 
@@ -384,8 +413,13 @@ def coco(file, annotations, images=(), categories=((5, "dog"), (3, "cat"))):
 
 
 def test_a_coco_json_by_hand(tmp_path):
-    """xywh (10, 5, 20, 20) ends at (30, 25); category ids 3 and 5 become 0 and 1; an own area is kept; a crowd is flagged."""
-    annotations = [entry(area=123.5), entry(2, category_id=5, bbox=(0.25, 0.5, 59.75, 39.5)), entry(3, iscrowd=1, bbox=(1, 1, 2, 2))]
+    """xywh (10, 5, 20, 20) ends at (30, 25); category ids 3 and 5 become 0 and 1; an own area is kept; a crowd is
+    flagged."""
+    annotations = [
+        entry(area=123.5),
+        entry(2, category_id=5, bbox=(0.25, 0.5, 59.75, 39.5)),
+        entry(3, iscrowd=1, bbox=(1, 1, 2, 2)),
+    ]
     ds = datasets.load(coco(tmp_path / "a.json", annotations), "all")
     image, target = ds[0]
     assert (ds.classes, ds.defects, ds.has_masks, target["image_id"]) == (("cat", "dog"), [], False, 7)
@@ -409,7 +443,9 @@ def test_masks_are_those_of_pycocotools(tmp_path):
         dict(size=[HEIGHT, WIDTH], counts=packed["counts"].decode()),
         dict(size=[HEIGHT, WIDTH], counts=runs),
     ]
-    annotations = [entry(id, segmentation=each, iscrowd=id > 0, bbox=(10, 5, 20, 20 - id)) for id, each in enumerate(segmentations)]
+    annotations = [
+        entry(id, segmentation=each, iscrowd=id > 0, bbox=(10, 5, 20, 20 - id)) for id, each in enumerate(segmentations)
+    ]
     ds = datasets.load(coco(tmp_path / "a.json", annotations), "all")
     drawn = ds[0][1]["masks"].numpy()
     both = pycocotools.mask.merge(pycocotools.mask.frPyObjects([triangle, square], HEIGHT, WIDTH))
@@ -482,7 +518,9 @@ def test_where_a_mask_is_broken_the_box_is_the_mask(tmp_path, segmentation):
 
 def test_a_mask_that_others_have_is_missed_and_far_corners_do_no_harm(tmp_path):
     far = [[-1e30, -1e30, 1e30, -1e30, 1e30, 1e30, -1e30, 1e30]]
-    ds = datasets.load(coco(tmp_path / "a.json", [entry(1, segmentation=[]), entry(2, bbox=(1, 1, 4, 4), segmentation=far)]), "all")
+    ds = datasets.load(
+        coco(tmp_path / "a.json", [entry(1, segmentation=[]), entry(2, bbox=(1, 1, 4, 4), segmentation=far)]), "all"
+    )
     assert [(one.kind, one.object) for one in ds.defects] == [("missing mask", "annotation 1 (cat)")]
     assert ds[0][1]["masks"].sum((1, 2)).tolist() == [400, 2400]
 
@@ -551,7 +589,9 @@ def test_layouts_and_splits_of_coco_folders(tmp_path):
 # ---- images
 
 
-@pytest.mark.parametrize(("mode", "suffix"), [("L", "jpg"), ("CMYK", "jpg"), ("P", "png"), ("RGBA", "png"), ("1", "png"), ("LA", "png")])
+@pytest.mark.parametrize(
+    ("mode", "suffix"), [("L", "jpg"), ("CMYK", "jpg"), ("P", "png"), ("RGBA", "png"), ("1", "png"), ("LA", "png")]
+)
 def test_images_of_other_colours_are_converted(tmp_path, mode, suffix):
     voc(tmp_path, {"a": xml(SOUND)})
     (tmp_path / "JPEGImages" / "a.jpg").unlink()
@@ -596,7 +636,8 @@ def chunk(kind, content):
 
 
 def test_a_picture_that_breaks_late_is_skipped_by_who_reads(tmp_path):
-    """A PNG with sound checksums around pixels that are none, an image that goes missing, and one that changes its size."""
+    """A PNG with sound checksums around pixels that are none, an image that goes missing, and one that changes its
+    size."""
     voc(tmp_path, {id: xml(SOUND) for id in "abcd"})
     images = tmp_path / "JPEGImages"
     (images / "a.jpg").unlink()
@@ -632,7 +673,9 @@ def test_damaged_files_of_any_kind_never_raise_anything_else(tmp_path):
     rng = np.random.default_rng(0)
     for suffix in ("jpg", "png", "webp", "bmp", "gif", "tif"):
         buffer = io.BytesIO()
-        Image.open(picture(tmp_path / f"sound.{suffix}")).save(buffer, {"jpg": "JPEG", "tif": "TIFF"}.get(suffix, suffix.upper()))
+        Image.open(picture(tmp_path / f"sound.{suffix}")).save(
+            buffer, {"jpg": "JPEG", "tif": "TIFF"}.get(suffix, suffix.upper())
+        )
         sound = np.frombuffer(buffer.getvalue(), dtype=np.uint8)
         assert header(tmp_path / f"sound.{suffix}")[:2] == (WIDTH, HEIGHT)
         for turn in range(40):
@@ -686,5 +729,7 @@ def test_every_kind_of_defect_is_explained():
 def test_help_needs_neither_torch_nor_pillow():
     code = "import sys, giou_repro\nfrom giou_repro.__main__ import main\ntry: main(['data', 'check', '--help'])\n"
     code += "except SystemExit: print({'torch', 'PIL', 'numpy'} & set(sys.modules))"
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ).stdout
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
+    ).stdout
     assert answer.splitlines()[-1] == "set()"

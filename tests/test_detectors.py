@@ -1,4 +1,5 @@
-"""Every detector keeps one contract, takes any loss, and where the loss is torchvision's own gives torchvision's own value."""
+"""Every detector keeps one contract, takes any loss, and where the loss is torchvision's own gives torchvision's own
+value."""
 
 import sys
 from urllib.error import URLError
@@ -192,7 +193,9 @@ def recorded(monkeypatch):
 @pytest.mark.parametrize("cells", [7, 14])
 def test_pooling_by_products_is_torchvisions(cells):
     generator = torch.Generator().manual_seed(0)
-    maps = {str(stride): torch.randn(3, 6, 128 // stride, 96 // stride, generator=generator) for stride in (4, 8, 16, 32)}
+    maps = {
+        str(stride): torch.randn(3, 6, 128 // stride, 96 // stride, generator=generator) for stride in (4, 8, 16, 32)
+    }
     corners = torch.rand(40, 2, generator=generator) * 160 - 30  # some lie outside of the image of 96 x 128
     boxes = torch.cat((corners, corners + torch.rand(40, 2, generator=generator) ** 3 * 200), 1)
     boxes = [boxes, boxes[:0], boxes[:7]]
@@ -229,12 +232,16 @@ def test_another_loss_in_an_rcnn_acts_on_the_deltas_of_the_true_class(scene, rec
 def test_an_overlap_loss_in_an_rcnn_acts_on_decoded_boxes(scene, recorded):
     calls = recorded(torchvision_rcnn.RoIHeads, "select_training_samples")
     model = small("faster_rcnn").train()
-    torch.nn.init.zeros_(model.roi_heads.box_predictor.bbox_pred.weight)  # deltas of 0: the decoded boxes are the proposals
+    torch.nn.init.zeros_(
+        model.roi_heads.box_predictor.bbox_pred.weight
+    )  # deltas of 0: the decoded boxes are the proposals
     torch.nn.init.zeros_(model.roi_heads.box_predictor.bbox_pred.bias)
     losses, _ = model(*scene)
     proposals, matched, labels, _ = calls[0][1]
     positive = labels[0] > 0
-    expected = generalized_box_iou_loss(proposals[0][positive], scene[1][0]["boxes"][matched[0][positive]], reduction="sum")
+    expected = generalized_box_iou_loss(
+        proposals[0][positive], scene[1][0]["boxes"][matched[0][positive]], reduction="sum"
+    )
     torch.testing.assert_close(losses["box"], 10 * expected / sum(map(len, labels)), rtol=1e-4, atol=1e-6)
 
 
@@ -267,7 +274,9 @@ def test_a_coordinate_loss_in_fcos_acts_on_distances_over_strides(scene, recorde
     for point in torch.where(matched[0] >= 0)[0].tolist():
         x1, y1, x2, y2 = anchors[0][point].tolist()
         left, top, right, bottom = targets[0]["boxes"][matched[0][point]].tolist()
-        wanted = tensor([(x1 + x2) / 2 - left, (y1 + y2) / 2 - top, right - (x1 + x2) / 2, bottom - (y1 + y2) / 2]) / (x2 - x1)
+        wanted = tensor([(x1 + x2) / 2 - left, (y1 + y2) / 2 - top, right - (x1 + x2) / 2, bottom - (y1 + y2) / 2]) / (
+            x2 - x1
+        )
         distances.append((outputs["bbox_regression"][0, point] - wanted).abs().sum())
     torch.testing.assert_close(losses["box"], sum(distances) / len(distances))
 
@@ -318,7 +327,10 @@ def test_weights_are_the_papers_where_none_is_given():
         (("faster_rnn", 3), "unknown detector 'faster_rnn'; did you mean 'faster_rcnn'"),
         (("fcos", 3, "giuo"), "unknown loss 'giuo'; did you mean 'giou'"),
         (("fcos", 0), "fcos needs a whole number of classes of at least 1, got 0"),
-        (("fcos", 3, "giou", None, 100), "image_size must be a multiple of 32, the coarsest stride of the backbones, got 100"),
+        (
+            ("fcos", 3, "giou", None, 100),
+            "image_size must be a multiple of 32, the coarsest stride of the backbones, got 100",
+        ),
         (("fcos", 3, "giou", None, 64, "resnet5"), "unknown backbone 'resnet5'; did you mean 'resnet50'"),
         (("fcos", 3, "giou", None, 64, "resnet50:no.pth"), "there is no file 'no.pth'"),
         (("fcos", 3, "giou", None, 64, "tiny:imagenet"), "there are no weights for tiny"),
@@ -333,12 +345,15 @@ def test_what_cannot_be_built_is_named(arguments, message):
 # ---- backbones
 
 
-@pytest.mark.parametrize("name", ["tiny", "mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_lite0:none", "resnet50"])
+@pytest.mark.parametrize(
+    "name", ["tiny", "mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_lite0:none", "resnet50"]
+)
 def test_features_have_their_strides_and_channels(name):
     features = backbones.build(name)
     found = features(torch.rand(2, 3, 64, 96))
     assert [tuple(each.shape) for each in found] == [
-        (2, channels, 64 // stride, 96 // stride) for stride, channels in zip((4, 8, 16, 32), features.channels, strict=True)
+        (2, channels, 64 // stride, 96 // stride)
+        for stride, channels in zip((4, 8, 16, 32), features.channels, strict=True)
     ]
     assert backbones.strides_8_16_32(name).channels == features.channels[1:]
 
@@ -357,7 +372,12 @@ def test_efficientnet_lite0_gives_the_values_of_its_published_code():
     ramp = torch.linspace(0, 1, 3 * 64 * 64).view(1, 3, 64, 64)
     with torch.no_grad():
         found = backbones.efficientnet_lite0().eval()(ramp)
-    expected = [(1.67651, 7.94481, -2.40738), (0.51492, 6.97559, -16.9918), (-0.33401, 5.86202, 5.65571), (0.01731, 1.53465, 1.72117)]
+    expected = [
+        (1.67651, 7.94481, -2.40738),
+        (0.51492, 6.97559, -16.9918),
+        (-0.33401, 5.86202, 5.65571),
+        (0.01731, 1.53465, 1.72117),
+    ]
     for each, numbers in zip(found, expected, strict=True):
         assert (each.mean().item(), each.std().item(), each[0, 3, 1, 1].item()) == pytest.approx(numbers, abs=2e-4)
 

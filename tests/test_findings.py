@@ -88,13 +88,21 @@ def test_every_difference_is_told_with_its_verdict():
         ("mean_iou", "ciou", 0.002, "undecided"),
     ]
     table = pd.DataFrame(rows, columns=["measure", "loss", "difference", "verdict"])
-    table = table.assign(setting="cells", against="l2", n=10, low=table.difference - 0.001, high=table.difference + 0.001)
+    table = table.assign(
+        setting="cells", against="l2", n=10, low=table.difference - 0.001, high=table.difference + 0.001
+    )
     words = findings.paired(table)
     assert "**cells** (4 differences)" in words
-    assert "- against ℓ2 (n = 10), **better**: AP: GIoU +0.008 (+0.007 to +0.009)\n- against ℓ2 (n = 10), **worse**: AP50: GIoU -0.009" in words
+    assert (
+        "- against ℓ2 (n = 10), **better**: AP: GIoU +0.008 (+0.007 to +0.009)\n- against ℓ2 (n = 10), **worse**: AP50: GIoU -0.009"
+        in words
+    )
     assert "**undecided**: AP: CIoU +0.001 (+0.000 to +0.002); mean IoU: CIoU +0.002 (+0.001 to +0.003)\n" in words
     few = findings.paired(table[:1].assign(n=2, low=np.nan, high=np.nan, verdict="too few seeds"))
-    assert "- against ℓ2 (n = 2), **too few seeds**: AP: GIoU +0.008\n- mean IoU is not compared: a training found no object" in few
+    assert (
+        "- against ℓ2 (n = 2), **too few seeds**: AP: GIoU +0.008\n- mean IoU is not compared: a training found no object"
+        in few
+    )
 
 
 @pytest.fixture(scope="module")
@@ -116,12 +124,16 @@ def test_against_paper_is_close_from_the_first_step(result):
 
 
 def test_alignment_splits_the_disc():
-    final = pd.DataFrame(dict(loss="iou", x=[12.5, 12, 10, 10.0], y=[10, 12, 12.5, 10.0], error=[343.0, 686, 343, 34300]))
+    final = pd.DataFrame(
+        dict(loss="iou", x=[12.5, 12, 10, 10.0], y=[10, 12, 12.5, 10.0], error=[343.0, 686, 343, 34300])
+    )
     table = convergence.alignment(final)  # beside, diagonal, above, and on the target, which does not count
     assert table.aligned.tolist() == [1]
     assert table.diagonal.tolist() == [2]
     assert "for: none" in findings.alignment(table.assign(run="exact"))
-    assert "IoU with exact gradients (4.000 against 2.000)" in findings.alignment(table.assign(run="exact", aligned=4.0))
+    assert "IoU with exact gradients (4.000 against 2.000)" in findings.alignment(
+        table.assign(run="exact", aligned=4.0)
+    )
 
 
 def test_single_boxes_start_where_they_say():
@@ -132,7 +144,9 @@ def test_single_boxes_start_where_they_say():
 
 
 def test_every_loss_has_its_best_step_size():
-    table = convergence.every_loss(["l2", "giou"], 2, 0.1, [0.001, 0.1], 2, steps=50, seed=0, progress=False).set_index("loss")
+    table = convergence.every_loss(["l2", "giou"], 2, 0.1, [0.001, 0.1], 2, steps=50, seed=0, progress=False).set_index(
+        "loss"
+    )
     assert table.best_size["giou"] == 0.1
     assert table.best_error["giou"] == pytest.approx(table.error["giou"])
     words = findings.every_loss(table.reset_index(), 0.1)

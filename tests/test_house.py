@@ -55,7 +55,8 @@ DETECTION = {"torchvision", "safetensors", "faster_coco_eval", "pycocotools", "e
 
 @pytest.fixture
 def without_detection(tmp_path):
-    """The environment variables of a Python, and of the kernels it starts, in which nothing of the extras for detection can be imported."""
+    """The environment variables of a Python, and of the kernels it starts, in which nothing of the extras for detection
+    can be imported."""
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n"
         "class Missing:\n"
@@ -77,7 +78,9 @@ def imported_by(module):
         if name in found or not path.is_file():
             continue
         found.add(name)
-        outside_functions = [part for part in ast.parse(path.read_text()).body if not isinstance(part, ast.FunctionDef | ast.ClassDef)]
+        outside_functions = [
+            part for part in ast.parse(path.read_text()).body if not isinstance(part, ast.FunctionDef | ast.ClassDef)
+        ]
         for node in (node for part in outside_functions for node in ast.walk(part)):
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
@@ -102,7 +105,16 @@ def imported_by(module):
             "simulation.descent",
             "experiments.comparison",
         ),
-        *("runs.store", "runs.runner", "runs.sweep", "report.claims", "report.page", "report.publish", "report.verify", "data.datasets"),
+        *(
+            "runs.store",
+            "runs.runner",
+            "runs.sweep",
+            "report.claims",
+            "report.page",
+            "report.publish",
+            "report.verify",
+            "data.datasets",
+        ),
     ],
 )
 def test_what_needs_no_detector_imports_none(module):
@@ -110,7 +122,9 @@ def test_what_needs_no_detector_imports_none(module):
 
 
 def test_training_imports_what_the_extra_brings():
-    assert {"torchvision", "safetensors", "faster_coco_eval"} <= {name.partition(".")[0] for name in imported_by("training.loop")}
+    assert {"torchvision", "safetensors", "faster_coco_eval"} <= {
+        name.partition(".")[0] for name in imported_by("training.loop")
+    }
 
 
 def test_notebook_01_runs_without_the_extra(without_detection, tmp_path):
@@ -122,7 +136,9 @@ def test_notebook_01_runs_without_the_extra(without_detection, tmp_path):
 
 @pytest.mark.parametrize("words", [["train", "--loss", "giou"], ["data", "download", "voc2007"]])
 def test_what_needs_the_extra_names_it_in_one_line(without_detection, words):
-    answer = subprocess.run([sys.executable, "-m", "giou_repro", *words], env=without_detection, capture_output=True, text=True)
+    answer = subprocess.run(
+        [sys.executable, "-m", "giou_repro", *words], env=without_detection, capture_output=True, text=True
+    )
     assert answer.returncode == 2
     assert answer.stderr.count("\n") == 1
     assert answer.stderr.endswith("pip install 'giou-repro[detection]'\n")
@@ -149,7 +165,9 @@ def test_lock_and_conda_give_one_environment():
         assert all(requirement.specifier.contains(str(pin.specifier)[2:]) for pin in locked[requirement.name])
     conda = yaml.safe_load((ROOT / "environment.yml").read_text())
     assert {"pip": ["-r requirements.lock", "-e .[all]"]} in conda["dependencies"]
-    assert f"python={project['requires-python'].removeprefix('>=')}" <= next(d for d in conda["dependencies"] if str(d).startswith("python="))
+    assert f"python={project['requires-python'].removeprefix('>=')}" <= next(
+        d for d in conda["dependencies"] if str(d).startswith("python=")
+    )
 
 
 def test_the_environment_is_sound():

@@ -1,4 +1,5 @@
-"""Parameters: how a notebook declares them, and that wrong values are refused before work starts, in JupyterLab as on the command line."""
+"""Parameters: how a notebook declares them, and that wrong values are refused before work starts, in JupyterLab as on
+the command line."""
 
 import json
 
@@ -80,13 +81,20 @@ def test_both_ways_refuse_in_the_same_words(name, wrong, tmp_path, monkeypatch):
     assert next(iter(wrong)) in str(headless.value)
 
 
-@pytest.mark.parametrize("path", sorted((store.project_folder() / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((store.project_folder() / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem
+)
 def test_a_wrong_value_ends_the_set_up_cell_before_there_is_a_run(path, tmp_path):
     cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
     shell = InteractiveShell.instance()
     try:
-        shell.run_cell("".join(cells[0]["source"]) + f"\nscale = 'large'\nrun_dir = {str(tmp_path / 'run')!r}").raise_error()
-        with pytest.raises(parameters.ParameterError, match="parameter 'scale' is 'large', but input should be 'smoke', 'laptop' or 'paper'"):
+        shell.run_cell(
+            "".join(cells[0]["source"]) + f"\nscale = 'large'\nrun_dir = {str(tmp_path / 'run')!r}"
+        ).raise_error()
+        with pytest.raises(
+            parameters.ParameterError,
+            match="parameter 'scale' is 'large', but input should be 'smoke', 'laptop' or 'paper'",
+        ):
             shell.run_cell("".join(cells[1]["source"])).raise_error()
     finally:
         InteractiveShell.clear_instance()

@@ -34,7 +34,11 @@ def test_publishing_again_replaces(finished, tmp_path):
     publish(finished.folder, tmp_path)
     (finished.folder / "small.csv").write_text("a\n2\n")
     assert (publish(finished.folder, tmp_path) / "small.csv").read_text() == "a\n2\n"
-    assert sorted(path.name for path in (tmp_path / "results" / "published").iterdir()) == ["02_loss_landscape", "README.md", "claims.csv"]
+    assert sorted(path.name for path in (tmp_path / "results" / "published").iterdir()) == [
+        "02_loss_landscape",
+        "README.md",
+        "claims.csv",
+    ]
 
 
 REFUSED = [

@@ -1,4 +1,5 @@
-"""The page stands alone and says what the tables say; the published ledger is renewed with it; verify tells numbers that moved."""
+"""The page stands alone and says what the tables say; the published ledger is renewed with it; verify tells numbers
+that moved."""
 
 import re
 import shutil
@@ -20,7 +21,9 @@ def run_folder(results, notebook=FIRST, scale="laptop", status="complete", name=
     folder = results / notebook / name
     shutil.copytree(PUBLISHED / notebook, folder)
     run = store.Run(folder)
-    run._write_record(run.record | dict(status=status, run=name, parameters=run.record["parameters"] | {"scale": scale}))
+    run._write_record(
+        run.record | dict(status=status, run=name, parameters=run.record["parameters"] | {"scale": scale})
+    )
     return folder
 
 
@@ -126,7 +129,10 @@ def test_a_few_runs_of_yours_leave_the_published_detectors_as_they_are(tmp_path)
 
     published = publish.published_runs(store.project_folder())
     runs = detectors(0.05, n=1).replace({"loss": {"iou": "gone"}})  # a loss that cannot be imported
-    found = {"published": published, "yours": detector_run(tmp_path, runs.assign(setting="yours alone", dataset="bccd"))}
+    found = {
+        "published": published,
+        "yours": detector_run(tmp_path, runs.assign(setting="yours alone", dataset="bccd")),
+    }
     text, alone = page.page(found, tmp_path), page.page({"published": published}, tmp_path)
     told = re.findall(r"<h4>(.*?) \(published\)</h4>(.*?)<h", alone)
     assert told and all(f"<h4>{name} (published)</h4>{tables}" in text for name, tables in told)
@@ -228,7 +234,9 @@ def test_the_command_runs_what_is_published_again(project, tmp_path, monkeypatch
 
     def rerun(name, given, results, progress):
         asked.append((name, given))
-        table = pd.read_csv(run_folder(tmp_path / "again", name) / "rank_correlation.csv").assign(spearman=lambda t: t.spearman - moved)
+        table = pd.read_csv(run_folder(tmp_path / "again", name) / "rank_correlation.csv").assign(
+            spearman=lambda t: t.spearman - moved
+        )
         table.to_csv(tmp_path / "again" / name / "20260101T000000-000-abcdef0" / "rank_correlation.csv", index=False)
         return store.Run(tmp_path / "again" / name / "20260101T000000-000-abcdef0")
 

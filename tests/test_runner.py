@@ -25,7 +25,9 @@ size = None  # type: float a size
 losses = ["l1"]  # type: list[str] losses
 run_dir = None  # type: str folder
 """
-START = "from giou_repro.runs import store\nrun = store.start('small', run_dir, dict(seed=seed, size=size, losses=losses))"
+START = (
+    "from giou_repro.runs import store\nrun = store.start('small', run_dir, dict(seed=seed, size=size, losses=losses))"
+)
 
 
 def notebook(path, *cells):
@@ -110,7 +112,10 @@ def test_a_failing_notebook_leaves_its_copy(tmp_path, capsys):
 def _check_full(folder, said):
     (run,) = store.runs(folder)
     assert run.record["status"] == "failed"
-    assert f"no space left on the disk of {run.folder}; what was complete is kept; free space and run the same command again" in said
+    assert (
+        f"no space left on the disk of {run.folder}; what was complete is kept; free space and run the same command again"
+        in said
+    )
     assert "Traceback" not in said
 
 
@@ -149,7 +154,9 @@ def test_a_notebook_that_never_finishes_its_run_is_not_complete(tmp_path):
 
 
 def _start_sleeper(tmp_path):
-    sleeper = notebook(tmp_path / "sleeper.ipynb", "import os, time\nrun.log(pid=os.getpid())\ntime.sleep(120)", "run.finish()")
+    sleeper = notebook(
+        tmp_path / "sleeper.ipynb", "import os, time\nrun.log(pid=os.getpid())\ntime.sleep(120)", "run.finish()"
+    )
     command = [sys.executable, "-m", "giou_repro", "run", sleeper, "--results", str(tmp_path / "results")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     for _ in range(600):
@@ -196,7 +203,9 @@ def _execute(tmp_path, cell, **options):
 
 
 def test_a_dead_kernel_is_no_error_of_a_cell(tmp_path):
-    run, failure = _execute(tmp_path, "import os, time; print('the end', flush=True); time.sleep(1); os.kill(os.getpid(), 9)")
+    run, failure = _execute(
+        tmp_path, "import os, time; print('the end', flush=True); time.sleep(1); os.kill(os.getpid(), 9)"
+    )
     assert failure.type is runner.KernelDied
     assert run.record["error"] == "kernel died in cell 5"
     assert runner.last_lines(run.folder) == "the end"
@@ -240,7 +249,11 @@ CONDITIONAL = {"figures/paired.png", "figures/weights.png", "every_loss.csv", "f
 def check_outputs(record):
     """What a notebook declares is what it saved, but for what depends on parameters."""
     rest = ("metrics.jsonl", "notebook.ipynb", "notebook.html", "checkpoint.pt")
-    saved = {name for name in record["outputs"] if name not in rest and not name.endswith(".pdf") and not name.startswith("runs/")}
+    saved = {
+        name
+        for name in record["outputs"]
+        if name not in rest and not name.endswith(".pdf") and not name.startswith("runs/")
+    }
     assert record["declared_outputs"]
     assert saved - CONDITIONAL == set(record["declared_outputs"])
 
@@ -248,7 +261,8 @@ def check_outputs(record):
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_notebooks_run_with_a_users_loss(name, user_module, tmp_path):
     user_module(
-        "scratch", "from giou_repro import boxes, loss\n\n@loss('mine', label='Mine')\ndef mine(p, t):\n    return 1 - boxes.iou(p, t) ** 2\n"
+        "scratch",
+        "from giou_repro import boxes, loss\n\n@loss('mine', label='Mine')\ndef mine(p, t):\n    return 1 - boxes.iou(p, t) ** 2\n",
     )
     assert main(["run", name, "--scale", "smoke", "--losses", "iou,giou,scratch:mine", "--results", str(tmp_path)]) == 0
     (folder,) = (tmp_path / name).glob("[0-9]*")
@@ -259,7 +273,9 @@ def test_notebooks_run_with_a_users_loss(name, user_module, tmp_path):
     table = {"01_metric": "losses", "02_loss_landscape": "steepness", "03_simulation": "standings"}[name]
     assert "mine" in (folder / f"{table}.csv").read_text()
     book = nbformat.read(folder / "notebook.ipynb", as_version=4)
-    streams = [output.text for cell in book.cells for output in cell.get("outputs", []) if output.output_type == "stream"]
+    streams = [
+        output.text for cell in book.cells for output in cell.get("outputs", []) if output.output_type == "stream"
+    ]
     assert not any("Warning" in text for text in streams), streams
 
 
@@ -281,7 +297,9 @@ def test_cells_in_another_order_never_make_a_false_record(tmp_path, monkeypatch)
     try:
         run_cells(given + "\nn_pairs = 1000\nlosses = ['giou']", set_up)
         refused("has no figure_1.csv, .*; run all cells from", cells[-1])
-        refused("parameter 'losses' was .*, and is now .*; run the set-up cell again", "losses = ['l1', 'giou']", cells[0])
+        refused(
+            "parameter 'losses' was .*, and is now .*; run the set-up cell again", "losses = ['l1', 'giou']", cells[0]
+        )
         run_cells(set_up, *cells, cells[-1])
         (run,) = store.runs(tmp_path / "results")
         assert run.complete
@@ -297,7 +315,9 @@ def test_cells_in_another_order_never_make_a_false_record(tmp_path, monkeypatch)
 def test_plain_papermill_from_another_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = store.project_folder() / "notebooks" / "02_loss_landscape.ipynb"
-    papermill.execute_notebook(path, tmp_path / "out.ipynb", dict(scale="smoke", grid=5, run_dir=str(tmp_path / "run")), progress_bar=False)
+    papermill.execute_notebook(
+        path, tmp_path / "out.ipynb", dict(scale="smoke", grid=5, run_dir=str(tmp_path / "run")), progress_bar=False
+    )
     record = store.Run(tmp_path / "run").record
     assert record["status"] == "complete"
     assert record["parameters"]["grid"] == 5
@@ -305,11 +325,17 @@ def test_plain_papermill_from_another_folder(tmp_path, monkeypatch):
 
 def test_detector_notebooks_train_compare_and_report_a_users_loss(user_module, tmp_path):
     user_module(
-        "scratch", "from giou_repro import boxes, loss\n\n@loss('mine', label='Mine')\ndef mine(p, t):\n    return 1 - boxes.iou(p, t) ** 2\n"
+        "scratch",
+        "from giou_repro import boxes, loss\n\n@loss('mine', label='Mine')\ndef mine(p, t):\n    return 1 - boxes.iou(p, t) ** 2\n",
     )
     small = ["-p", "images", "8", "-p", "val_images", "4", "-p", "epochs", "1"]
     for loss in ("l2", "scratch:mine"):
-        assert main(["run", "05_train_detector", "--scale", "smoke", "-p", "loss", loss, *small, "--results", str(tmp_path)]) == 0
+        assert (
+            main(
+                ["run", "05_train_detector", "--scale", "smoke", "-p", "loss", loss, *small, "--results", str(tmp_path)]
+            )
+            == 0
+        )
     for name in ("06_compare_losses", "07_report"):
         assert main(["run", name, "--scale", "smoke", "-p", "results", str(tmp_path), "--results", str(tmp_path)]) == 0
     (table,) = tmp_path.glob("06_compare_losses/*/detectors.csv")

@@ -1,4 +1,5 @@
-"""The verdicts: by hand where the head can follow, against scipy, and how often they are wrong on data without a difference."""
+"""The verdicts: by hand where the head can follow, against scipy, and how often they are wrong on data without a
+difference."""
 
 import numpy as np
 import pandas as pd
@@ -67,7 +68,9 @@ def test_a_clear_difference_is_seen(n, quick):
 
 def test_the_interval_is_students():
     values = [0.1, 0.2, 0.4, 0.3, 0.9]
-    assert statistics.mean_interval(values) == pytest.approx(tuple(stats.ttest_1samp(values, 0).confidence_interval(0.95)))
+    assert statistics.mean_interval(values) == pytest.approx(
+        tuple(stats.ttest_1samp(values, 0).confidence_interval(0.95))
+    )
     found = statistics.difference(values, np.zeros(5))
     assert found["p"] == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
     assert found["p_signs"] == pytest.approx(1 / 32)  # all five to one side
@@ -115,7 +118,9 @@ def _runs(**columns):
 
 
 def test_compare_pairs_common_seeds():
-    runs = _runs(loss=["l2"] * 4 + ["giou"] * 4, seed=[0, 1, 2, 3, 1, 2, 3, 4], AP=[0.1, 0.20, 0.21, 0.22, 0.25, 0.26, 0.28, 0.9])
+    runs = _runs(
+        loss=["l2"] * 4 + ["giou"] * 4, seed=[0, 1, 2, 3, 1, 2, 3, 4], AP=[0.1, 0.20, 0.21, 0.22, 0.25, 0.26, 0.28, 0.9]
+    )
     (row,) = statistics.compare(runs, "AP").to_dict("records")
     assert (row["loss"], row["against"], row["seeds"], row["n"]) == ("giou", "l2", "1 2 3", 3)
     assert row["difference"] == pytest.approx((0.05 + 0.05 + 0.06) / 3)
@@ -126,7 +131,9 @@ def test_compare_pairs_common_seeds():
 def test_holm_over_the_pairs_of_a_table():
     table = pd.DataFrame(dict(p=[0.01, 0.04, 0.03, np.nan], n=[5, 5, 5, 2], difference=[1, 1, -1, 1], p_signs=0.03))
     found = statistics.judged(table)
-    assert found.p_holm[:3].tolist() == pytest.approx([0.03, 0.06, 0.06])  # 3 x .01, then 2 x .03, then no less than that
+    assert found.p_holm[:3].tolist() == pytest.approx(
+        [0.03, 0.06, 0.06]
+    )  # 3 x .01, then 2 x .03, then no less than that
     assert found.verdict.tolist() == ["better", "undecided", "undecided", "too few seeds"]
 
 
@@ -143,8 +150,13 @@ def test_what_cannot_be_compared_is_named():
 
 @pytest.fixture
 def swept():
-    """Two losses at three weights, six seeds; l2 has one weight the other lacks. Seeds 0 and 1 like weight 2 of giou, the others weight 1."""
-    rows = [("giou", weight, seed, (0.5 if seed < 2 else 0.1) if weight == 2 else 0.3) for weight in (1, 2, 4) for seed in range(6)]
+    """Two losses at three weights, six seeds; l2 has one weight the other lacks. Seeds 0 and 1 like weight 2 of giou,
+    the others weight 1."""
+    rows = [
+        ("giou", weight, seed, (0.5 if seed < 2 else 0.1) if weight == 2 else 0.3)
+        for weight in (1, 2, 4)
+        for seed in range(6)
+    ]
     rows += [("l2", weight, seed, 0.2 + weight / 100) for weight in (1, 2, 8) for seed in range(6)]
     loss, weight, seed, ap = zip(*rows, strict=True)
     return _runs(loss=loss, weight=weight, seed=seed, AP=ap)

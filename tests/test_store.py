@@ -56,7 +56,9 @@ def test_a_run_without_a_declared_output_is_not_complete(tmp_path):
     run = store.start("n", tmp_path / "run", {}, ("one.csv", "figures/two.png"))
     run.save_table("one", pd.DataFrame())
     for ending in (run.finish, lambda: run.close("complete")):
-        with pytest.raises(store.RecordError, match=r"has no figures/two\.png yet; run all cells from the set-up cell on"):
+        with pytest.raises(
+            store.RecordError, match=r"has no figures/two\.png yet; run all cells from the set-up cell on"
+        ):
             ending()
     assert run.record["status"] == "running"
     run.save_figure("two", Figure())
@@ -115,13 +117,18 @@ run = store.start("n", run_dir, dict(size=size, losses=losses))
 
 
 @pytest.mark.parametrize("change", ["size = 20", "losses.append('l2')"])
-@pytest.mark.parametrize("write", ["run.save_table('t', pd.DataFrame())", "run.log(step=1)", "run.finish()", "run.check()"])
+@pytest.mark.parametrize(
+    "write", ["run.save_table('t', pd.DataFrame())", "run.log(step=1)", "run.finish()", "run.check()"]
+)
 def test_a_parameter_that_changed_since_the_set_up_cell_is_refused(cell, change, write):
     cell("size, losses, run_dir = None, ['l1'], None")
     cell(SET_UP)
     cell(write.replace("finish", "check"))
     cell(change)
-    with pytest.raises(store.RecordError, match=r"parameter '(size' was 10|losses' was \['l1'\]).*, and is now .*2.*; run the set-up cell again"):
+    with pytest.raises(
+        store.RecordError,
+        match=r"parameter '(size' was 10|losses' was \['l1'\]).*, and is now .*2.*; run the set-up cell again",
+    ):
         cell(write)
     cell(SET_UP)
     cell("run.finish()")
@@ -268,7 +275,9 @@ def test_changed_code_is_another_address(tmp_path, monkeypatch):
     assert store.address("n", {}) != first
 
 
-@pytest.mark.parametrize("parameters", [dict(loss="scratch:mine"), dict(losses=["iou", "scratch:mine"])], ids=["loss", "losses"])
+@pytest.mark.parametrize(
+    "parameters", [dict(loss="scratch:mine"), dict(losses=["iou", "scratch:mine"])], ids=["loss", "losses"]
+)
 def test_the_users_own_loss_is_part_of_the_address(user_module, parameters):
     user_module("scratch", "def mine(p, t): return 1")
     first = store.address("n", parameters)
@@ -354,7 +363,14 @@ def test_what_killed_processes_had_begun_to_write_is_removed(tmp_path):
     dead.wait()
     killed, held = (store.open_run("n", tmp_path / "n", dict(seed=seed)) for seed in (0, 1))
     killed._release()
-    names = [f".checkpoint.pt.{dead.pid}", f"figures/.a.png.{dead.pid}", f".table.csv.{os.getpid()}", ".hidden", ".notes.txt", "shown.csv.1"]
+    names = [
+        f".checkpoint.pt.{dead.pid}",
+        f"figures/.a.png.{dead.pid}",
+        f".table.csv.{os.getpid()}",
+        ".hidden",
+        ".notes.txt",
+        "shown.csv.1",
+    ]
     for run in (killed, held):
         (run.folder / "figures").mkdir()
         for name in names:
@@ -367,7 +383,13 @@ def test_what_killed_processes_had_begun_to_write_is_removed(tmp_path):
 @pytest.fixture
 def pictures(tmp_path):
     """A folder with two pictures, their annotations and their list."""
-    for name, text in (("a.jpg", "ab"), ("b.PNG", "abc"), ("a.xml", "<x>1</x>"), ("train.txt", "a"), ("notes.csv", "1")):
+    for name, text in (
+        ("a.jpg", "ab"),
+        ("b.PNG", "abc"),
+        ("a.xml", "<x>1</x>"),
+        ("train.txt", "a"),
+        ("notes.csv", "1"),
+    ):
         path = tmp_path / "data" / "bccd" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -399,7 +421,10 @@ def test_a_data_set_is_known_by_its_contents_wherever_and_since_when_it_is_there
     assert _address(shutil.copytree(pictures, tmp_path / "renamed")) != first
 
 
-@pytest.mark.parametrize(("name", "text", "counts"), [("a.jpg", "abcd", True), ("c.xml", "", True), ("notes.csv", "2", False), (".b.xml", "", False)])
+@pytest.mark.parametrize(
+    ("name", "text", "counts"),
+    [("a.jpg", "abcd", True), ("c.xml", "", True), ("notes.csv", "2", False), (".b.xml", "", False)],
+)
 def test_what_of_a_data_set_counts(pictures, name, text, counts):
     first = _address(pictures)
     (pictures / name).write_text(text)
@@ -426,7 +451,9 @@ run.close("complete")
 @pytest.fixture
 def holder(tmp_path):
     """A process at work on the run that `_resumable` asks for, until its input is closed, and its folder."""
-    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         yield process, Path(process.stdout.readline().strip())
         process.kill()
 
@@ -456,7 +483,9 @@ def test_who_waits_gets_the_complete_run_of_the_other(tmp_path, holder, capsys):
 
 def test_many_at_once_open_one_run(tmp_path):
     command = [sys.executable, "-c", HOLDER.replace("dict(seed=0)", "dict(seed=0), wait=True"), str(tmp_path)]
-    processes = [subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    processes = [
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) for _ in range(4)
+    ]
     assert len({process.communicate(timeout=60)[0].splitlines()[0] for process in processes}) == 1
     (folder,) = (path for path in (tmp_path / "n").iterdir() if path.is_dir())
     assert store.Run(folder).complete

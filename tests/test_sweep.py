@@ -31,7 +31,9 @@ START = "import os, time\nfrom pathlib import Path\nfrom giou_repro.runs import 
 
 def notebook(path, *cells):
     """Write a small notebook: parameters, then `cells`; it does without torch, so that a kernel starts fast."""
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in [PARAMETERS, START, *cells, "run.finish()"]])
+    book = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(source) for source in [PARAMETERS, START, *cells, "run.finish()"]]
+    )
     book.cells[0].metadata.tags = ["parameters"]
     book.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(book, path)
@@ -60,7 +62,10 @@ def small(tmp_path):
         ("jobs: []", "jobs: List should have at least 1 item"),
         ("jobs: [{}]", r"jobs\[0\].notebooks: Field required"),
         ("jobs: [{notebooks: [a], sedes: [1]}]", r"jobs\[0\].sedes: unknown key; did you mean 'seeds'\?"),
-        ("jobs: [{notebooks: a}, {notebooks: b, seeds: [0, x]}]", r"jobs\[1\].seeds\[1\]: Input should be a valid integer"),
+        (
+            "jobs: [{notebooks: a}, {notebooks: b, seeds: [0, x]}]",
+            r"jobs\[1\].seeds\[1\]: Input should be a valid integer",
+        ),
         ("jobs: [{notebooks: a, grid: {loss: giou}}]", r"jobs\[0\].grid.loss: Input should be a valid list"),
         ("jobs: [{notebooks: a, after: some}]", r"jobs\[0\].after: Input should be 'all'"),
         ("jobs: [{notebooks: a, gpus: 2}]", r"jobs\[0\].gpus: Input should be 0 or 1"),
@@ -84,7 +89,9 @@ def test_a_wrong_file_ends_with_2(tmp_path, small, capsys):
     assert not (tmp_path / "results").exists()
 
 
-@pytest.mark.parametrize(("written", "seconds"), [("90", 90), ("90s", 90), ("30m", 1800), ("1.5h", 5400), ("2d", 172800)])
+@pytest.mark.parametrize(
+    ("written", "seconds"), [("90", 90), ("90s", 90), ("30m", 1800), ("1.5h", 5400), ("2d", 172800)]
+)
 def test_times(tmp_path, small, written, seconds):
     assert sweep.read(sweep_file(tmp_path / "s.yaml", dict(notebooks=small), timeout=written)).timeout == seconds
 
@@ -94,9 +101,17 @@ def cells_of(tmp_path, *jobs, **options):
 
 
 def test_two_losses_and_two_sizes_on_two_seeds_are_eight_cells_paired(tmp_path, small):
-    cells = cells_of(tmp_path, dict(notebooks=small, grid=dict(loss=["l1", "iou"], size=[1, 2]), seeds=[0, 1], parameters=dict(scale="smoke")))
+    cells = cells_of(
+        tmp_path,
+        dict(notebooks=small, grid=dict(loss=["l1", "iou"], size=[1, 2]), seeds=[0, 1], parameters=dict(scale="smoke")),
+    )
     assert [cell.given["seed"] for cell in cells] == [0] * 4 + [1] * 4
-    assert [(cell.given["loss"], cell.given["size"]) for cell in cells[:4]] == [("l1", 1), ("l1", 2), ("iou", 1), ("iou", 2)]
+    assert [(cell.given["loss"], cell.given["size"]) for cell in cells[:4]] == [
+        ("l1", 1),
+        ("l1", 2),
+        ("iou", 1),
+        ("iou", 2),
+    ]
     assert len({cell.address([]) for cell in cells}) == 8
     assert {cell.given["scale"] for cell in cells} == {"smoke"}
 
@@ -107,7 +122,12 @@ def test_parameters_may_be_a_list_of_settings(tmp_path, small):
 
 
 def test_the_same_cell_is_one_run(tmp_path, small):
-    cells = cells_of(tmp_path, dict(notebooks=[small, small]), dict(notebooks=small, parameters=dict(size=1)), dict(notebooks=small, seeds=[0, 1]))
+    cells = cells_of(
+        tmp_path,
+        dict(notebooks=[small, small]),
+        dict(notebooks=small, parameters=dict(size=1)),
+        dict(notebooks=small, seeds=[0, 1]),
+    )
     assert [cell.said for cell in cells] == ["", "seed=1"]
 
 
@@ -117,9 +137,15 @@ def test_a_parameter_set_twice_is_refused(tmp_path, small):
 
 
 def test_the_command_line_wins_over_the_file(tmp_path, small):
-    jobs = [dict(notebooks=small, scale="paper", grid=dict(loss=["l1", "l2", "giou"])), dict(notebooks=small, after="all")]
+    jobs = [
+        dict(notebooks=small, scale="paper", grid=dict(loss=["l1", "l2", "giou"])),
+        dict(notebooks=small, after="all"),
+    ]
     cells = cells_of(tmp_path, *jobs, scale="smoke", losses=["ciou"], results=tmp_path)
-    assert [(cell.given["scale"], cell.given.get("loss"), cell.stage) for cell in cells] == [("smoke", "ciou", 0), ("smoke", None, 1)]
+    assert [(cell.given["scale"], cell.given.get("loss"), cell.stage) for cell in cells] == [
+        ("smoke", "ciou", 0),
+        ("smoke", None, 1),
+    ]
     assert {cell.given["results"] for cell in cells} == {str(tmp_path)}
     with pytest.raises(sweep.SweepError, match="no job of this sweep has a parameter loss"):
         cells_of(tmp_path, dict(notebooks=small), losses=["ciou"])
@@ -131,7 +157,9 @@ def test_what_reads_results_runs_anew_when_they_change(tmp_path, small):
     assert second.address(["one"]) != second.address(["one", "two"])
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[1] / "sweeps").glob("*.yaml")), ids=lambda path: path.stem
+)
 def test_the_examples_are_right(path):
     file = sweep.read(path)
     there = {book.stem for book in (store.project_folder() / "notebooks").glob("*.ipynb")}
@@ -155,18 +183,29 @@ if not marker.exists():
 def swept(tmp_path_factory):
     """A sweep that was run twice: (its table after the first time, after the second, exit statuses, results)."""
     folder = tmp_path_factory.mktemp("swept")
-    good = notebook(folder / "good.ipynb", "run.log(threads=os.environ['OMP_NUM_THREADS'], gpu=os.environ.get('CUDA_VISIBLE_DEVICES'))")
+    good = notebook(
+        folder / "good.ipynb",
+        "run.log(threads=os.environ['OMP_NUM_THREADS'], gpu=os.environ.get('CUDA_VISIBLE_DEVICES'))",
+    )
     bad = notebook(folder / "bad.ipynb", "print('so far')", "1 / 0")
     fragile = notebook(folder / "fragile.ipynb", DIES_ONCE)
     summary = notebook(folder / "summary.ipynb", "assert len(list(Path(results).glob('*/*/run.json'))) == 5")
-    jobs = [dict(notebooks=good, seeds=[0, 1], gpus=1), dict(notebooks=[bad, fragile]), dict(notebooks=summary, after="all")]
+    jobs = [
+        dict(notebooks=good, seeds=[0, 1], gpus=1),
+        dict(notebooks=[bad, fragile]),
+        dict(notebooks=summary, after="all"),
+    ]
     path = sweep_file(folder / "s.yaml", *jobs, retries=1)
     statuses, tables = [], []
     for _ in range(2):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sweep, "_devices", lambda: ["7"])
             statuses.append(main(["sweep", path, "--results", str(folder / "results"), "--workers", "2"]))
-        tables.append(pd.read_csv(folder / "results" / "sweeps" / "s.csv", keep_default_na=False).set_index(["notebook", "parameters"]))
+        tables.append(
+            pd.read_csv(folder / "results" / "sweeps" / "s.csv", keep_default_na=False).set_index(
+                ["notebook", "parameters"]
+            )
+        )
     return *tables, statuses, folder / "results"
 
 
@@ -199,7 +238,9 @@ def test_several_workers_have_one_thread_each_and_a_gpu_each_for_those_that_ask(
 
 def test_the_same_command_skips_what_is_complete(swept):
     first, second, _, results = swept
-    assert second.status.droplevel(1).to_dict() == dict.fromkeys(["good", "fragile", "summary"], "complete already") | dict(bad="failed")
+    assert second.status.droplevel(1).to_dict() == dict.fromkeys(
+        ["good", "fragile", "summary"], "complete already"
+    ) | dict(bad="failed")
     assert list(second.run) == list(first.run)
     assert len(list(results.glob("*/*/run.json"))) == 5
 
@@ -215,9 +256,24 @@ class Sweep:
     def __init__(self, folder, *options, seeds=(0,)):
         path = sweep_file(folder / "s.yaml", dict(notebooks=notebook(folder / "waits.ipynb", WAIT), seeds=list(seeds)))
         self.folder, self.runs = folder, folder / "results" / "waits"
-        self.command = [sys.executable, "-m", "giou_repro", "sweep", path, "--results", str(folder / "results"), "--workers", "1", *options]
+        self.command = [
+            sys.executable,
+            "-m",
+            "giou_repro",
+            "sweep",
+            path,
+            "--results",
+            str(folder / "results"),
+            "--workers",
+            "1",
+            *options,
+        ]
         self.driver = self.start()
-        logged = _until(lambda: [json.loads(line) for path in self.runs.glob("*/metrics.jsonl") for line in path.read_text().splitlines()])[0]
+        logged = _until(
+            lambda: [
+                json.loads(line) for path in self.runs.glob("*/metrics.jsonl") for line in path.read_text().splitlines()
+            ]
+        )[0]
         self.kernel, self.child = psutil.Process(logged["pid"]), psutil.Process(logged["parent"])
         self.worker = self.child.parent()
 

@@ -1,4 +1,5 @@
-"""Training: pictures and boxes move together, an epoch is decided by its seed, and a killed run ends as an unbroken one."""
+"""Training: pictures and boxes move together, an epoch is decided by its seed, and a killed run ends as an unbroken
+one."""
 
 import errno
 import json
@@ -24,14 +25,28 @@ from giou_repro.data import datasets
 from giou_repro.runs import store
 from giou_repro.training import batches, loop
 
-SMALL = {"scale": "smoke", "image_size": 64, "images": 16, "val_images": 8, "batch_size": 8, "epochs": 3, "evaluations": 0, "precision": "float32"}
+SMALL = {
+    "scale": "smoke",
+    "image_size": 64,
+    "images": 16,
+    "val_images": 8,
+    "batch_size": 8,
+    "epochs": 3,
+    "evaluations": 0,
+    "precision": "float32",
+}
 
 
 def test_a_wide_image_is_centred_on_grey_and_its_boxes_come_back():
     image = torch.full((3, 50, 100), 255, dtype=torch.uint8)
     square, (scale, left, top) = batches.letterbox(image, 64)
     assert (scale, left, top) == (0.64, 0, 16)
-    assert square[0, 15, 0] == batches.GREY and square[0, 16, 0] == 255 and square[0, 47, 0] == 255 and square[0, 48, 0] == batches.GREY
+    assert (
+        square[0, 15, 0] == batches.GREY
+        and square[0, 16, 0] == 255
+        and square[0, 47, 0] == 255
+        and square[0, 48, 0] == batches.GREY
+    )
     packed = batches.Packed(square[None], [{}], torch.tensor([[scale, left, top]]), torch.tensor([[50, 100]]), [])
     back = packed.original({"boxes": torch.tensor([[0.0, 16, 64, 48], [-9, -9, 99, 99]])}, 0)["boxes"]
     assert torch.allclose(back, torch.tensor([[0.0, 0, 100, 50], [0, 0, 100, 50]]))
@@ -49,12 +64,16 @@ def test_augmentation_moves_a_box_and_its_mask_with_its_pixels(seed):
     seen = torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
     assert (answer["boxes"][0] - seen).abs().max() <= 1
     rows, columns = torch.nonzero(answer["masks"][0], as_tuple=True)
-    assert (answer["boxes"][0] - torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])).abs().max() <= 1
+    assert (
+        answer["boxes"][0] - torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+    ).abs().max() <= 1
 
 
 def test_a_box_that_leaves_the_picture_is_dropped():
     target = {"boxes": torch.tensor([[0.0, 0, 4, 4], [30, 30, 40, 40]]), "labels": torch.tensor([0, 1])}
-    _, [answer] = batches.augmented(torch.zeros(1, 3, 64, 64), [target], torch.Generator().manual_seed(0), scale=(2, 2.0001), shift=0)
+    _, [answer] = batches.augmented(
+        torch.zeros(1, 3, 64, 64), [target], torch.Generator().manual_seed(0), scale=(2, 2.0001), shift=0
+    )
     assert answer["labels"].tolist() == [1]
     assert answer["boxes"].min() >= 0 and answer["boxes"].max() <= 64
 
@@ -75,8 +94,12 @@ def image_files(folder, shades):
     """A data set of grey 8 x 8 images, one of each shade, with a box each; in a Pascal VOC folder."""
     folder.mkdir(exist_ok=True)
     for shade in shades:
-        corners = "".join(f"<{tag}>{value}</{tag}>" for tag, value in (("xmin", 1), ("ymin", 1), ("xmax", 8), ("ymax", 8)))
-        (folder / f"{shade}.xml").write_text(f"<annotation><object><name>cell</name><bndbox>{corners}</bndbox></object></annotation>")
+        corners = "".join(
+            f"<{tag}>{value}</{tag}>" for tag, value in (("xmin", 1), ("ymin", 1), ("xmax", 8), ("ymax", 8))
+        )
+        (folder / f"{shade}.xml").write_text(
+            f"<annotation><object><name>cell</name><bndbox>{corners}</bndbox></object></annotation>"
+        )
         Image.new("RGB", (8, 8), (shade,) * 3).save(folder / f"{shade}.bmp")
     return folder
 
@@ -103,7 +126,9 @@ def test_an_image_that_was_edited_is_read_again_though_its_size_is_the_same(tmp_
     assert packed_shades(folder, tmp_path / "cache") == [10, 99]
 
 
-@pytest.mark.parametrize("damage", ["no images", "half of the images", "other images", "no truths", "unreadable truths", "other truths"])
+@pytest.mark.parametrize(
+    "damage", ["no images", "half of the images", "other images", "no truths", "unreadable truths", "other truths"]
+)
 def test_a_damaged_cache_is_made_again(tmp_path, damage):
     folder, cache = image_files(tmp_path / "set", (10, 20)), tmp_path / "cache"
     packed_shades(folder, cache)
@@ -131,7 +156,10 @@ def test_on_a_full_disk_images_are_held_in_memory_and_nothing_is_left(tmp_path, 
     monkeypatch.setattr(os, "posix_fallocate", full)
     assert packed_shades(image_files(tmp_path / "set", (10, 20)), tmp_path / "cache") == [10, 20]
     said = capsys.readouterr().out
-    assert f"{tmp_path / 'cache'} cannot be written ({os.strerror(error)}; 0.0 MB needed, " in said and "GIOU_REPRO_CACHE" in said
+    assert (
+        f"{tmp_path / 'cache'} cannot be written ({os.strerror(error)}; 0.0 MB needed, " in said
+        and "GIOU_REPRO_CACHE" in said
+    )
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
 
@@ -143,7 +171,10 @@ def test_without_a_folder_for_the_cache_images_are_held_in_memory(tmp_path, caps
 
 def test_what_a_killed_process_left_in_the_cache_is_removed_and_nothing_else(tmp_path):
     cache = tmp_path / "cache"
-    left, others = [".set-all-8-0123456789ab", ".set-train[:80%]-64-0123456789ab.4711"], [".mine", "set-all-8-0123456789ab"]
+    left, others = (
+        [".set-all-8-0123456789ab", ".set-train[:80%]-64-0123456789ab.4711"],
+        [".mine", "set-all-8-0123456789ab"],
+    )
     for name in (*left, *others):
         (cache / name).mkdir(parents=True)
     packed_shades(image_files(tmp_path / "set", (10,)), cache)
@@ -168,7 +199,8 @@ def test_difficult_objects_and_crowds_are_not_trained_on():
 
 
 @pytest.mark.parametrize(
-    ("progress", "cosine", "step"), [(0.025, 0.5, 0.5), (0.05, 1, 1), (0.525, 0.505, 1), (0.85, None, 0.1), (0.95, None, 0.01), (1, 0.01, 0.01)]
+    ("progress", "cosine", "step"),
+    [(0.025, 0.5, 0.5), (0.05, 1, 1), (0.525, 0.505, 1), (0.85, None, 0.1), (0.95, None, 0.01), (1, 0.01, 0.01)],
 )
 def test_the_learning_rate_rises_then_falls(progress, cosine, step):
     for schedule, expected in (("cosine", cosine), ("step", step)):
@@ -209,9 +241,16 @@ def test_what_cannot_be_trained_on_is_refused_before_a_run_begins(tmp_path, caps
     folder, results, sweep = image_files(tmp_path / "set", (1, 2, 3)), tmp_path / "results", tmp_path / "sweep.yaml"
     sweep.write_text(json.dumps({"jobs": [{"notebooks": "05_train_detector", "parameters": {"dataset": str(folder)}}]}))
     data = ["-p", "dataset", str(folder), "--results", str(results)]
-    for words in (["train", *data], ["run", "05_train_detector", *data], ["sweep", str(sweep), "--results", str(results)]):
+    for words in (
+        ["train", *data],
+        ["run", "05_train_detector", *data],
+        ["sweep", str(sweep), "--results", str(results)],
+    ):
         assert main(words) == 2
-        assert 'no split \'train\'; it has all; or divide it: train_split "all[:80%]", val_split "all[80%:]"' in capsys.readouterr().err
+        assert (
+            'no split \'train\'; it has all; or divide it: train_split "all[:80%]", val_split "all[80%:]"'
+            in capsys.readouterr().err
+        )
     assert main(["train", *data, "-p", "train_split", "all", "-p", "val_split", "all[50%:51%]"]) == 2
     assert "holds none of the 3 images of 'all'" in capsys.readouterr().err
     assert not results.exists()
@@ -219,7 +258,11 @@ def test_what_cannot_be_trained_on_is_refused_before_a_run_begins(tmp_path, caps
 
 def test_validation_images_that_are_trained_on_are_warned_of_and_recorded(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("GIOU_REPRO_CACHE", str(tmp_path / "cache"))
-    data = {"dataset": str(image_files(tmp_path / "set", (1, 2, 3, 4))), "train_split": "all[:75%]", "val_split": "all[50%:]"}
+    data = {
+        "dataset": str(image_files(tmp_path / "set", (1, 2, 3, 4))),
+        "train_split": "all[:75%]",
+        "val_split": "all[50%:]",
+    }
     loop.train(loop.configure(**SMALL | data | {"batch_size": 2, "epochs": 1}), run)
     assert "WARNING: 1 of 2 images of all[50%:] are images of all[:75%] too.\nWARNING: " in capsys.readouterr().err
     assert run.record["data"]["all[50%:]"]["also_trained_on"] == 1
@@ -232,7 +275,9 @@ def test_generated_splits_have_no_scene_in_common(val_split, both):
 
 
 def test_a_few_epochs_lower_the_loss_and_fill_the_tables(run):
-    trained = loop.train(loop.configure(**SMALL | {"epochs": 6, "evaluations": 1, "learning_rate": 0.005, "weight": 1.0}), run)
+    trained = loop.train(
+        loop.configure(**SMALL | {"epochs": 6, "evaluations": 1, "learning_rate": 0.005, "weight": 1.0}), run
+    )
     assert trained.curves.loss.iloc[-1] < 0.8 * trained.curves.loss.iloc[0]
     assert trained.curves.AP.notna().tolist() == [False, False, True, False, False, True]
     assert set(trained.evaluation) >= {
@@ -256,7 +301,10 @@ def test_a_few_epochs_lower_the_loss_and_fill_the_tables(run):
 
 def test_remembered_features_are_the_backbones_and_views_take_turns():
     squares = torch.randint(0, 255, (5, 3, 64, 64), dtype=torch.uint8)
-    truths = [{key: torch.zeros(0) for key in ("boxes", "labels")} | {key: torch.zeros(0, dtype=torch.bool) for key in ("difficult", "crowd")}] * 5
+    truths = [
+        {key: torch.zeros(0) for key in ("boxes", "labels")}
+        | {key: torch.zeros(0, dtype=torch.bool) for key in ("difficult", "crowd")}
+    ] * 5
     packed = batches.Packed(squares, [truth | {"boxes": torch.zeros(0, 4)} for truth in truths], None, None, [])
 
     def look(images):  # means over 2 x 2 and 4 x 4 pixels
@@ -275,7 +323,13 @@ def test_remembered_features_are_the_backbones_and_views_take_turns():
 def test_a_frozen_backbone_keeps_its_weights_and_its_head_learns(run, tmp_path):
     weights = torchvision.models.mobilenet_v3_small().state_dict()
     torch.save(weights, tmp_path / "weights.pth")
-    given = {"backbone": f"mobilenet_v3_small:{tmp_path / 'weights.pth'}", "frozen_views": 2, "epochs": 6, "learning_rate": 0.005, "weight": 1.0}
+    given = {
+        "backbone": f"mobilenet_v3_small:{tmp_path / 'weights.pth'}",
+        "frozen_views": 2,
+        "epochs": 6,
+        "learning_rate": 0.005,
+        "weight": 1.0,
+    }
     trained = loop.train(loop.configure(**SMALL | given), run)
     kept = trained.model.backbone.layers.state_dict()
     assert all(torch.equal(tensor, weights[f"features.{name}"]) for name, tensor in kept.items())
@@ -284,7 +338,9 @@ def test_a_frozen_backbone_keeps_its_weights_and_its_head_learns(run, tmp_path):
 
 @pytest.mark.parametrize("detector", ["faster_rcnn", "mask_rcnn", "retinanet", "fcos"])
 def test_every_detector_trains_and_is_evaluated(run, detector):
-    trained = loop.train(loop.configure(**SMALL | {"epochs": 1, "images": 8, "val_images": 4, "detector": detector}), run)
+    trained = loop.train(
+        loop.configure(**SMALL | {"epochs": 1, "images": 8, "val_images": 4, "detector": detector}), run
+    )
     assert trained.evaluation.detector.item() == detector and trained.evaluation.AP.notna().item()
     assert torch.isfinite(torch.tensor(trained.curves[["loss", "box", "classification"]].to_numpy(dtype=float))).all()
     assert set(trained.detections[0]) == {"boxes", "scores", "labels"}
@@ -304,18 +360,40 @@ def test_a_loss_that_is_not_finite_stops_with_the_images_it_saw(run):
 
 def test_a_checkpoint_of_another_configuration_is_refused(run):
     loop.train(loop.configure(**SMALL | {"epochs": 1, "loss": "giou"}), run)
-    with pytest.raises(ValueError, match=r"checkpoint\.pt is of a training with loss 'giou', not 'iou'; train in a fresh run folder"):
+    with pytest.raises(
+        ValueError, match=r"checkpoint\.pt is of a training with loss 'giou', not 'iou'; train in a fresh run folder"
+    ):
         loop.train(loop.configure(**SMALL | {"epochs": 1, "loss": "iou"}), run)
 
 
 def command(results, *more, prefix=()):
     words = [part for name, value in SMALL.items() if name != "scale" for part in ("-p", name, str(value))]
-    return [sys.executable, *prefix, "-m", "giou_repro", "train", "--scale", "smoke", "--results", str(results), *words, *more]
+    return [
+        sys.executable,
+        *prefix,
+        "-m",
+        "giou_repro",
+        "train",
+        "--scale",
+        "smoke",
+        "--results",
+        str(results),
+        *words,
+        *more,
+    ]
 
 
 def started(words, **options):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, **options)
+    return subprocess.Popen(
+        words,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        **options,
+    )
 
 
 def wait_for(results, name, seconds=120):
@@ -401,7 +479,10 @@ def of_two_ranks(rank, folder):
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
     gradients = {name: gradient(name.strip(), counts, rank, 2) for name, counts in CROWDS.items()}
-    own = ({"box": torch.tensor(1.0)}, {"samples": torch.tensor(1.0)}), ({"box": torch.tensor(2.0)}, {"samples": torch.tensor(9.0)})
+    own = (
+        ({"box": torch.tensor(1.0)}, {"samples": torch.tensor(1.0)}),
+        ({"box": torch.tensor(2.0)}, {"samples": torch.tensor(9.0)}),
+    )
     losses, _ = loop.shares(*own[rank], {"box": "samples"}, counted=True)
     torch.save((gradients, losses["box"]), f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
@@ -425,4 +506,6 @@ def test_three_ranks_finish_a_batch_of_two_images_and_log_all_of_it(tmp_path):
     assert process.returncode == 0, said
     [path] = tmp_path.glob("*/*/metrics.jsonl")
     scenes = datasets.load("shapes", "train", images=6, image_size=64)
-    assert sum(json.loads(line)["positives"] for line in path.read_text().splitlines()) == sum(len(scenes[i][1]["labels"]) for i in range(6))
+    assert sum(json.loads(line)["positives"] for line in path.read_text().splitlines()) == sum(
+        len(scenes[i][1]["labels"]) for i in range(6)
+    )

@@ -20,7 +20,9 @@ def test_there_are_10647_predictions_at_416_pixels(model):
 @pytest.mark.parametrize(("anchor", "stride"), [(0, 8), (2, 8), (3, 16), (5, 16), (6, 32), (8, 32)])
 def test_a_box_shaped_as_an_anchor_is_answered_by_it_in_the_cell_of_its_centre(model, anchor, stride):
     width, height = ANCHORS[anchor]
-    place = model.places[model._assign(torch.tensor([[200.0 - width / 2, 100 - height / 2, 200 + width / 2, 100 + height / 2]]))[0]]
+    place = model.places[
+        model._assign(torch.tensor([[200.0 - width / 2, 100 - height / 2, 200 + width / 2, 100 + height / 2]]))[0]
+    ]
     assert place.tolist() == [200 // stride, 100 // stride, stride, width, height]
 
 

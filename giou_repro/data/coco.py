@@ -1,7 +1,7 @@
 """COCO's JSON: which files a folder has, and what they say. `datasets.load` opens them.
 
-One file a split: annotations/instances_<split>.json with the images in <split>/ or images/, or <split>/_annotations.coco.json with the
-images beside it, or any JSON with the lists images, annotations and categories.
+One file a split: annotations/instances_<split>.json with the images in <split>/ or images/, or
+<split>/_annotations.coco.json with the images beside it, or any JSON with the lists images, annotations and categories.
 """
 
 import hashlib
@@ -18,7 +18,9 @@ def sources(path):
     if path.is_file():
         return {"all": path, _split(path): path}
     files = sorted([*path.glob("annotations/*.json"), *path.glob("*.json"), *path.glob("*/_annotations.coco.json")])
-    instances = [file for file in files if file.name.startswith("instances_")]  # beside them COCO has captions and keypoints
+    instances = [
+        file for file in files if file.name.startswith("instances_")
+    ]  # beside them COCO has captions and keypoints
     return {_split(file): file for file in instances or files}
 
 
@@ -34,7 +36,11 @@ def read(file, split, classes=None):
     content, text, defects = parse_json(file)
     names = _categories(content["categories"], file.name, defects)
     defects += similar_classes(names.values(), file.name)
-    labels = {id: classes.index(name) for id, name in names.items() if name in classes} if classes else {id: k for k, id in enumerate(names)}
+    labels = (
+        {id: classes.index(name) for id, name in names.items() if name in classes}
+        if classes
+        else {id: k for k, id in enumerate(names)}
+    )
     images, again = _images(content["images"], file.name, defects)
     objects = _objects(content["annotations"], names, labels, images, again, file.name, defects)
     pictures = _pictures(images, objects, _image_folder(file, split, images.values()), file.name, defects)
@@ -54,7 +60,9 @@ def _pictures(images, objects, folder, file, defects):
             defects.append(defect("missing image", name, f"(not in {folder})", title))
         else:
             number = id if isinstance(id, int) else None
-            pictures.append(Picture(path, name, number, stated_size(image.get("width"), image.get("height")), objects[id]))
+            pictures.append(
+                Picture(path, name, number, stated_size(image.get("width"), image.get("height")), objects[id])
+            )
     return pictures
 
 
@@ -69,14 +77,22 @@ def _categories(entries, file, defects):
         if not isinstance(entry, dict) or not _is_id(entry.get("id")) or not isinstance(entry.get("name"), str):
             defects.append(defect("malformed entry", file, f"in categories: {entry!r:.80}"))
         elif entry["id"] in names:
-            defects.append(defect("repeated category", file, f"({entry['name']!r} and {names[entry['id']]!r})", f"category {entry['id']}"))
+            defects.append(
+                defect(
+                    "repeated category",
+                    file,
+                    f"({entry['name']!r} and {names[entry['id']]!r})",
+                    f"category {entry['id']}",
+                )
+            )
         else:
             names[entry["id"]] = entry["name"].strip()
     return dict(sorted(names.items(), key=lambda pair: (isinstance(pair[0], str), pair[0])))
 
 
 def _images(entries, file, defects):
-    """(id → entry of each image file; id of an entry that names a file again → the first one's id, which takes its objects)."""
+    """(id → entry of each image file; id of an entry that names a file again → the first one's id, which takes its
+    objects)."""
     images, again, first = {}, {}, {}
     for entry in entries:
         if not isinstance(entry, dict) or not _is_id(entry.get("id")):
@@ -129,7 +145,15 @@ def _objects(entries, names, labels, images, again, file, defects):
 def _image_folder(file, split, images):
     """Where the images of a JSON are: of the usual places, the one that has the most of a few."""
     here, above, names = file.parent, file.parent.parent, (_split(file), split)
-    places = [here, here / "images", *(here / name for name in names), above / "images", *(above / name for name in names)]
+    places = [
+        here,
+        here / "images",
+        *(here / name for name in names),
+        above / "images",
+        *(above / name for name in names),
+    ]
     places += [*(above / "images" / name for name in names), above]
     some = [image["file_name"] for _, image in zip(range(SAMPLE), images, strict=False)]
-    return max(places, key=lambda place: sum(bool(path := within(place, name)) and os.path.isfile(path) for name in some))
+    return max(
+        places, key=lambda place: sum(bool(path := within(place, name)) and os.path.isfile(path) for name in some)
+    )

@@ -1,7 +1,8 @@
-"""Images with boxes: generated scenes, Pascal VOC folders and COCO JSON, opened by `load` and checked as they are opened.
+"""Images with boxes: generated scenes, Pascal VOC folders and COCO JSON, opened by `load` and checked as they are
+opened.
 
-A data set has `name`, `classes`, `split`, `has_masks`, `defects` (a list of `Defect`), `checksum` (sha256 over annotations, image names and
-sizes), `len(ds)`, and `ds[i]` gives (image, target):
+A data set has `name`, `classes`, `split`, `has_masks`, `defects` (a list of `Defect`), `checksum` (sha256 over
+annotations, image names and sizes), `len(ds)`, and `ds[i]` gives (image, target):
 
     image       uint8 (3, H, W), RGB
     boxes       float32 (n, 4), xyxy in continuous pixels of the image: (0, 0, W, H) is all of it; n may be 0
@@ -11,9 +12,10 @@ sizes), `len(ds)`, and `ds[i]` gives (image, target):
     masks       bool (n, H, W), where `has_masks`
     image_id    int: COCO's id, or the index
 
-What is wrong with a set is found when it is opened, which reads the headers of its images and decodes none that seems whole; it is
-repaired, dropped or skipped, as `defects.ACTIONS` says. `check` decodes everything. A picture that is broken behind a sound header, or
-changed since, raises `Unreadable` from `ds[i]`: whoever reads a whole set catches it and goes on, so that no file ends a training.
+What is wrong with a set is found when it is opened, which reads the headers of its images and decodes none that seems
+whole; it is repaired, dropped or skipped, as `defects.ACTIONS` says. `check` decodes everything. A picture that is
+broken behind a sound header, or changed since, raises `Unreadable` from `ds[i]`: whoever reads a whole set catches it
+and goes on, so that no file ends a training.
 """
 
 import hashlib
@@ -29,7 +31,17 @@ import torch
 
 from giou_repro.boxes import area
 from giou_repro.data import coco, generated, voc
-from giou_repro.data.defects import Defect, Unreadable, checked_segmentation, clean, decode, defect, header, mask, summary
+from giou_repro.data.defects import (
+    Defect,
+    Unreadable,
+    checked_segmentation,
+    clean,
+    decode,
+    defect,
+    header,
+    mask,
+    summary,
+)
 from giou_repro.runs import store
 
 __all__ = ["Defect", "Unreadable", "check", "download", "load", "report", "splits", "summary"]
@@ -40,16 +52,17 @@ DOWNLOADS = {"voc2007": "VOC2007", "voc2012": "VOC2012"}
 def load(dataset, split, seed=0, images=1000, image_size=128, classes=None):
     """Open a split of a data set.
 
-    dataset: "shapes" (generated: `images` scenes of `image_size` px from `seed`; see `generated`), "voc2007" or "voc2012" (see `download`), a
-    Pascal VOC folder (VOC20xx, a VOCdevkit of several, or any folder of XML files), a COCO JSON, or a folder of COCO JSON files, one a
-    split. Images in files keep their own size, and all of them are taken.
-    classes: the names to take, in this order; by default all there are: the VOC 20 where no other is found, or else the names found over
-    all annotations of the folder in alphabetical order, or COCO's categories by id.
+    dataset: "shapes" (generated: `images` scenes of `image_size` px from `seed`; see `generated`), "voc2007" or
+    "voc2012" (see `download`), a Pascal VOC folder (VOC20xx, a VOCdevkit of several, or any folder of XML files), a
+    COCO JSON, or a folder of COCO JSON files, one a split. Images in files keep their own size, and all of them are
+    taken. classes: the names to take, in this order; by default all there are: the VOC 20 where no other is found, or
+    else the names found over all annotations of the folder in alphabetical order, or COCO's categories by id.
 
-    split: a name that `splits` lists, or a part of it in files: "train[:80%]" are the first 80 % of its images, "train[80%:]" the rest.
+    split: a name that `splits` lists, or a part of it in files: "train[:80%]" are the first 80 % of its images,
+    "train[80%:]" the rest.
 
-    Raises FileNotFoundError where there is no such path, ValueError for a split it does not have or a part without an image, and
-    `Unreadable`, a ValueError that says why, where nothing of it can be used.
+    Raises FileNotFoundError where there is no such path, ValueError for a split it does not have or a part without an
+    image, and `Unreadable`, a ValueError that says why, where nothing of it can be used.
     """
     if dataset == "shapes":
         return generated.generate(split, seed, images, image_size)
@@ -57,7 +70,9 @@ def load(dataset, split, seed=0, images=1000, image_size=128, classes=None):
     sources = _sources(path)
     whole, first, last = _part(split)
     source = _pick(sources, whole, path)
-    content = coco.read(source, whole, classes) if isinstance(source, Path) else voc.read(sources["all"], source, classes)
+    content = (
+        coco.read(source, whole, classes) if isinstance(source, Path) else voc.read(sources["all"], source, classes)
+    )
     pictures, count = content[2], len(content[2])
     pictures[:] = pictures[round(first / 100 * count) : round(last / 100 * count)]
     if count and not pictures:
@@ -81,12 +96,14 @@ def check_splits(dataset, *names):
 
 
 def splits(dataset):
-    """The names of the splits that `load` can open; "all", where there is one, comes first. Raises FileNotFoundError."""
+    """The names of the splits that `load` can open; "all", where there is one, comes first. Raises
+    FileNotFoundError."""
     return list(generated.STREAMS) if dataset == "shapes" else list(_sources(_path(dataset)))
 
 
 def download(name):
-    """Fetch "voc2007" (trainval and test) or "voc2012" (trainval) by torchvision into the project's data/; returns the folder."""
+    """Fetch "voc2007" (trainval and test) or "voc2012" (trainval) by torchvision into the project's data/; returns the
+    folder."""
     if name not in DOWNLOADS:
         raise ValueError(f"{name!r} cannot be downloaded; there are {', '.join(DOWNLOADS)}")
     try:
@@ -109,7 +126,9 @@ def _path(dataset):
         return path
     if dataset in DOWNLOADS:
         raise FileNotFoundError(f"{dataset} is not at {path}; fetch it: giou-repro data download {dataset}")
-    raise FileNotFoundError(f"no data set at {path}; give shapes, {', '.join(DOWNLOADS)}, a Pascal VOC folder or a COCO JSON")
+    raise FileNotFoundError(
+        f"no data set at {path}; give shapes, {', '.join(DOWNLOADS)}, a Pascal VOC folder or a COCO JSON"
+    )
 
 
 def _sources(path):
@@ -117,12 +136,15 @@ def _sources(path):
     sources = {} if path.is_file() else voc.sources(path)
     sources = sources or coco.sources(path)
     if not sources:
-        raise FileNotFoundError(f"{path} holds no Pascal VOC annotations (Annotations/*.xml) and no COCO ones (annotations/instances_<split>.json)")
+        raise FileNotFoundError(
+            f"{path} holds no Pascal VOC annotations (Annotations/*.xml) and no COCO ones (annotations/instances_<split>.json)"
+        )
     return sources
 
 
 def _part(split):
-    """(name, first, last) of a split such as "train[20%:80%]", in per cent of its images; (name, 0, 100) where it is whole."""
+    """(name, first, last) of a split such as "train[20%:80%]", in per cent of its images; (name, 0, 100) where it is
+    whole."""
     name, bracket, _ = split.partition("[")
     if not bracket:
         return name, 0, 100
@@ -216,7 +238,8 @@ def _target(picture, has_masks):
 
 
 def _open(split, name, classes, pictures, defects, content, inclusive):
-    """The `Folder` of all pictures whose file can be read, their objects cleaned; `content` is a sha256 of the annotations so far."""
+    """The `Folder` of all pictures whose file can be read, their objects cleaned; `content` is a sha256 of the
+    annotations so far."""
     usable = []
     for picture in pictures:
         try:
@@ -239,21 +262,30 @@ def _open(split, name, classes, pictures, defects, content, inclusive):
 
 
 def _settle(picture, measured):
-    """Decide the size of a picture and whether to turn it, from its header and the size its annotation states; the defects of that.
+    """Decide the size of a picture and whether to turn it, from its header and the size its annotation states; the
+    defects of that.
 
-    EXIF's orientation is followed where the annotated size is that of the turned picture, and not otherwise: boxes were drawn on what
-    their maker saw, and the size is what tells.
+    EXIF's orientation is followed where the annotated size is that of the turned picture, and not otherwise: boxes were
+    drawn on what their maker saw, and the size is what tells.
     """
     stored, found = (measured.width, measured.height), []
     picture.turned = measured.orientation >= 5 and stored[0] != stored[1] and picture.stated == stored[::-1]
     picture.width, picture.height = stored[::-1] if picture.turned else stored
     size = f"{picture.width}x{picture.height}"
     if measured.orientation != 1:
-        found.append(defect("turned by EXIF" if picture.turned else "EXIF not followed", picture.name, f"(orientation {measured.orientation})"))
+        found.append(
+            defect(
+                "turned by EXIF" if picture.turned else "EXIF not followed",
+                picture.name,
+                f"(orientation {measured.orientation})",
+            )
+        )
     if picture.stated is None:
         found.append(defect("missing size", picture.name, f"(it is {size})"))
     elif picture.stated != (picture.width, picture.height):
-        found.append(defect("size mismatch", picture.name, "(annotated {:g}x{:g}, it is {})".format(*picture.stated, size)))
+        found.append(
+            defect("size mismatch", picture.name, "(annotated {:g}x{:g}, it is {})".format(*picture.stated, size))
+        )
     if measured.mode != "RGB":
         found.append(defect("not RGB", picture.name, f"(mode {measured.mode})"))
     return found
@@ -286,9 +318,11 @@ def _missing_masks(pictures, defects):
 
 
 def check(ds):
-    """Decode every image and mask of `ds`, adding to `ds.defects`; returns a table of its classes, with a last row for all.
+    """Decode every image and mask of `ds`, adding to `ds.defects`; returns a table of its classes, with a last row for
+    all.
 
-    Columns: class, objects, images that have one, difficult, crowd, and the median of the boxes' sides √(w·h) in pixels.
+    Columns: class, objects, images that have one, difficult, crowd, and the median of the boxes' sides √(w·h) in
+    pixels.
     """
 
     def one(index):
@@ -303,21 +337,32 @@ def check(ds):
             ds.defects += found
             if target:
                 columns = {key: target[key].tolist() for key in ("labels", "difficult", "crowd")}
-                parts.append(pd.DataFrame(columns | {"image": len(parts), "side": area(target["boxes"]).sqrt().tolist()}))
+                parts.append(
+                    pd.DataFrame(columns | {"image": len(parts), "side": area(target["boxes"]).sqrt().tolist()})
+                )
     objects = pd.concat(parts) if parts else pd.DataFrame(columns=["labels", "difficult", "crowd", "image", "side"])
     rows = []
-    for name, part in [*((name, objects[objects.labels == label]) for label, name in enumerate(ds.classes)), ("all", objects)]:
-        counts = dict(objects=len(part), images=part.image.nunique(), difficult=int(part.difficult.sum()), crowd=int(part.crowd.sum()))
+    for name, part in [
+        *((name, objects[objects.labels == label]) for label, name in enumerate(ds.classes)),
+        ("all", objects),
+    ]:
+        counts = dict(
+            objects=len(part),
+            images=part.image.nunique(),
+            difficult=int(part.difficult.sum()),
+            crowd=int(part.crowd.sum()),
+        )
         rows.append({"class": name, **counts, "median side": round(part.side.median(), 1)})
     rows[-1]["images"] = len(parts)
     return pd.DataFrame(rows)
 
 
 def report(dataset, split=None, classes=None):
-    """Print every defect of a data set with what is done about it, then counts and classes; returns how many defects there are.
+    """Print every defect of a data set with what is done about it, then counts and classes; returns how many defects
+    there are.
 
-    Without a split all of it: every annotation, image and list of a Pascal VOC folder, every JSON of a COCO folder. Raises as `load` does
-    for a wrong path or split; a set of which nothing can be used is reported like any other.
+    Without a split all of it: every annotation, image and list of a Pascal VOC folder, every JSON of a COCO folder.
+    Raises as `load` does for a wrong path or split; a set of which nothing can be used is reported like any other.
     """
     available = splits(dataset)
     count = 0
@@ -334,7 +379,10 @@ def report(dataset, split=None, classes=None):
 
 
 def _print_table(defects):
-    rows = [("file", "object", "defect", "what is done", "details"), *((d.file, d.object, d.kind, d.action, d.detail) for d in defects)]
+    rows = [
+        ("file", "object", "defect", "what is done", "details"),
+        *((d.file, d.object, d.kind, d.action, d.detail) for d in defects),
+    ]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     for row in rows if defects else []:
         print("  ".join([*(text.ljust(width) for text, width in zip(row, widths, strict=False)), row[4]]).rstrip())

@@ -1,6 +1,8 @@
-"""What can be wrong with annotated images, and what is done about each: the kinds of `ACTIONS`, found without decoding a picture.
+"""What can be wrong with annotated images, and what is done about each: the kinds of `ACTIONS`, found without decoding
+a picture.
 
-`clean` repairs the objects of one image, `header` measures an image file, `parse_xml` and `parse_json` read annotations from strangers.
+`clean` repairs the objects of one image, `header` measures an image file, `parse_xml` and `parse_json` read annotations
+from strangers.
 """
 
 import json
@@ -59,7 +61,14 @@ ACTIONS = {
     "malformed JSON": "not opened",
 }
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # by content, whatever the file's suffix; none that runs another program
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "BMP",
+    "GIF",
+    "TIFF",
+)  # by content, whatever the file's suffix; none that runs another program
 SAME = 0.9  # IoU above which two boxes of a class are near-duplicates
 ROUNDING = 0.01  # px out of the image that are clipped without a word
 XML_BYTES = 4 * 2**20
@@ -68,7 +77,8 @@ JSON_BYTES = 2 * 2**30
 
 @dataclass(frozen=True)
 class Defect:
-    """One thing wrong in a data set: the file, the object in it ("" for the file as a whole), a kind of `ACTIONS`, what is done, and details."""
+    """One thing wrong in a data set: the file, the object in it ("" for the file as a whole), a kind of `ACTIONS`, what
+    is done, and details."""
 
     file: str
     object: str
@@ -81,7 +91,8 @@ class Defect:
 
 
 def defect(kind, file, detail="", object=""):
-    """The `Defect` of a kind, with the action that goes with it. What cannot be printed of a file's own words is escaped."""
+    """The `Defect` of a kind, with the action that goes with it. What cannot be printed of a file's own words is
+    escaped."""
     file, detail, object = (str(text).encode(errors="backslashreplace").decode() for text in (file, detail, object))
     return Defect(str(file), object, kind, ACTIONS[kind], detail)
 
@@ -116,7 +127,8 @@ def summary(defects):
 
 
 class Object(NamedTuple):
-    """One annotated object: what a report calls it, its class, its xyxy box, as annotated until `clean` has seen it, and its flags.
+    """One annotated object: what a report calls it, its class, its xyxy box, as annotated until `clean` has seen it,
+    and its flags.
 
     area: COCO's own, None where it has none;  segmentation: see `checked_segmentation`, None where it has none.
     """
@@ -134,8 +146,9 @@ class Object(NamedTuple):
 class Picture:
     """One image file with what is annotated on it.
 
-    name: what a report calls it;  stated: the size (width, height) that its annotation gives, None where it gives none;  width, height and
-    `turned`, whether EXIF's orientation is followed, and `state`, its file's size, time and place on the disk, are known once `datasets` has
+    name: what a report calls it;  stated: the size (width, height) that its annotation gives, None where it gives none;
+     width, height and `turned`, whether EXIF's orientation is followed, and `state`, its file's size, time and place on
+     the disk, are known once `datasets` has
     read its header.
     """
 
@@ -151,10 +164,12 @@ class Picture:
 
 
 def clean(objects, width, height, file, inclusive=False):
-    """The objects of an image of this size that can be used, each within it in continuous pixels, and the defects of all.
+    """The objects of an image of this size that can be used, each within it in continuous pixels, and the defects of
+    all.
 
-    `inclusive` where boxes come as Pascal VOC's integers: pixels counted from 1, the last one part of the box, so that (1, 1, w, h) is all
-    of an image. They become continuous here: (xmin − 1, ymin − 1, xmax, ymax). A box with xmin = xmax has no area, as its maker saw it.
+    `inclusive` where boxes come as Pascal VOC's integers: pixels counted from 1, the last one part of the box, so that
+    (1, 1, w, h) is all of an image. They become continuous here: (xmin − 1, ymin − 1, xmax, ymax). A box with xmin =
+    xmax has no area, as its maker saw it.
     """
     kept, defects, seen = [], [], {}
     for item in objects:
@@ -195,7 +210,8 @@ def _text(box):
 
 
 def _near_duplicates(objects, file):
-    """Objects that are almost the same box as an earlier one of their class; crowds are regions, not objects, and left out."""
+    """Objects that are almost the same box as an earlier one of their class; crowds are regions, not objects, and left
+    out."""
     single = [item for item in objects if not item.crowd]
     if len({item.label for item in single}) == len(single):
         return []
@@ -208,7 +224,14 @@ def _near_duplicates(objects, file):
         same = ((overlap > SAME) & (label[rows, None] == label)).tril(start - 1)
         for row in same.any(1).nonzero().flatten().tolist():
             first = int(same[row].int().argmax())
-            found.append(defect("near-duplicate", file, f"of {single[first].title}, IoU {overlap[row, first]:.3f}", single[start + row].title))
+            found.append(
+                defect(
+                    "near-duplicate",
+                    file,
+                    f"of {single[first].title}, IoU {overlap[row, first]:.3f}",
+                    single[start + row].title,
+                )
+            )
     return found
 
 
@@ -223,7 +246,11 @@ def similar_classes(names, file):
     alike = defaultdict(list)
     for name in names:
         alike[re.sub(r"[\s_-]", "", name).lower()].append(name)
-    return [defect("similar classes", file, f"({', '.join(map(repr, group))})") for group in alike.values() if len(group) > 1]
+    return [
+        defect("similar classes", file, f"({', '.join(map(repr, group))})")
+        for group in alike.values()
+        if len(group) > 1
+    ]
 
 
 def number(value):
@@ -238,7 +265,8 @@ def number(value):
 
 
 class Header(NamedTuple):
-    """What an image file says of itself: its stored size in pixels, its colour mode, and EXIF's orientation, 1 where it has none."""
+    """What an image file says of itself: its stored size in pixels, its colour mode, and EXIF's orientation, 1 where it
+    has none."""
 
     width: int
     height: int
@@ -323,8 +351,8 @@ def _unreadable(path, error):
 def parse_xml(path):
     """(root element, text of the file, defects) of a VOC annotation.
 
-    Raises Unreadable where it is too large, not well-formed, not an <annotation>, or declares a document type or an entity, by which XML
-    reads other files and grows without bound; the parser never sees such a file.
+    Raises Unreadable where it is too large, not well-formed, not an <annotation>, or declares a document type or an
+    entity, by which XML reads other files and grows without bound; the parser never sees such a file.
     """
     text, defects = read_text(path, XML_BYTES, "malformed annotation")
     if re.search(r"<!\s*(DOCTYPE|ENTITY)", text, re.IGNORECASE):
@@ -339,7 +367,8 @@ def parse_xml(path):
 
 
 def parse_json(path):
-    """(content, text of the file, defects) of a COCO annotation; Unreadable where it is not a JSON object with images and annotations."""
+    """(content, text of the file, defects) of a COCO annotation; Unreadable where it is not a JSON object with images
+    and annotations."""
     text, defects = read_text(path, JSON_BYTES, "malformed JSON")
     try:
         content = json.loads(text)
@@ -352,7 +381,8 @@ def parse_json(path):
 
 
 def read_text(path, largest, kind):
-    """(the text of a file, defects): UTF-8 or, by its mark, UTF-16; the encoding that an XML declares; at the last, Latin-1.
+    """(the text of a file, defects): UTF-8 or, by its mark, UTF-16; the encoding that an XML declares; at the last,
+    Latin-1.
 
     Raises Unreadable with a defect of `kind` where the file is empty, above `largest` bytes, or not to be read.
     """
@@ -368,14 +398,21 @@ def read_text(path, largest, kind):
             return content.decode("utf-16"), []
         return content.decode("utf-8-sig"), []
     except UnicodeDecodeError as error:
-        declared = re.match(rb"""\s*<\?xml[^>]*encoding=["'](gb\w+|big5|shift_jis|euc-\w+|windows-\d+|iso-8859-\d+)["']""", content, re.IGNORECASE)
+        declared = re.match(
+            rb"""\s*<\?xml[^>]*encoding=["'](gb\w+|big5|shift_jis|euc-\w+|windows-\d+|iso-8859-\d+)["']""",
+            content,
+            re.IGNORECASE,
+        )
         if declared:
             return content.decode(declared[1].decode(), errors="replace"), []
-        return content.decode("latin-1"), [defect("encoding", path.name, f"({error.reason} at byte {error.start}: not UTF-8)")]
+        return content.decode("latin-1"), [
+            defect("encoding", path.name, f"({error.reason} at byte {error.start}: not UTF-8)")
+        ]
 
 
 def within(folder, name):
-    """The path that `name` gives inside `folder`; None where it leads out of it, by its words alone (links are the user's own)."""
+    """The path that `name` gives inside `folder`; None where it leads out of it, by its words alone (links are the
+    user's own)."""
     name = name.replace("\\", "/")
     parts = PurePosixPath(name).parts
     if not parts or "\0" in name or name.startswith("/") or ".." in parts or re.match(r"[A-Za-z]:", name):
@@ -387,7 +424,8 @@ def within(folder, name):
 
 
 def checked_segmentation(segmentation, width, height):
-    """COCO's segmentation as `mask` takes it: a list of polygons, arrays (2k,) of x, y in turn, or a compressed run-length dict.
+    """COCO's segmentation as `mask` takes it: a list of polygons, arrays (2k,) of x, y in turn, or a compressed
+    run-length dict.
 
     None where there is none. Raises ValueError with the reason where it cannot be drawn.
     """

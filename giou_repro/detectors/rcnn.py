@@ -1,4 +1,5 @@
-"""Faster R-CNN (Ren et al., NeurIPS 2015) and Mask R-CNN (He et al., ICCV 2017), torchvision's, with any final box loss.
+"""Faster R-CNN (Ren et al., NeurIPS 2015) and Mask R-CNN (He et al., ICCV 2017), torchvision's, with any final box
+loss.
 
 The loss swapped is that of the last refinement, as in the GIoU paper; proposals keep their smooth ℓ1.
 """
@@ -15,7 +16,15 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
 from giou_repro.detectors import backbones
 from giou_repro.detectors.box_loss import BoxLoss
-from giou_repro.detectors.contract import DETECTIONS, SCORE_THRESHOLD, Anchors, AsIs, anchor_sizes, in_float32, losses_and_positives
+from giou_repro.detectors.contract import (
+    DETECTIONS,
+    SCORE_THRESHOLD,
+    Anchors,
+    AsIs,
+    anchor_sizes,
+    in_float32,
+    losses_and_positives,
+)
 from giou_repro.detectors.pooling import RoIAlign
 
 BETA = 1 / 9  # where torchvision's smooth ℓ1 turns from a parabola into a line
@@ -37,7 +46,8 @@ class _Predictor(FastRCNNPredictor):
 
 
 class _RoIHeads(RoIHeads):
-    """torchvision's heads with the box loss given in place of its own; it leaves count, iou, disjoint and samples among the losses."""
+    """torchvision's heads with the box loss given in place of its own; it leaves count, iou, disjoint and samples among
+    the losses."""
 
     box_loss = samples = None
 
@@ -55,8 +65,11 @@ class _RoIHeads(RoIHeads):
         return detections, losses
 
     def _box(self, targets, deltas, proposals, matched, labels, encoded):
-        """The box loss over all sampled proposals, divided by their number, and the positives. Deltas are those of the true class."""
-        truth = torch.cat([target["boxes"][index[label > 0]] for target, index, label in zip(targets, matched, labels, strict=True)])
+        """The box loss over all sampled proposals, divided by their number, and the positives. Deltas are those of the
+        true class."""
+        truth = torch.cat(
+            [target["boxes"][index[label > 0]] for target, index, label in zip(targets, matched, labels, strict=True)]
+        )
         labels, proposals, encoded = torch.cat(labels), torch.cat(proposals), torch.cat(encoded)
         positive = torch.where(labels > 0)[0]
         deltas = deltas.view(len(labels), -1, 4)[positive, labels[positive]]
@@ -66,10 +79,13 @@ class _RoIHeads(RoIHeads):
 
 
 class RCNN(GeneralizedRCNN):
-    """torchvision's R-CNN under this package's contract; images (B, 3, S, S) in 0..1. Its class 0 is the background, hence the shift."""
+    """torchvision's R-CNN under this package's contract; images (B, 3, S, S) in 0..1. Its class 0 is the background,
+    hence the shift."""
 
     # the proposal network samples 256 anchors of every image that has as many
-    divided_by = dict.fromkeys(("objectness", "rpn_box"), "images") | dict.fromkeys(("classification", "box"), "samples")
+    divided_by = dict.fromkeys(("objectness", "rpn_box"), "images") | dict.fromkeys(
+        ("classification", "box"), "samples"
+    )
     divided_by |= {"mask": "count"}
 
     def forward(self, images, targets=None):
@@ -87,16 +103,19 @@ def _detection(boxes, labels, scores, masks=None):
 def faster_rcnn(num_classes, box_loss, image_size, backbone=None):
     """Faster R-CNN on a pyramid of strides 4 to 64, one size and three shapes of anchor a level.
 
-    A coordinate loss compares Fast R-CNN's deltas to the proposal, (10 dx/w, 10 dy/h, 5 log dw, 5 log dh), an overlap loss decoded boxes. The
-    sum over positives is divided by the number of sampled proposals; "smooth_l1" is torchvision's, with its bend at 1/9. Below 256 pixels it
-    defaults to the tiny backbone, and fewer proposals are kept and sampled.
+    A coordinate loss compares Fast R-CNN's deltas to the proposal, (10 dx/w, 10 dy/h, 5 log dw, 5 log dh), an overlap
+    loss decoded boxes. The sum over positives is divided by the number of sampled proposals; "smooth_l1" is
+    torchvision's, with its bend at 1/9. Below 256 pixels it defaults to the tiny backbone, and fewer proposals are kept
+    and sampled.
     """
     small = image_size < 256
     pyramid = backbones.Pyramid(backbone or ("tiny" if small else "resnet50"), finest=4)
     channels, wide = pyramid.out_channels, 4 * pyramid.out_channels
     anchors = Anchors(tuple((size,) for size in anchor_sizes(image_size)), ((0.5, 1.0, 2.0),) * 5)
     kept = {"training": 500, "testing": 250} if small else {"training": 2000, "testing": 1000}
-    proposals = RegionProposalNetwork(anchors, _ProposalHead(channels, 3), 0.7, 0.3, 256, 0.5, kept, kept, nms_thresh=0.7)
+    proposals = RegionProposalNetwork(
+        anchors, _ProposalHead(channels, 3), 0.7, 0.3, 256, 0.5, kept, kept, nms_thresh=0.7
+    )
     heads = _RoIHeads(
         box_roi_pool=RoIAlign(backbones.STRIDES, 7),
         box_head=TwoMLPHead(channels * 7**2, wide),
@@ -117,7 +136,8 @@ def faster_rcnn(num_classes, box_loss, image_size, backbone=None):
 
 
 def mask_rcnn(num_classes, box_loss, image_size, backbone=None):
-    """`faster_rcnn` with torchvision's mask head; targets need `masks` (n, S, S), detections have them, bool (k, S, S)."""
+    """`faster_rcnn` with torchvision's mask head; targets need `masks` (n, S, S), detections have them, bool (k, S,
+    S)."""
     model = faster_rcnn(num_classes, box_loss, image_size, backbone)
     heads, channels = model.roi_heads, model.backbone.out_channels
     heads.mask_roi_pool = RoIAlign(backbones.STRIDES, 14)

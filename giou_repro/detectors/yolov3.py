@@ -1,9 +1,10 @@
 """YOLOv3 (Redmon and Farhadi, arXiv 1804.02767) with any box loss.
 
-The network is the paper's: Darknet-53, three scales, nine anchors, one best anchor for each true box. The box loss is swapped as the GIoU paper
-does it: a coordinate loss (MSE is the original) compares the encodings (offset of the centre in its cell, log of size over anchor), weighted by
-2 − area as in Darknet; an overlap loss compares decoded boxes. Departures from Darknet: every term is divided by the number of positives of the
-batch, not by the number of images; nothing else is.
+The network is the paper's: Darknet-53, three scales, nine anchors, one best anchor for each true box. The box loss is
+swapped as the GIoU paper does it: a coordinate loss (MSE is the original) compares the encodings (offset of the centre
+in its cell, log of size over anchor), weighted by 2 − area as in Darknet; an overlap loss compares decoded boxes.
+Departures from Darknet: every term is divided by the number of positives of the batch, not by the number of images;
+nothing else is.
 """
 
 import torch
@@ -15,10 +16,24 @@ from giou_repro import boxes
 from giou_repro.detectors import backbones
 
 STRIDES = (8, 16, 32)
-ANCHORS = ((10, 13), (16, 30), (33, 23), (30, 61), (62, 45), (59, 119), (116, 90), (156, 198), (373, 326))  # pixels of a 416-pixel image
+ANCHORS = (
+    (10, 13),
+    (16, 30),
+    (33, 23),
+    (30, 61),
+    (62, 45),
+    (59, 119),
+    (116, 90),
+    (156, 198),
+    (373, 326),
+)  # pixels of a 416-pixel image
 IGNORE = 0.5  # a prediction that overlaps a true box more than this is never called background
 SIZES = {  # width of the first layer, residual blocks of each stage, convolutions that mix the scales
-    "tiny": (8, (0, 0, 0, 0, 0), 1),  # shallow, because a deep narrow network learns slowly: its classes were at chance after 600 steps
+    "tiny": (
+        8,
+        (0, 0, 0, 0, 0),
+        1,
+    ),  # shallow, because a deep narrow network learns slowly: its classes were at chance after 600 steps
     "darknet53": (32, (1, 2, 8, 8, 4), 5),
 }
 
@@ -62,7 +77,8 @@ class Darknet(nn.Module):
 
 
 class Neck(nn.Module):
-    """YOLOv3's top-down path: at each stride `mixing` convolutions (five in the paper), then a 3 × 3 and the prediction.
+    """YOLOv3's top-down path: at each stride `mixing` convolutions (five in the paper), then a 3 × 3 and the
+    prediction.
 
     The coarser scale is upsampled and joined.
     """
@@ -73,7 +89,9 @@ class Neck(nn.Module):
         joined = [channels[0] + halves[1] // 2, channels[1] + halves[2] // 2, channels[2]]
         self.mixes = nn.ModuleList(_mix(inputs, half, mixing) for inputs, half in zip(joined, halves, strict=True))
         self.ups = nn.ModuleList(convolution(half, half // 2, 1) for half in halves[1:])
-        self.heads = nn.ModuleList(nn.Sequential(convolution(half, 2 * half, 3), nn.Conv2d(2 * half, outputs, 1)) for half in halves)
+        self.heads = nn.ModuleList(
+            nn.Sequential(convolution(half, 2 * half, 3), nn.Conv2d(2 * half, outputs, 1)) for half in halves
+        )
 
     def forward(self, features):
         predictions, above = [None] * 3, None
@@ -93,8 +111,8 @@ def _mix(inputs, half, count):
 
 
 class YOLOv3(nn.Module):
-    """Images (B, 3, S, S) in 0..1, S a multiple of 32, or a list of the backbone's features of them → losses and positives in training,
-    detections otherwise."""
+    """Images (B, 3, S, S) in 0..1, S a multiple of 32, or a list of the backbone's features of them → losses and
+    positives in training, detections otherwise."""
 
     divided_by = dict.fromkeys(("box", "objectness", "classification"), "count")
 
@@ -110,7 +128,11 @@ class YOLOv3(nn.Module):
         cells = [image_size // stride for stride in STRIDES]
         anchors = torch.tensor(ANCHORS).view(3, 3, 2) * (image_size / 416)
         self.register_buffer("anchors", anchors.flatten(0, 1), persistent=False)
-        self.register_buffer("places", torch.cat([_places(*level) for level in zip(cells, STRIDES, anchors, strict=True)]), persistent=False)
+        self.register_buffer(
+            "places",
+            torch.cat([_places(*level) for level in zip(cells, STRIDES, anchors, strict=True)]),
+            persistent=False,
+        )
         self.register_buffer("firsts", torch.tensor([0, *(3 * c * c for c in cells)]).cumsum(0)[:3], persistent=False)
         self.register_buffer("cells", torch.tensor(cells), persistent=False)
         self.image_size = image_size
@@ -136,7 +158,8 @@ class YOLOv3(nn.Module):
         return torch.cat([centre - half, centre + half], -1)
 
     def _assign(self, truth):
-        """The index of the prediction that answers for each true box (n, 4) xyxy: the anchor of most alike shape, in the cell of its centre."""
+        """The index of the prediction that answers for each true box (n, 4) xyxy: the anchor of most alike shape, in
+        the cell of its centre."""
         centre, size = (truth[:, :2] + truth[:, 2:]) / 2, truth[:, 2:] - truth[:, :2]
         shapes = torch.cat([-self.anchors, self.anchors], 1) / 2
         best = boxes.iou(torch.cat([-size, size], 1)[:, None] / 2, shapes).argmax(1)
@@ -168,7 +191,8 @@ class YOLOv3(nn.Module):
         losses = {
             "box": each.sum() / count,
             "objectness": (objects * background).sum() / count,
-            "classification": functional.binary_cross_entropy_with_logits(chosen[:, 5:], classes, reduction="sum") / count,
+            "classification": functional.binary_cross_entropy_with_logits(chosen[:, 5:], classes, reduction="sum")
+            / count,
         }
         return losses, positives
 
@@ -198,7 +222,8 @@ class YOLOv3(nn.Module):
 
 
 def _places(cells, stride, anchors):
-    """(3·cells², 5): column, row, stride, anchor width, anchor height of every prediction of one level, anchors outermost."""
+    """(3·cells², 5): column, row, stride, anchor width, anchor height of every prediction of one level, anchors
+    outermost."""
     anchor, row, column = torch.meshgrid(torch.arange(3), torch.arange(cells), torch.arange(cells), indexing="ij")
     cell = torch.stack([column, row, torch.full_like(row, stride)], -1).flatten(0, 2).float()
     return torch.cat([cell, anchors[anchor.flatten()]], 1)
@@ -212,7 +237,8 @@ def _gathered(targets, device):
 
 
 def yolov3(num_classes, box_loss, image_size, backbone=None):
-    """The detector; `backbone` "tiny" (2 cores), "darknet53" (the paper's) or "efficientnet_lite0" (ImageNet weights)."""
+    """The detector; `backbone` "tiny" (2 cores), "darknet53" (the paper's) or "efficientnet_lite0" (ImageNet
+    weights)."""
     backbone = backbone or "tiny"
     if backbone in SIZES:
         width, blocks, mixing = SIZES[backbone]

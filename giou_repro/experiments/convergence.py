@@ -1,4 +1,5 @@
-"""What notebook 03 reads off simulations. Every function returns a pandas table; errors are those of one case, in the boxes' unit."""
+"""What notebook 03 reads off simulations. Every function returns a pandas table; errors are those of one case, in the
+boxes' unit."""
 
 import itertools
 
@@ -27,11 +28,15 @@ def curves(result):
 
 
 def standings(result):
-    """Where each loss ended: loss, error, mean_iou, iou_50, iou_75, iou_90, and half_step, the first step with half the error of the start."""
+    """Where each loss ended: loss, error, mean_iou, iou_50, iou_75, iou_90, and half_step, the first step with half the
+    error of the start."""
     rows = []
     for name, curve in curves(result).groupby("loss", sort=False):
         half = curve.step[curve.error <= curve.error.iloc[0] / 2].min()
-        rows.append({"loss": name, "half_step": half} | curve.iloc[-1][["error", "mean_iou", "iou_50", "iou_75", "iou_90"]].to_dict())
+        rows.append(
+            {"loss": name, "half_step": half}
+            | curve.iloc[-1][["error", "mean_iou", "iou_50", "iou_75", "iou_90"]].to_dict()
+        )
     return pd.DataFrame(rows)
 
 
@@ -49,11 +54,12 @@ def against_paper(result):
 
 
 def alignment(final, beyond=2.0):
-    """Final error of starts beside, above or below the targets, and of starts diagonally from them: loss, aligned, diagonal, low, high, points.
+    """Final error of starts beside, above or below the targets, and of starts diagonally from them: loss, aligned,
+    diagonal, low, high, points.
 
-    Takes Simulation.final. Only anchor points further than `beyond` from the targets' centre count, where boxes start apart; aligned ones
-    lie within 22.5° of an axis, diagonal ones within 22.5° of a diagonal. Missing where there is no such point. low, high: the 95 % interval
-    of aligned − diagonal over the points (Welch), missing below 3 of either.
+    Takes Simulation.final. Only anchor points further than `beyond` from the targets' centre count, where boxes start
+    apart; aligned ones lie within 22.5° of an axis, diagonal ones within 22.5° of a diagonal. Missing where there is no
+    such point. low, high: the 95 % interval of aligned − diagonal over the points (Welch), missing below 3 of either.
     """
     x, y = ((final[axis] - centre).abs() for axis, centre in zip(("x", "y"), CENTRE, strict=True))
     near_axis = np.minimum(x, y) < np.tan(np.pi / 8) * np.maximum(x, y)
@@ -65,12 +71,15 @@ def alignment(final, beyond=2.0):
         low, high = np.nan, np.nan
         if min(len(aligned), len(diagonal)) >= statistics.LEAST:
             low, high = stats.ttest_ind(aligned, diagonal, equal_var=False).confidence_interval(statistics.LEVEL)
-        rows.append(dict(loss=name, aligned=aligned.mean(), diagonal=diagonal.mean(), low=low, high=high, points=len(part)))
+        rows.append(
+            dict(loss=name, aligned=aligned.mean(), diagonal=diagonal.mean(), low=low, high=high, points=len(part))
+        )
     return pd.DataFrame(rows)
 
 
 def by_point(final):
-    """The final error of a case, over the anchor points: loss, points, error, low, high (95 % of the mean), worst (the mean of the worst point)."""
+    """The final error of a case, over the anchor points: loss, points, error, low, high (95 % of the mean), worst (the
+    mean of the worst point)."""
     rows = []
     for name, part in final.groupby("loss", sort=False):
         error = part.error / CASES_PER_POINT
@@ -80,7 +89,8 @@ def by_point(final):
 
 
 def differences(final):
-    """The final error of a case under one loss less that under another, point by point: loss, against, points, difference, low, high (95 %)."""
+    """The final error of a case under one loss less that under another, point by point: loss, against, points,
+    difference, low, high (95 %)."""
     errors = final.pivot(index="point", columns="loss", values="error")[list(final.loss.unique())] / CASES_PER_POINT
     errors = errors.where(np.isfinite(errors))
     rows = []
@@ -92,31 +102,39 @@ def differences(final):
 
 
 def apart(losses, n_points, gradients, seed=0, **options):
-    """What becomes of boxes that start apart from their target: one case at random at each anchor point; those that overlap are left out.
+    """What becomes of boxes that start apart from their target: one case at random at each anchor point; those that
+    overlap are left out.
 
-    Columns: gradients, loss, cases, solved (how many end above IoU .5), grew (how many become a tenth larger on the way to the first overlap),
-    hull_shrank (how many have met the target, or ended, with a smaller enclosing box than at the start), growth (the median of the
-    largest area on that way over the area at the start). `options` are simulate's.
+    Columns: gradients, loss, cases, solved (how many end above IoU .5), grew (how many become a tenth larger on the way
+    to the first overlap), hull_shrank (how many have met the target, or ended, with a smaller enclosing box than at the
+    start), growth (the median of the largest area on that way over the area at the start). `options` are simulate's.
     """
     within = np.random.default_rng(seed).integers(1, CASES_PER_POINT + 1, n_points)
     cases = np.arange(n_points) * CASES_PER_POINT + within
-    paths = simulate(losses, n_points, trajectories=cases.tolist(), gradients=gradients, seed=seed, **options).trajectories
+    paths = simulate(
+        losses, n_points, trajectories=cases.tolist(), gradients=gradients, seed=seed, **options
+    ).trajectories
     target = np.array(SHAPES)[(paths.case - 1) // 49 % 7]
     reach = [
-        np.maximum(paths[c] + paths[s].abs() / 2, centre + side / 2) - np.minimum(paths[c] - paths[s].abs() / 2, centre - side / 2)
+        np.maximum(paths[c] + paths[s].abs() / 2, centre + side / 2)
+        - np.minimum(paths[c] - paths[s].abs() / 2, centre - side / 2)
         for c, s, centre, side in zip("xy", "wh", CENTRE, target.T, strict=True)
     ]
     paths = paths.assign(area=(paths.w * paths.h).abs(), hull=reach[0] * reach[1])
     rows = []
     for name, part in paths.groupby("loss", sort=False):
-        tables = {key: part.pivot(index="case", columns="step", values=key).to_numpy() for key in ("iou", "area", "hull")}
+        tables = {
+            key: part.pivot(index="case", columns="step", values=key).to_numpy() for key in ("iou", "area", "hull")
+        }
         iou, area, hull = (table[tables["iou"][:, 0] == 0] for table in tables.values())
         if not len(iou):
             continue
         met = np.where((iou > 0).any(1), (iou > 0).argmax(1), iou.shape[1] - 1)
         largest = np.where(np.arange(iou.shape[1]) <= met[:, None], area, 0).max(1) / area[:, 0]
         shrank = hull[np.arange(len(hull)), met] < hull[:, 0]
-        counts = dict(cases=len(iou), solved=(iou[:, -1] > 0.5).sum(), grew=(largest > 1.1).sum(), hull_shrank=shrank.sum())
+        counts = dict(
+            cases=len(iou), solved=(iou[:, -1] > 0.5).sum(), grew=(largest > 1.1).sum(), hull_shrank=shrank.sum()
+        )
         rows.append(dict(gradients=gradients, loss=name) | counts | dict(growth=np.median(largest)))
     return pd.DataFrame(rows)
 
@@ -130,10 +148,11 @@ def step_sizes(losses, sizes, n_points, **options):
 
 
 def every_loss(losses, n_points, step_size, sizes, sweep_points, **options):
-    """Each loss at one step size, and at the one of `sizes` that leaves it the least error, found on `sweep_points` anchor points.
+    """Each loss at one step size, and at the one of `sizes` that leaves it the least error, found on `sweep_points`
+    anchor points.
 
-    The columns of `standings`, seconds (of the run at `step_size`), and best_size, best_error, best_iou_75: missing where it diverged at every
-    size. `options` are simulate's.
+    The columns of `standings`, seconds (of the run at `step_size`), and best_size, best_error, best_iou_75: missing
+    where it diverged at every size. `options` are simulate's.
     """
     result = simulate(losses, n_points, step_size=step_size, **options)
     swept = step_sizes(losses, sizes, sweep_points, **options).dropna(subset="error")

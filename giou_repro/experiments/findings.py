@@ -1,4 +1,5 @@
-"""What we see, in words, written from the numbers of the run. Each function takes the tables of one figure and returns Markdown."""
+"""What we see, in words, written from the numbers of the run. Each function takes the tables of one figure and returns
+Markdown."""
 
 import pandas as pd
 
@@ -8,7 +9,8 @@ from giou_repro.experiments.landscape import FLAT
 
 
 def ranking(table, measure):
-    """The losses of a table in words, best first, by one of its columns: the least error, or the highest of anything else."""
+    """The losses of a table in words, best first, by one of its columns: the least error, or the highest of anything
+    else."""
     order = table.sort_values(measure, ascending=measure == "error")
     return ", ".join(f"{registry.label(row.loss)} ({getattr(row, measure):.3f})" for row in order.itertuples())
 
@@ -32,7 +34,10 @@ def figure_1(table):
 def spread(circle, radius, table):
     at = table[table.measure == "iou"]
     at = at[at.distance == at.distance.iloc[(at.distance - 7).abs().argmin()]].set_index("norm")
-    ranges = [f"at {norm.replace('l', 'ℓ')} distance {row.distance:g} from {row.low:.2f} to {row.high:.2f}" for norm, row in at.iterrows()]
+    ranges = [
+        f"at {norm.replace('l', 'ℓ')} distance {row.distance:g} from {row.low:.2f} to {row.high:.2f}"
+        for norm, row in at.iterrows()
+    ]
     return (
         f"**What we see.** With one corner {radius:g} away on a 10 × 20 box, IoU lies anywhere from {circle.iou.min():.2f} to "
         f"{circle.iou.max():.2f}; with all four coordinates wrong, {' and '.join(ranges)}. The distance alone does not say whether a detection "
@@ -41,7 +46,9 @@ def spread(circle, radius, table):
 
 
 def rank_correlation(table):
-    one, many = (table[(table.targets == targets) & (table.norm == "l1")].sort_values("size") for targets in ("one", "many"))
+    one, many = (
+        table[(table.targets == targets) & (table.norm == "l1")].sort_values("size") for targets in ("one", "many")
+    )
     tiny, large = one.iloc[0], one.iloc[-1]
     better = "better" if tiny.low > large.high else "no better"
     return (
@@ -91,7 +98,11 @@ def compared(table):
 def flat_parts(table):
     plateau = [name for name, part in table.groupby("loss", sort=False) if part.disjoint.min() == 1]
     stuck = table.loss[(table.scenario == "contained") & (table.contained == 1)]
-    inside = " There GIoU equals IoU, and neither says where inside to go; a loss on centres does." if "giou" in set(stuck) else ""
+    inside = (
+        " There GIoU equals IoU, and neither says where inside to go; a loss on centres does."
+        if "giou" in set(stuck)
+        else ""
+    )
     return (
         f"**What we see.** No slope anywhere on disjoint boxes: {_labels(plateau)} (claim G5). No slope as a small box moves inside the target: "
         f"{_labels(stuck)}.{inside}"
@@ -101,7 +112,10 @@ def flat_parts(table):
 def field(table):
     still = table.assign(still=table[["dx", "dy"]].abs().max(axis=1) < FLAT, apart=table.iou < FLAT)
     shares = still.pivot_table(index="loss", columns="apart", values="still", sort=False).reindex(table.loss.unique())
-    words = [f"{registry.label(name)} {row[True]:.0%} of the disjoint places and {row[False]:.0%} of the others" for name, row in shares.iterrows()]
+    words = [
+        f"{registry.label(name)} {row[True]:.0%} of the disjoint places and {row[False]:.0%} of the others"
+        for name, row in shares.iterrows()
+    ]
     return f"**What we see.** The centre is not pulled on: {'; '.join(words)}."
 
 
@@ -116,8 +130,12 @@ def steepness(table):
 
 
 def convergence(standings, against):
-    """From standings with a column "run" ("published", "exact"), overlap losses only, and convergence.against_paper (or None)."""
-    words = [f"With {run} gradients the final error orders them {ranking(part, 'error')}." for run, part in standings.groupby("run", sort=False)]
+    """From standings with a column "run" ("published", "exact"), overlap losses only, and convergence.against_paper (or
+    None)."""
+    words = [
+        f"With {run} gradients the final error orders them {ranking(part, 'error')}."
+        for run, part in standings.groupby("run", sort=False)
+    ]
     if against is not None and len(against):
         worst = against.loc[against.difference.abs().idxmax()]
         words.append(
@@ -130,7 +148,10 @@ def convergence(standings, against):
 def alignment(table):
     """From convergence.alignment with a column "run"."""
     worse = table[table.aligned > 1.5 * table.diagonal]
-    words = [f"{registry.label(row.loss)} with {row.run} gradients ({row.aligned:.3f} against {row.diagonal:.3f})" for row in worse.itertuples()]
+    words = [
+        f"{registry.label(row.loss)} with {row.run} gradients ({row.aligned:.3f} against {row.diagonal:.3f})"
+        for row in worse.itertuples()
+    ]
     return (
         "**What we see.** Of the starts more than 2 from the targets' centre, those beside, above or below them end with at least half as much "
         f"error again as the diagonal ones for: {'; '.join(words) or 'none'} (claim Z3)."
@@ -149,7 +170,8 @@ def step_sizes(table):
 
 
 def every_loss(table, step_size):
-    """From convergence.every_loss. Coordinate losses are left out: they regress the very coordinates that the error is measured in."""
+    """From convergence.every_loss. Coordinate losses are left out: they regress the very coordinates that the error is
+    measured in."""
     overlap = table[[registry.LOSSES[name].space == "boxes" for name in table.loss]]
     equal, best = overlap.dropna(subset="error"), overlap.assign(error=overlap.best_error).dropna(subset="error")
     return (
@@ -179,7 +201,11 @@ def encodings(early, final, step):
 
 def single_boxes(table):
     sizes = table.assign(area=(table.w * table.h).abs()).groupby(["gradients", "loss", "start"], sort=False).area.max()
-    words = [f"{registry.label(loss)} {gradients}, {start}, {area:.1f}" for (gradients, loss, start), area in sizes.items() if area > 1.2]
+    words = [
+        f"{registry.label(loss)} {gradients}, {start}, {area:.1f}"
+        for (gradients, loss, start), area in sizes.items()
+        if area > 1.2
+    ]
     return f"**What we see.** Boxes that grew to more than 1.2 times their area on the way, and to how many: {'; '.join(words) or 'none'}."
 
 
@@ -202,10 +228,16 @@ def paired(table):
     lines = []
     for setting, part in table.groupby("setting", sort=False):
         lines.append(f"**{setting}** ({len(part)} differences)\n")
-        part = part.assign(against=pd.Categorical(part.against, part.against.unique()), verdict=pd.Categorical(part.verdict, statistics.VERDICTS))
+        part = part.assign(
+            against=pd.Categorical(part.against, part.against.unique()),
+            verdict=pd.Categorical(part.verdict, statistics.VERDICTS),
+        )
         for (against, verdict), rows in part.groupby(["against", "verdict"], observed=True):
             seeds = " to ".join(f"{n}" for n in sorted({rows.n.min(), rows.n.max()}))
-            measures = (f"{measure(name)}: {', '.join(map(_difference, these.itertuples()))}" for name, these in rows.groupby("measure", sort=False))
+            measures = (
+                f"{measure(name)}: {', '.join(map(_difference, these.itertuples()))}"
+                for name, these in rows.groupby("measure", sort=False)
+            )
             lines.append(f"- against {registry.label(against)} (n = {seeds}), **{verdict}**: {'; '.join(measures)}")
         if "mean_iou" not in set(part.measure):
             lines.append("- mean IoU is not compared: a training found no object")

@@ -1,4 +1,5 @@
-"""What notebook 02 measures: the value and the gradient of each loss as a box moves. Every function returns a pandas table, in float64."""
+"""What notebook 02 measures: the value and the gradient of each loss as a box moves. Every function returns a pandas
+table, in float64."""
 
 import numpy as np
 import pandas as pd
@@ -28,7 +29,8 @@ SCENARIOS = {  # name: (what t is, the prediction at t, the range of t)
 
 
 def profiles(losses, n):
-    """Value and slope of each loss along each of SCENARIOS, at `n` places: scenario, loss, t, iou, value, slope (∂value/∂t)."""
+    """Value and slope of each loss along each of SCENARIOS, at `n` places: scenario, loss, t, iou, value, slope
+    (∂value/∂t)."""
     tables = []
     for scenario, (_, pred_at, (low, high)) in SCENARIOS.items():
         # an even number of places, so that none is exactly at the kink t = 0
@@ -38,26 +40,34 @@ def profiles(losses, n):
         for name in losses:
             value = LOSSES[name](pred_at(t), target)
             (slope,) = torch.autograd.grad(value.sum(), t)
-            tables.append(pd.DataFrame(dict(scenario=scenario, loss=name, t=t.detach(), iou=iou, value=value.detach(), slope=slope)))
+            tables.append(
+                pd.DataFrame(
+                    dict(scenario=scenario, loss=name, t=t.detach(), iou=iou, value=value.detach(), slope=slope)
+                )
+            )
     return pd.concat(tables, ignore_index=True)
 
 
 def flat_parts(profiles):
-    """Of each loss's profile: the share of the disjoint places, and of the places where one box contains the other, with no slope.
+    """Of each loss's profile: the share of the disjoint places, and of the places where one box contains the other,
+    with no slope.
 
     Columns: scenario, loss, disjoint, contained; missing where the scenario has no such place.
     """
     rows = []
     for (scenario, loss), part in profiles.groupby(["scenario", "loss"], sort=False):
         flat = part.slope.abs() < FLAT
-        within = part.t.abs() <= 0.3 if scenario == "contained" else part.t > 0 if scenario == "scale" else part.t != part.t
+        within = (
+            part.t.abs() <= 0.3 if scenario == "contained" else part.t > 0 if scenario == "scale" else part.t != part.t
+        )
         apart = part.iou == 0
         rows.append(dict(scenario=scenario, loss=loss, disjoint=flat[apart].mean(), contained=flat[within].mean()))
     return pd.DataFrame(rows)
 
 
 def field(losses, n, side=0.5):
-    """The descent direction −∂loss/∂(x, y, w, h) with a square of `side` centred on an n x n grid: loss, x, y, iou, dx, dy, dw, dh."""
+    """The descent direction −∂loss/∂(x, y, w, h) with a square of `side` centred on an n x n grid: loss, x, y, iou, dx,
+    dy, dw, dh."""
     grid = torch.linspace(-2, 2, n, dtype=torch.float64)
     y, x = (axis.reshape(-1) for axis in torch.meshgrid(grid, grid, indexing="ij"))
     state = torch.stack((x, y, torch.full_like(x, side), torch.full_like(x, side)), -1).requires_grad_()
@@ -72,10 +82,11 @@ def field(losses, n, side=0.5):
 
 
 def steepness(losses, n, seed, bins=10):
-    """Size of each loss's gradient against the overlap (claim G7): for predictions around unit squares, errors of every size.
+    """Size of each loss's gradient against the overlap (claim G7): for predictions around unit squares, errors of every
+    size.
 
-    Columns: loss, iou_low, iou_high (the bin; the first row of each loss is the disjoint pairs, 0 to 0), pairs, q25, median, q75 of
-    ‖∂loss/∂(x1, y1, x2, y2)‖, and correlation, Pearson's, of IoU and GIoU in the bin.
+    Columns: loss, iou_low, iou_high (the bin; the first row of each loss is the disjoint pairs, 0 to 0), pairs, q25,
+    median, q75 of ‖∂loss/∂(x1, y1, x2, y2)‖, and correlation, Pearson's, of IoU and GIoU in the bin.
     """
     if n < 1_000:
         raise ValueError(f"n must be at least 1,000, so that every bin has pairs, got {n}")

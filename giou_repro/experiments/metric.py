@@ -1,4 +1,5 @@
-"""What notebook 01 measures: how ℓn distance, IoU and GIoU of two boxes relate. Every function returns a pandas table, in float64."""
+"""What notebook 01 measures: how ℓn distance, IoU and GIoU of two boxes relate. Every function returns a pandas table,
+in float64."""
 
 import numpy as np
 import pandas as pd
@@ -20,8 +21,8 @@ QUANTILES = {"low": 0.0, "q05": 0.05, "median": 0.5, "q95": 0.95, "high": 1.0}
 def figure_1(losses):
     """The six pairs of the paper's figure 1: ours and the printed IoU, GIoU and distance, and the value of each loss.
 
-    Panel (a): the free corner keeps its distance of 7 from the target's, the other one is at (−1, −1). Panel (b): centre and size. The
-    prediction's coordinates were fitted to the paper's picture.
+    Panel (a): the free corner keeps its distance of 7 from the target's, the other one is at (−1, −1). Panel (b):
+    centre and size. The prediction's coordinates were fitted to the paper's picture.
     """
     angles = np.deg2rad([188.6, -44, 90])
     panel_a = [(-1, -1, 10 + 7 * np.cos(a), 20 + 7 * np.sin(a)) for a in angles]
@@ -47,7 +48,8 @@ def figure_1(losses):
 
 
 def circle(radius, n=720):
-    """IoU and GIoU against the angle (degrees) of the free corner, which circles the target's at `radius`; the other corner is right."""
+    """IoU and GIoU against the angle (degrees) of the free corner, which circles the target's at `radius`; the other
+    corner is right."""
     angle = np.linspace(0, 360, n, endpoint=False)
     free = np.array(TARGET[2:]) + radius * np.stack((np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))), 1)
     pred, target = torch.cat((torch.zeros(n, 2).double(), _tensor(free)), 1), _tensor(TARGET)
@@ -55,7 +57,8 @@ def circle(radius, n=720):
 
 
 def spread(losses, distances, n, seed):
-    """Quantiles of IoU, GIoU and each loss over `n` predictions at each ℓ1 and ℓ2 distance of their corners from a 10 x 20 target's.
+    """Quantiles of IoU, GIoU and each loss over `n` predictions at each ℓ1 and ℓ2 distance of their corners from a 10 x
+    20 target's.
 
     Columns: norm, distance, measure ("iou", "giou", or the loss's name as "loss_…"), low, q05, median, q95, high.
     """
@@ -75,10 +78,11 @@ def spread(losses, distances, n, seed):
 def rank_correlation(sizes, n, repeats, seed):
     """How well the ℓ1 and ℓ2 distance ranks predictions by IoU, against the size of the error (claim B1).
 
-    Errors of the corners have a random direction and a length uniform in [0, size], in units of the target's diagonal; `targets` is "one"
-    (all predictions are of one 10 x 20 target) or "many" (targets of every size and shape). Columns: targets, norm, size, then mean and
-    95 % range over the repeats of Spearman's correlation of −distance and IoU, and the mean share of pairs of predictions in which the
-    nearer one has the lower IoU (0 if distance decides, 0.5 if it says nothing).
+    Errors of the corners have a random direction and a length uniform in [0, size], in units of the target's diagonal;
+    `targets` is "one" (all predictions are of one 10 x 20 target) or "many" (targets of every size and shape). Columns:
+    targets, norm, size, then mean and 95 % range over the repeats of Spearman's correlation of −distance and IoU, and
+    the mean share of pairs of predictions in which the nearer one has the lower IoU (0 if distance decides, 0.5 if it
+    says nothing).
     """
     if n < 10:
         raise ValueError(f"n must be at least 10 to rank, got {n}")
@@ -102,7 +106,9 @@ def _one_correlation(rng, targets, size, order, n):
     iou = boxes.iou(_tensor(target + error), _tensor(target)).numpy()
     distance = np.linalg.norm(error, order, axis=1)
     shuffled = rng.permutation(n)
-    wrong = (distance < distance[shuffled]) & (iou < iou[shuffled]) | (distance > distance[shuffled]) & (iou > iou[shuffled])
+    wrong = (distance < distance[shuffled]) & (iou < iou[shuffled]) | (distance > distance[shuffled]) & (
+        iou > iou[shuffled]
+    )
     return stats.spearmanr(-distance, iou).statistic, wrong.mean()
 
 
@@ -126,7 +132,8 @@ def pairs(kind, n, seed):
 
 
 def ranges(tables):
-    """Between which values GIoU lies (claim B2), for overlapping and for disjoint pairs of each kind: kind, overlap, pairs, lowest, highest."""
+    """Between which values GIoU lies (claim B2), for overlapping and for disjoint pairs of each kind: kind, overlap,
+    pairs, lowest, highest."""
     groups = pd.concat(tables).groupby(["kind", "overlap"], sort=False).giou
     return groups.agg(pairs="count", lowest="min", highest="max").reset_index()
 
@@ -138,7 +145,8 @@ def rotated_pair(angle):
 
 
 def rotation(n):
-    """IoU and GIoU of `rotated_pair` at `n` angles from 0° to 180°: as polygons with the convex hull as C, and by their bounding boxes.
+    """IoU and GIoU of `rotated_pair` at `n` angles from 0° to 180°: as polygons with the convex hull as C, and by their
+    bounding boxes.
 
     Columns: angle, iou, giou, box_iou, box_giou.
     """
@@ -150,7 +158,8 @@ def rotation(n):
 
 
 def properties(n, seed):
-    """The properties the GIoU paper states (claims G2 to G5 and G8), each measured on `n` random boxes: claim, property, measured, holds."""
+    """The properties the GIoU paper states (claims G2 to G5 and G8), each measured on `n` random boxes: claim,
+    property, measured, holds."""
     rng = np.random.default_rng(seed)
     a, b, c = (_random_boxes(rng, n) for _ in range(3))
     iou, giou = boxes.iou(a, b), boxes.giou(a, b)
@@ -169,14 +178,34 @@ def properties(n, seed):
         ("G2", "GIoU ≤ IoU: largest GIoU − IoU", (giou - iou).max(), (giou <= iou + 1e-12).all()),
         ("G2", "−1 ≤ GIoU ≤ 1: smallest", giou.min(), giou.min() >= -1),
         ("G2", "−1 ≤ GIoU ≤ 1: largest", giou.max(), giou.max() <= 1),
-        ("G2", "equal when one box contains the other: largest |GIoU − IoU|", (boxes.giou(inner, a) - boxes.iou(inner, a)).abs().max(), None),
+        (
+            "G2",
+            "equal when one box contains the other: largest |GIoU − IoU|",
+            (boxes.giou(inner, a) - boxes.iou(inner, a)).abs().max(),
+            None,
+        ),
         ("G2", "1 for equal boxes: largest |1 − GIoU|", (1 - boxes.giou(a, a)).abs().max(), None),
         ("G2", "→ −1 as |A∪B|/|C| → 0: two unit squares a million apart, 1 + GIoU", 1 + far, None),
         ("G3", "1 − GIoU keeps the triangle inequality: smallest detour", detour.min(), detour.min() >= -1e-12),
-        ("G3", "no detour through the hull of disjoint boxes: largest |detour|", through_hull[ac_apart].abs().max(), None),
-        ("G4", "scale invariance, each axis by its own factor: largest change", (boxes.giou(a * stretch, b * stretch) - giou).abs().max(), None),
+        (
+            "G3",
+            "no detour through the hull of disjoint boxes: largest |detour|",
+            through_hull[ac_apart].abs().max(),
+            None,
+        ),
+        (
+            "G4",
+            "scale invariance, each axis by its own factor: largest change",
+            (boxes.giou(a * stretch, b * stretch) - giou).abs().max(),
+            None,
+        ),
         ("G5", f"∂L_IoU = 0 on {int(apart.sum())} disjoint pairs: largest |∂L_IoU|", gradients["iou"].max(), None),
-        ("G5", "∂L_GIoU ≠ 0 on them: smallest of the largest components", gradients["giou"].min(), gradients["giou"].min() > 0),
+        (
+            "G5",
+            "∂L_GIoU ≠ 0 on them: smallest of the largest components",
+            gradients["giou"].min(),
+            gradients["giou"].min() > 0,
+        ),
         ("G8", "0 ≤ L_IoU ≤ 1 for predictions anywhere in R⁴: smallest", loss_iou.min(), loss_iou.min() >= 0),
         ("G8", "0 ≤ L_IoU ≤ 1: largest", loss_iou.max(), loss_iou.max() <= 1),
         ("G8", "0 ≤ L_GIoU ≤ 2 for predictions anywhere in R⁴: smallest", loss_giou.min(), loss_giou.min() >= 0),
@@ -184,16 +213,19 @@ def properties(n, seed):
     ]
     table = pd.DataFrame(rows, columns=["claim", "property", "measured", "holds"])
     table["measured"] = table.measured.astype(float)
-    table["holds"] = [abs(value) < 1e-9 if holds is None else bool(holds) for value, holds in zip(table.measured, table.holds, strict=True)]
+    table["holds"] = [
+        abs(value) < 1e-9 if holds is None else bool(holds)
+        for value, holds in zip(table.measured, table.holds, strict=True)
+    ]
     return table
 
 
 def compared(losses, n, seed):
     """The same questions put to each loss, on `n` random boxes: what it costs, and what it is invariant to.
 
-    Columns: loss, lowest, highest (over predictions anywhere in R⁴), at_equal (largest value for equal boxes), asymmetry, scaling (largest
-    change when both boxes double), triangle (largest excess of the direct way over a detour; above 0 it is not a metric), and
-    blind (share of disjoint pairs without a gradient).
+    Columns: loss, lowest, highest (over predictions anywhere in R⁴), at_equal (largest value for equal boxes),
+    asymmetry, scaling (largest change when both boxes double), triangle (largest excess of the direct way over a
+    detour; above 0 it is not a metric), and blind (share of disjoint pairs without a gradient).
     """
     rng = np.random.default_rng(seed)
     a, b, c = (_random_boxes(rng, n) for _ in range(3))

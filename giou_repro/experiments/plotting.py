@@ -26,14 +26,20 @@ STYLES = {  # after Okabe and Ito: told apart without colour vision, and by line
     "diou": ("#009E73", "-."),
     "ciou": ("#D55E00", (0, (4, 1, 1, 1, 1, 1))),
 }
-OTHERS = [(color, line) for line in ("-", "--", "-.", ":") for color in ("#CC79A7", "#56B4E9", "#882255", "#44AA99", "#332288", "#999933")]
+OTHERS = [
+    (color, line)
+    for line in ("-", "--", "-.", ":")
+    for color in ("#CC79A7", "#56B4E9", "#882255", "#44AA99", "#332288", "#999933")
+]
 PREDICTED, TRUE = "#222222", "#2CA02C"
 
 
 def style(name):
     """Keyword arguments of a line for a loss: colour, line style and label."""
     users = [other for other in registry.LOSSES if other not in STYLES]
-    number = users.index(name) if name in users else zlib.crc32(name.encode())  # of a loss that is not registered, the same each time
+    number = (
+        users.index(name) if name in users else zlib.crc32(name.encode())
+    )  # of a loss that is not registered, the same each time
     color, line = STYLES[name] if name in STYLES else OTHERS[number % len(OTHERS)]
     return dict(color=color, linestyle=line, label=registry.label(name))
 
@@ -72,7 +78,10 @@ def figure_1(table):
             axis.plot(*pred[2:], "o", color=PREDICTED, markersize=4)
         _box(axis, target, TRUE, label="target", linewidth=3.5)
         _box(axis, pred, PREDICTED, label="prediction")
-        axis.set_title(f"({row['panel']}) IoU {row['iou']:.2f}, GIoU {row['giou']:.2f}\n{norms[row['panel']]} {row['distance']:.2f}", fontsize=9)
+        axis.set_title(
+            f"({row['panel']}) IoU {row['iou']:.2f}, GIoU {row['giou']:.2f}\n{norms[row['panel']]} {row['distance']:.2f}",
+            fontsize=9,
+        )
         axis.set(xlim=(target[0] - 4, target[2] + 8), ylim=(target[3] + 8, target[1] - 4))
         _picture(axis)
     _legend_below(figure, axes[0, 0])
@@ -80,30 +89,46 @@ def figure_1(table):
 
 
 def spread(circle, radius, table):
-    """IoU and GIoU of predictions that keep their distance: on the circle (metric.circle), and on ℓ1 and ℓ2 spheres (metric.spread)."""
+    """IoU and GIoU of predictions that keep their distance: on the circle (metric.circle), and on ℓ1 and ℓ2 spheres
+    (metric.spread)."""
     figure, (axes,) = _panels(1, 3, 3.6, 3.3, sharey=True)
     colors = {"iou": STYLES["iou"][0], "giou": STYLES["giou"][0]}
     for measure, label in (("iou", "IoU"), ("giou", "GIoU")):
         axes[0].plot(circle.angle, circle[measure], color=colors[measure], linestyle=STYLES[measure][1], label=label)
-    axes[0].set(xlabel="angle of the free corner (°)", ylabel="IoU, GIoU", xticks=range(0, 361, 90), title=f"corner on a circle of radius {radius:g}")
+    axes[0].set(
+        xlabel="angle of the free corner (°)",
+        ylabel="IoU, GIoU",
+        xticks=range(0, 361, 90),
+        title=f"corner on a circle of radius {radius:g}",
+    )
     for axis, norm in zip(axes[1:], ("l1", "l2"), strict=True):
         iou, giou = (table[(table.norm == norm) & (table.measure == measure)] for measure in ("iou", "giou"))
-        axis.fill_between(iou.distance, iou.low, iou.high, color=colors["iou"], alpha=0.2, linewidth=0, label="IoU, all")
-        axis.fill_between(iou.distance, iou.q05, iou.q95, color=colors["iou"], alpha=0.35, linewidth=0, label="IoU, 90 %")
+        axis.fill_between(
+            iou.distance, iou.low, iou.high, color=colors["iou"], alpha=0.2, linewidth=0, label="IoU, all"
+        )
+        axis.fill_between(
+            iou.distance, iou.q05, iou.q95, color=colors["iou"], alpha=0.35, linewidth=0, label="IoU, 90 %"
+        )
         axis.plot(iou.distance, iou["median"], color=colors["iou"], linestyle="--", label="IoU, median")
         axis.plot(giou.distance, giou["median"], color=colors["giou"], label="GIoU, median")
         for edge, label in (("low", "GIoU, lowest and highest"), ("high", None)):
             axis.plot(giou.distance, giou[edge], color=colors["giou"], linewidth=1, linestyle=":", label=label)
-        axis.set(xlabel=f"{norm.replace('l', 'ℓ')} distance of the corners", title=f"at a fixed {norm.replace('l', 'ℓ')} distance")
+        axis.set(
+            xlabel=f"{norm.replace('l', 'ℓ')} distance of the corners",
+            title=f"at a fixed {norm.replace('l', 'ℓ')} distance",
+        )
     axes[0].legend(loc="lower right")
     _legend_below(figure, axes[1], 6)
     return figure
 
 
 def spread_of_losses(table):
-    """How much each loss varies at a fixed ℓ2 distance of the corners: its 90 % range over its median. Takes metric.spread."""
+    """How much each loss varies at a fixed ℓ2 distance of the corners: its 90 % range over its median. Takes
+    metric.spread."""
     figure, ((axis,),) = _panels(1, 1, 6.4, 3.8)
-    for measure, part in table[(table.norm == "l2") & table.measure.str.startswith("loss_")].groupby("measure", sort=False):
+    for measure, part in table[(table.norm == "l2") & table.measure.str.startswith("loss_")].groupby(
+        "measure", sort=False
+    ):
         axis.plot(part.distance, (part.q95 - part.q05) / part["median"], **style(measure.removeprefix("loss_")))
     axis.set(xlabel="ℓ2 distance of the corners", ylabel="90 % range over the median", ylim=(-0.05, None))
     _legend_below(figure, axis, 4)
@@ -114,13 +139,28 @@ def rank_correlation(table):
     """How well distance ranks boxes by IoU against the size of the error. Takes metric.rank_correlation."""
     figure, (axes,) = _panels(1, 2, 4.4, 3.3)
     for (targets, norm), part in table.groupby(["targets", "norm"]):
-        look = dict(color={"l1": "#0072B2", "l2": "#D55E00"}[norm], linestyle={"one": "-", "many": "--"}[targets], marker="o", markersize=3)
+        look = dict(
+            color={"l1": "#0072B2", "l2": "#D55E00"}[norm],
+            linestyle={"one": "-", "many": "--"}[targets],
+            marker="o",
+            markersize=3,
+        )
         look["label"] = f"{norm.replace('l', 'ℓ')}, {'one target' if targets == 'one' else 'targets of any size'}"
         axes[0].plot(part["size"], part.spearman, **look)
         axes[0].fill_between(part["size"], part.low, part.high, color=look["color"], alpha=0.15, linewidth=0)
         axes[1].plot(part["size"], 100 * part.wrong_pairs, **look)
-    axes[0].set(xscale="log", xlabel="largest error (of the box's diagonal)", ylabel="Spearman's ρ of −distance and IoU", ylim=(None, 1.01))
-    axes[1].set(xscale="log", xlabel="largest error (of the box's diagonal)", ylabel="pairs ranked wrongly by distance (%)", ylim=(0, 50))
+    axes[0].set(
+        xscale="log",
+        xlabel="largest error (of the box's diagonal)",
+        ylabel="Spearman's ρ of −distance and IoU",
+        ylim=(None, 1.01),
+    )
+    axes[1].set(
+        xscale="log",
+        xlabel="largest error (of the box's diagonal)",
+        ylabel="pairs ranked wrongly by distance (%)",
+        ylim=(0, 50),
+    )
     _legend_below(figure, axes[0])
     return figure
 
@@ -131,7 +171,16 @@ def iou_against_giou(tables):
     figure, (axes,) = _panels(1, len(tables), 4.2, 3.9, sharey=True)
     for axis, table in zip(axes, tables, strict=True):
         over, apart = table[table.overlap], table[~table.overlap]
-        axis.plot(over.giou, over.iou, "o", markersize=3, markerfacecolor="none", markeredgewidth=0.5, color="#0072B2", label="overlapping")
+        axis.plot(
+            over.giou,
+            over.iou,
+            "o",
+            markersize=3,
+            markerfacecolor="none",
+            markeredgewidth=0.5,
+            color="#0072B2",
+            label="overlapping",
+        )
         axis.plot(apart.giou, apart.iou, "x", markersize=4, markeredgewidth=0.6, color="#D55E00", label="disjoint")
         axis.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle="--", label="IoU = GIoU")
         axis.set(xlabel="GIoU", title=titles[table.kind.iloc[0]], xlim=(-1.03, 1.03), ylim=(-0.03, 1.03))
@@ -143,8 +192,20 @@ def iou_against_giou(tables):
 def shorthand(table):
     """The blog's shorthand against GIoU. Takes metric.pairs."""
     figure, ((axis,),) = _panels(1, 1, 5, 4)
-    for part, label, marker, color in ((table[table.overlap], "overlapping", "o", "#0072B2"), (table[~table.overlap], "disjoint", "x", "#D55E00")):
-        axis.plot(part.giou, part.shorthand, marker, markersize=3.5, markerfacecolor="none", markeredgewidth=0.6, color=color, label=label)
+    for part, label, marker, color in (
+        (table[table.overlap], "overlapping", "o", "#0072B2"),
+        (table[~table.overlap], "disjoint", "x", "#D55E00"),
+    ):
+        axis.plot(
+            part.giou,
+            part.shorthand,
+            marker,
+            markersize=3.5,
+            markerfacecolor="none",
+            markeredgewidth=0.6,
+            color=color,
+            label=label,
+        )
     axis.plot([-1, 1], [-1, 1], color="black", linewidth=1, linestyle="--", label="right")
     axis.axhline(1, color="0.5", linewidth=0.8)
     axis.set(xlabel="GIoU = IoU − (C − A∪B)/C", ylabel="shorthand, IoU − (C − (A + B))/C")
@@ -153,7 +214,8 @@ def shorthand(table):
 
 
 def rotation(table, pair, angles=(0, 45, 90, 135)):
-    """Polygons at some angles with their convex hull, and IoU and GIoU against the angle. Takes metric.rotation and metric.rotated_pair."""
+    """Polygons at some angles with their convex hull, and IoU and GIoU against the angle. Takes metric.rotation and
+    metric.rotated_pair."""
     figure = plt.figure(figsize=(11.5, 4.6))
     plt.close(figure)
     left, right = figure.subfigures(1, 2, width_ratios=(1.15, 1))
@@ -200,7 +262,8 @@ def profiles(table):
 
 
 def field(table):
-    """Descent direction in the plane of centres, a panel a loss. Arrows have one length, colour is their size; crosses have none."""
+    """Descent direction in the plane of centres, a panel a loss. Arrows have one length, colour is their size; crosses
+    have none."""
     names = list(table.loss.unique())
     columns = min(4, len(names))
     figure, axes = _panels(-(-len(names) // columns), columns, 3.0, 3.0, sharex=True, sharey=True)
@@ -231,7 +294,11 @@ def steepness(table):
         middle = (part.iou_low + part.iou_high) / 2
         left.plot(middle, part["median"], marker="o", markersize=3, **style(name))
         left.fill_between(middle, part.q25, part.q75, color=style(name)["color"], alpha=0.12, linewidth=0)
-    left.set(xlabel="IoU (0: disjoint)", ylabel="‖∂loss/∂corners‖, median and quartiles", ylim=(0, np.nanmin([4, 1.1 * table.q75.max()])))
+    left.set(
+        xlabel="IoU (0: disjoint)",
+        ylabel="‖∂loss/∂corners‖, median and quartiles",
+        ylim=(0, np.nanmin([4, 1.1 * table.q75.max()])),
+    )
     left.legend(ncols=2)
     part = table[table.loss == table.loss.iloc[0]].dropna()
     right.plot((part.iou_low + part.iou_high) / 2, part.correlation, marker="o", markersize=4, color="black")
@@ -272,7 +339,15 @@ def surfaces(panels):
     for row, (title, table) in zip(axes, panels.items(), strict=True):
         for axis, (name, part) in zip(row, table.groupby("loss", sort=False), strict=False):
             axis.set_visible(True)
-            dots = axis.scatter(part.x, part.y, c=part.error / 343, norm=norm, s=min(60, max(2.5, 9000 / len(part))), linewidth=0, rasterized=True)
+            dots = axis.scatter(
+                part.x,
+                part.y,
+                c=part.error / 343,
+                norm=norm,
+                s=min(60, max(2.5, 9000 / len(part))),
+                linewidth=0,
+                rasterized=True,
+            )
             axis.set(title=f"{registry.label(name)}, {title}", aspect="equal", xlim=(6.8, 13.2), ylim=(6.8, 13.2))
             axis.grid(False)
     figure.colorbar(dots, ax=axes, label="mean final error of a case", shrink=0.8)
@@ -295,15 +370,27 @@ def step_sizes(table):
 
 
 def every_loss(table, step_size):
-    """Final error of a case of each loss at one step size and at its own best, least first. Takes convergence.every_loss."""
+    """Final error of a case of each loss at one step size and at its own best, least first. Takes
+    convergence.every_loss."""
     table = table.sort_values("best_error", ascending=False, na_position="first")
     table = table.assign(error=table.error.clip(lower=1e-5), best_error=table.best_error.clip(lower=1e-5))
     figure, ((axis,),) = _panels(1, 1, 6.4, 0.9 + 0.26 * len(table))
     rows = range(len(table))
     axis.hlines(rows, table.best_error, table.error, color="0.8", linewidth=1.5, zorder=1)
-    axis.scatter(table.error, rows, s=34, facecolor="white", edgecolor="#0072B2", linewidth=1.4, label=f"at step size {step_size:g}")
+    axis.scatter(
+        table.error,
+        rows,
+        s=34,
+        facecolor="white",
+        edgecolor="#0072B2",
+        linewidth=1.4,
+        label=f"at step size {step_size:g}",
+    )
     axis.scatter(table.best_error, rows, s=34, color="#D55E00", label="at its own best step size")
-    labels = [f"{registry.label(row.loss)}{'' if np.isnan(row.best_size) else f' ({row.best_size:g})'}" for row in table.itertuples()]
+    labels = [
+        f"{registry.label(row.loss)}{'' if np.isnan(row.best_size) else f' ({row.best_size:g})'}"
+        for row in table.itertuples()
+    ]
     axis.set(
         xscale="log",
         xlabel="final coordinate error of a case (0.00001 or less at the left edge)",
@@ -317,14 +404,20 @@ def every_loss(table, step_size):
 
 
 def filmstrip(table, target, frames=(0, 0.025, 0.1, 0.25, 0.5, 1)):
-    """One box on its way: a row for each loss and kind of gradients, a picture for each of `frames` (shares of the steps).
+    """One box on its way: a row for each loss and kind of gradients, a picture for each of `frames` (shares of the
+    steps).
 
     Takes convergence.single_boxes for one start; `target` is (x, y, w, h).
     """
     rows = list(table.groupby(["gradients", "loss"], sort=False))
     shown = sorted({round(frame * table.step.max()) for frame in frames})
-    reach = {axis: (table[axis] - table[size].abs() / 2, table[axis] + table[size].abs() / 2) for axis, size in (("x", "w"), ("y", "h"))}
-    reach = {axis: [edge.replace([np.inf, -np.inf], np.nan).clip(-20, 40) for edge in edges] for axis, edges in reach.items()}
+    reach = {
+        axis: (table[axis] - table[size].abs() / 2, table[axis] + table[size].abs() / 2)
+        for axis, size in (("x", "w"), ("y", "h"))
+    }
+    reach = {
+        axis: [edge.replace([np.inf, -np.inf], np.nan).clip(-20, 40) for edge in edges] for axis, edges in reach.items()
+    }
     limits = {axis: (min(low.min(), 9.5) - 0.25, max(high.max(), 10.5) + 0.25) for axis, (low, high) in reach.items()}
     shape = (limits["y"][1] - limits["y"][0]) / (limits["x"][1] - limits["x"][0])
     figure, axes = _panels(len(rows), len(shown), 1.75, 0.35 + 1.55 * min(shape, 1.3), sharex=True, sharey=True)
@@ -361,7 +454,15 @@ def thresholds(table):
     figure, axes = _panels(1, 1, width=4)
     for criterion, line in (("iou", "-"), ("giou", "--")):
         shown = table[table.criterion == criterion]
-        axes[0][0].plot(shown.threshold, shown.AP, color="#222222", linestyle=line, marker="o", markersize=3, label=f"by {LABELS[criterion]}")
+        axes[0][0].plot(
+            shown.threshold,
+            shown.AP,
+            color="#222222",
+            linestyle=line,
+            marker="o",
+            markersize=3,
+            label=f"by {LABELS[criterion]}",
+        )
     axes[0][0].set(xlabel="threshold of a match", ylabel="AP", ylim=(0, None))
     axes[0][0].legend()
     return figure
@@ -371,21 +472,31 @@ LABELS = {"iou": "IoU", "giou": "GIoU"}
 
 
 def detections(packed, found, names, rows=2, columns=4, score=0.3):
-    """Validation squares with their true boxes and the predicted ones above `score`, evenly drawn from the set, each once."""
+    """Validation squares with their true boxes and the predicted ones above `score`, evenly drawn from the set, each
+    once."""
     figure, axes = _panels(rows, columns, width=2.6, height=2.7)
     for axis in axes.flat:
         _picture(axis)
-    for index, axis in zip(np.unique(np.linspace(0, len(packed) - 1, rows * columns).round().astype(int)), axes.flat, strict=False):
+    for index, axis in zip(
+        np.unique(np.linspace(0, len(packed) - 1, rows * columns).round().astype(int)), axes.flat, strict=False
+    ):
         axis.imshow(packed.images[index].permute(1, 2, 0).cpu().numpy())
         for corners in packed.truths[index]["boxes"].tolist():
             _box(axis, corners, "#00E05A", linewidth=2.4)
         detection = found[index]
-        for corners, label, value in zip(*(detection[key].tolist() for key in ("boxes", "labels", "scores")), strict=True):
+        for corners, label, value in zip(
+            *(detection[key].tolist() for key in ("boxes", "labels", "scores")), strict=True
+        ):
             if value >= score:
                 _box(axis, corners, "#FF3DBE", linewidth=1.1)
-                axis.text(corners[0], corners[1] - 1, f"{names[label]} {value:.2f}", fontsize=5, color="white", backgroundcolor="#00000099").set_bbox(
-                    {"facecolor": "#000000", "alpha": 0.55, "pad": 0.6, "linewidth": 0}
-                )
+                axis.text(
+                    corners[0],
+                    corners[1] - 1,
+                    f"{names[label]} {value:.2f}",
+                    fontsize=5,
+                    color="white",
+                    backgroundcolor="#00000099",
+                ).set_bbox({"facecolor": "#000000", "alpha": 0.55, "pad": 0.6, "linewidth": 0})
     return figure
 
 
@@ -401,7 +512,14 @@ def every_run(table):
             for place, name in enumerate(names):
                 values = part[part.loss == name][column]
                 look = style(name)
-                axis.plot(place + (np.arange(len(values)) - (len(values) - 1) / 2) * 0.06, values, "o", color=look["color"], markersize=4, alpha=0.75)
+                axis.plot(
+                    place + (np.arange(len(values)) - (len(values) - 1) / 2) * 0.06,
+                    values,
+                    "o",
+                    color=look["color"],
+                    markersize=4,
+                    alpha=0.75,
+                )
                 axis.hlines(values.mean(), place - 0.3, place + 0.3, color=look["color"], linewidth=2.2)
             axis.set(ylabel=label, xticks=range(len(names)))
             turned = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if len(names) > 4 else {}
@@ -415,7 +533,8 @@ def _wrapped(text, width=58):
 
 
 def paired(table):
-    """Paired differences in points (hundredths) with 95 % intervals, full dots where the verdict is better or worse (comparison.paired).
+    """Paired differences in points (hundredths) with 95 % intervals, full dots where the verdict is better or worse
+    (comparison.paired).
 
     A row a setting, a panel a measure; a line parts what is against one loss from what is against another.
     """
@@ -438,7 +557,10 @@ def paired(table):
             axis.set(xlabel=f"Δ {measure.replace('mean_iou', 'mean IoU')}, points", ylim=(length - 0.4, -0.6))
             axis.locator_params(axis="x", nbins=3)
             axis.grid(axis="y", visible=False)
-        labels = [f"{registry.label(e.loss)} − {registry.label(e.against)} (n {e.n})" for e in part[part.measure == measures[0]].itertuples()]
+        labels = [
+            f"{registry.label(e.loss)} − {registry.label(e.against)} (n {e.n})"
+            for e in part[part.measure == measures[0]].itertuples()
+        ]
         row[0].set_yticks(range(length), labels)
         row[0].set_title(_wrapped(part.setting.iloc[0]), fontsize=8, loc="left")
     return figure
@@ -448,14 +570,20 @@ def curves_by_loss(table):
     """Box loss as share of its first value, mean IoU of positives and AP by epoch, mean over seeds; a row a setting."""
     settings = table.setting.unique()
     figure, axes = _panels(len(settings), 3, height=2.6)
-    measures = (("classification", "classification loss"), ("mean_iou", "mean IoU of positives"), ("AP", "AP (validation)"))
+    measures = (
+        ("classification", "classification loss"),
+        ("mean_iou", "mean IoU of positives"),
+        ("AP", "AP (validation)"),
+    )
     for row, setting in zip(axes, settings, strict=True):
         part = table[table.setting == setting]
         for name in part.loss.unique():
             runs = part[part.loss == name].groupby("epoch")
             for axis, (column, label) in zip(row, measures, strict=True):
                 means = runs[column].mean().dropna()
-                axis.plot(means.index, means, **style(name) | ({"marker": "o", "markersize": 3} if column == "AP" else {}))
+                axis.plot(
+                    means.index, means, **style(name) | ({"marker": "o", "markersize": 3} if column == "AP" else {})
+                )
                 axis.set(xlabel="epoch", ylabel=label)
                 axis.xaxis.get_major_locator().set_params(integer=True)
         row[0].set_title(_wrapped(setting), fontsize=8, loc="left")
@@ -470,7 +598,8 @@ def _legend_of_all(figure, axes):
 
 
 def thresholds_by_loss(table):
-    """AP against the threshold of the match, mean over seeds, by IoU and by GIoU, and the difference to the baseline."""
+    """AP against the threshold of the match, mean over seeds, by IoU and by GIoU, and the difference to the
+    baseline."""
     settings = table.setting.unique()
     figure, axes = _panels(len(settings), 3, height=2.6)
     for row, setting in zip(axes, settings, strict=True):
@@ -511,13 +640,20 @@ def weights(table):
 
 
 def scaling(table):
-    """Time (top) and memory (bottom) against the number of cases, steps, losses and pairs; grey: in proportion. Takes benchmarks.scaling's table."""
+    """Time (top) and memory (bottom) against the number of cases, steps, losses and pairs; grey: in proportion. Takes
+    benchmarks.scaling's table."""
     against = list(table.against.unique())
     figure, axes = _panels(2, len(against), 2.7, 2.5, sharex="col", sharey="row")
     for column, name in zip(axes.T, against, strict=True):
         part = table[table.against == name]
         for axis, quantity in zip(column, ("seconds", "megabytes"), strict=True):
-            axis.plot(part["size"], part[quantity].clip(lower=1e-3 if quantity == "seconds" else 1), color="#0072B2", marker="o", markersize=3)
+            axis.plot(
+                part["size"],
+                part[quantity].clip(lower=1e-3 if quantity == "seconds" else 1),
+                color="#0072B2",
+                marker="o",
+                markersize=3,
+            )
             last = part.iloc[-1]
             if quantity == "seconds":
                 axis.plot(part["size"], last.seconds * part["size"] / last["size"], color="0.6", linestyle=":")

@@ -1,9 +1,11 @@
-"""The ledger: every claim of the papers, and its verdict, computed from the tables of complete runs. Its words are in claims.toml.
+"""The ledger: every claim of the papers, and its verdict, computed from the tables of complete runs. Its words are in
+claims.toml.
 
-A run is given by its folder (run.json and tables). Each `_<id>` function decides one claim: it takes the claim's tables (name → pandas table) and
-the run's parameters, and returns value, low, high, n, verdict and a sentence. What a value and its interval are, and what makes the claim hold, is
-said in claims.toml under `decided_by`. A claim is "undecided" where it was tested and the intervals do not decide, and
-"not tested" where there is no run, no table, or fewer than five paired seeds.
+A run is given by its folder (run.json and tables). Each `_<id>` function decides one claim: it takes the claim's tables
+(name → pandas table) and the run's parameters, and returns value, low, high, n, verdict and a sentence. What a value
+and its interval are, and what makes the claim hold, is said in claims.toml under `decided_by`. A claim is "undecided"
+where it was tested and the intervals do not decide, and "not tested" where there is no run, no table, or fewer than
+five paired seeds.
 """
 
 import json
@@ -27,12 +29,19 @@ WAYS = ("published", "exact")  # gradients of the simulation
 HALF_A_POINT, A_POINT = 0.005, 0.01  # of AP
 LEARNED = 0.05  # mean AP below which detectors have nothing to say about losses
 TOO_FEW = f"in detectors with a mean AP of {LEARNED} or more, fewer than {statistics.DECIDING} paired seeds"
-TABLES = {1: "YOLOv3, VOC 2007", 2: "YOLOv3, COCO", 4: "Faster R-CNN, VOC 2007", 5: "Faster R-CNN, COCO", 7: "Mask R-CNN, COCO"}
+TABLES = {
+    1: "YOLOv3, VOC 2007",
+    2: "YOLOv3, COCO",
+    4: "Faster R-CNN, VOC 2007",
+    5: "Faster R-CNN, COCO",
+    7: "Mask R-CNN, COCO",
+}
 BOOK = tomllib.loads(Path(__file__).with_name("claims.toml").read_text())
 
 
 def ledger(runs):
-    """The verdicts from run folders (notebook → folder): a row a claim, with COLUMNS and source and words (what was found, in a sentence)."""
+    """The verdicts from run folders (notebook → folder): a row a claim, with COLUMNS and source and words (what was
+    found, in a sentence)."""
     return pd.DataFrame([_row(name, entry, runs.get(entry["notebook"])) for name, entry in BOOK["claims"].items()])
 
 
@@ -61,13 +70,19 @@ def repeat(record):
     """The command that makes a run again, from its run.json."""
     given = dict(record["given"])
     flags = [f"--{name} {given.pop(name)}" for name in ("scale", "seed") if name in given]
-    flags += [f"-p {name} {shlex.quote(value if isinstance(value, str) else json.dumps(value))}" for name, value in given.items()]
+    flags += [
+        f"-p {name} {shlex.quote(value if isinstance(value, str) else json.dumps(value))}"
+        for name, value in given.items()
+    ]
     return " ".join(["giou-repro run", record["notebook"], *flags])
 
 
 def paper_tables():
-    """The GIoU paper's tables: table, detector, data, loss, AP, AP75, AP_giou, AP75_giou, as text; a question mark: as recalled."""
-    return pd.DataFrame(BOOK["paper"]["rows"], columns=["table", "detector", "data", "loss", "AP", "AP75", "AP_giou", "AP75_giou"])
+    """The GIoU paper's tables: table, detector, data, loss, AP, AP75, AP_giou, AP75_giou, as text; a question mark: as
+    recalled."""
+    return pd.DataFrame(
+        BOOK["paper"]["rows"], columns=["table", "detector", "data", "loss", "AP", "AP75", "AP_giou", "AP75_giou"]
+    )
 
 
 def _found(value, interval, n, verdict, words):
@@ -80,7 +95,8 @@ def _untested(words):
 
 
 def _graded(*parts):
-    """The verdict from whether each part of a claim holds: all, some or none; of a part that is None the runs say too little."""
+    """The verdict from whether each part of a claim holds: all, some or none; of a part that is None the runs say too
+    little."""
     if None in parts and not {True, False} <= set(parts):
         return UNDECIDED
     return HOLDS if all(parts) else CONDITION if any(parts) else FAILS
@@ -123,7 +139,13 @@ def _property(name):
         n = int(told[1]) if told else parameters["n_pairs"]
         if not checks.holds.all():
             return _found(np.nan, (np.nan, np.nan), n, FAILS, f"Broken: {'; '.join(checks.property[~checks.holds])}.")
-        return _found(0, (0, 1 - 0.05 ** (1 / n)), n, HOLDS, f"{len(checks)} of {len(checks)} checks hold on {n:,} random cases; none against it.")
+        return _found(
+            0,
+            (0, 1 - 0.05 ** (1 / n)),
+            n,
+            HOLDS,
+            f"{len(checks)} of {len(checks)} checks hold on {n:,} random cases; none against it.",
+        )
 
     return decide
 
@@ -132,7 +154,9 @@ def _b1(tables, parameters):
     table = tables["rank_correlation"]
     one = table[(table.targets == "one") & (table.norm == "l1")].sort_values("size")
     n = parameters["n_pairs"] // 10 * 10  # ten repeats of a tenth
-    tiny, large = (statistics.share_interval(round(share * n), n) for share in (one.wrong_pairs.iloc[0], one.wrong_pairs.iloc[-1]))
+    tiny, large = (
+        statistics.share_interval(round(share * n), n) for share in (one.wrong_pairs.iloc[0], one.wrong_pairs.iloc[-1])
+    )
     if _below(tiny, 0.01) is False:
         verdict = CONDITION if tiny[1] < large[0] else FAILS
     else:
@@ -161,11 +185,15 @@ def _g7(tables, parameters):
     table = tables["steepness"].set_index(["loss", "iou_high"])
     giou, iou = table.loc[("giou", 0.1)], table.loc[("iou", 0.1)]
     ratio = giou["median"] / iou["median"]
-    error = np.hypot(*(1.2533 * (row.q75 - row.q25) / 1.349 / np.sqrt(row.pairs) / row["median"] for row in (giou, iou)))  # of a median
+    error = np.hypot(
+        *(1.2533 * (row.q75 - row.q25) / 1.349 / np.sqrt(row.pairs) / row["median"] for row in (giou, iou))
+    )  # of a median
     interval = ratio * (1 - 1.96 * error), ratio * (1 + 1.96 * error)
     top = table.loc[("giou", 1.0)]
     together = np.tanh(np.arctanh(min(top.correlation, 1 - 1e-12)) + np.array([-1.96, 1.96]) / np.sqrt(top.pairs - 3))
-    words = f"GIoU is {ratio:.1f} times as steep as IoU below IoU .1; above .9 they correlate with {top.correlation:.4f}."
+    words = (
+        f"GIoU is {ratio:.1f} times as steep as IoU below IoU .1; above .9 they correlate with {top.correlation:.4f}."
+    )
     return _found(ratio, interval, giou.pairs, _graded(_above(interval, 1), _above(together, 0.99)), words)
 
 
@@ -183,16 +211,26 @@ def _apart(tables, loss, count):
 
 
 def _g6(tables, parameters):
-    (grew, grew_range, n), (shrank, shrank_range, _) = (_apart(tables, "giou", count)["exact"] for count in ("grew", "hull_shrank"))
+    (grew, grew_range, n), (shrank, shrank_range, _) = (
+        _apart(tables, "giou", count)["exact"] for count in ("grew", "hull_shrank")
+    )
     nearly_all, most = (_both(_above(grew_range, bar), _above(shrank_range, bar)) for bar in (0.9, 0.5))
     verdict = UNDECIDED if None in (nearly_all, most) else HOLDS if nearly_all else CONDITION if most else FAILS
-    return _found(grew, grew_range, n, verdict, f"{grew:.0%} of the boxes grow before they meet their target, {shrank:.0%} shrink the enclosing box.")
+    return _found(
+        grew,
+        grew_range,
+        n,
+        verdict,
+        f"{grew:.0%} of the boxes grow before they meet their target, {shrank:.0%} shrink the enclosing box.",
+    )
 
 
 def _z1(tables, parameters):
     solved = _apart(tables, "iou", "solved")
     share, interval, n = solved["exact"]
-    words = f"{share:.0%} of them end above IoU .5 with exact gradients, {solved['published'][0]:.0%} with the published."
+    words = (
+        f"{share:.0%} of them end above IoU .5 with exact gradients, {solved['published'][0]:.0%} with the published."
+    )
     return _found(share, interval, n, _graded(*(_below(solved[way][1], 0.05) for way in WAYS)), words)
 
 
@@ -228,7 +266,10 @@ def _z2(tables, parameters):
         for way in WAYS
     ]
     value, low, high, n = _pair(tables, "giou", "diou", "published")
-    words = "; ".join(f"with {way} gradients GIoU ends at {error[way, 'giou']:.3f} and DIoU at {error[way, 'diou']:.3f}" for way in WAYS)
+    words = "; ".join(
+        f"with {way} gradients GIoU ends at {error[way, 'giou']:.3f} and DIoU at {error[way, 'diou']:.3f}"
+        for way in WAYS
+    )
     return _found(value, (low, high), n, _graded(*slower), f"{words[0].upper()}{words[1:]}.")
 
 
@@ -240,17 +281,26 @@ def _start(tables):
 def _z3(tables, parameters):
     table = tables["alignment"].set_index(["run", "loss"])
     rows = {way: table.loc[(way, "giou")] for way in WAYS}
-    large = [_both(_above((row["low"], row["high"]), 0), bool(row.aligned > max(1.5 * row.diagonal, _start(tables) / 10))) for row in rows.values()]
+    large = [
+        _both(_above((row["low"], row["high"]), 0), bool(row.aligned > max(1.5 * row.diagonal, _start(tables) / 10)))
+        for row in rows.values()
+    ]
     row = rows["published"]
-    words = "; ".join(f"{way} gradients: {row.aligned:.3f} aligned, {row.diagonal:.3f} diagonal" for way, row in rows.items())
-    return _found(row.aligned - row.diagonal, (row.low, row.high), row.points, _graded(*large), f"{words[0].upper()}{words[1:]}.")
+    words = "; ".join(
+        f"{way} gradients: {row.aligned:.3f} aligned, {row.diagonal:.3f} diagonal" for way, row in rows.items()
+    )
+    return _found(
+        row.aligned - row.diagonal, (row.low, row.high), row.points, _graded(*large), f"{words[0].upper()}{words[1:]}."
+    )
 
 
 def _z5(tables, parameters):
     table = tables["points"].set_index(["run", "loss"])
     rows = {way: table.loc[(way, "diou")] for way in WAYS}
     row = rows["published"]
-    words = "; ".join(f"{way} gradients: mean {row.error:.3f}, worst point {row.worst:.3f}" for way, row in rows.items())
+    words = "; ".join(
+        f"{way} gradients: mean {row.error:.3f}, worst point {row.worst:.3f}" for way, row in rows.items()
+    )
     flat = [bool(row.worst < _start(tables) / 100) for row in rows.values()]
     return _found(row.error, (row.low, row.high), row.points, _graded(*flat), f"{words[0].upper()}{words[1:]}.")
 
@@ -258,10 +308,17 @@ def _z5(tables, parameters):
 def _z6(tables, parameters):
     half = tables["standings"].set_index(["run", "loss"]).half_step.fillna(np.inf)
     as_fast = [
-        _both(bool(half[way, "ciou"] <= half[way, "diou"]), _below(_pair(tables, "ciou", "diou", way)[1:3], _start(tables) / 1000)) for way in WAYS
+        _both(
+            bool(half[way, "ciou"] <= half[way, "diou"]),
+            _below(_pair(tables, "ciou", "diou", way)[1:3], _start(tables) / 1000),
+        )
+        for way in WAYS
     ]
     value, low, high, n = _pair(tables, "ciou", "diou", "published")
-    words = "; ".join(f"{way} gradients: half the error after {half[way, 'ciou']:.0f} steps, DIoU {half[way, 'diou']:.0f}" for way in WAYS)
+    words = "; ".join(
+        f"{way} gradients: half the error after {half[way, 'ciou']:.0f} steps, DIoU {half[way, 'diou']:.0f}"
+        for way in WAYS
+    )
     return _found(value, (low, high), n, _graded(*as_fast), f"{words[0].upper()}{words[1:]}.")
 
 
@@ -376,7 +433,13 @@ def _g11(tables, parameters):
         if {"giou", base} <= set(values):
             gain = (values.giou - values[base]).dropna()
             gains[group.dataset.iloc[0], group.detector.iloc[0]] = gain, group.disjoint.mean()
-    stages = [(data, name) for data, detector in gains if detector == "yolov3" for name in ("faster_rcnn", "mask_rcnn") if (data, name) in gains]
+    stages = [
+        (data, name)
+        for data, detector in gains
+        if detector == "yolov3"
+        for name in ("faster_rcnn", "mask_rcnn")
+        if (data, name) in gains
+    ]
     pairs = [(gains[data, "yolov3"], gains[data, name]) for data, name in stages]
     pairs = [(one, two) for one, two in pairs if min(len(one[0]), len(two[0])) >= statistics.DECIDING]
     if not pairs:
@@ -384,7 +447,9 @@ def _g11(tables, parameters):
     (one, one_apart), (two, two_apart) = pairs[0]
     low, high = stats.ttest_ind(one, two, equal_var=False).confidence_interval(statistics.LEVEL)
     value = one.mean() - two.mean()
-    verdict = (HOLDS if one_apart > two_apart else CONDITION) if low > 0 else FAILS if high < HALF_A_POINT else UNDECIDED
+    verdict = (
+        (HOLDS if one_apart > two_apart else CONDITION) if low > 0 else FAILS if high < HALF_A_POINT else UNDECIDED
+    )
     words = f"GIoU gains {one.mean():+.3f} AP with YOLOv3, {one_apart:.1%} of whose positives are disjoint, and {two.mean():+.3f} with two stages, "
     words += f"{two_apart:.1%}."
     return _found(value, (low, high), min(len(one), len(two)), verdict, words)

@@ -26,14 +26,26 @@ SIGNS = {
     claims.UNTESTED: ("…", "untested"),
 }
 FIGURES = [  # notebook, figure, what to look at
-    ("01_metric", "figure_1", "The paper's figure 1: predictions (black) equally far from the target (green) overlap it very differently."),
-    ("02_loss_landscape", "steepness", "How steep each loss is (left), and how IoU and GIoU go together (right), against the overlap."),
+    (
+        "01_metric",
+        "figure_1",
+        "The paper's figure 1: predictions (black) equally far from the target (green) overlap it very differently.",
+    ),
+    (
+        "02_loss_landscape",
+        "steepness",
+        "How steep each loss is (left), and how IoU and GIoU go together (right), against the overlap.",
+    ),
     (
         "03_simulation",
         "convergence",
         "Boxes moved by gradient steps: with the published formulae (circles: the paper) and the exact gradients.",
     ),
-    ("03_simulation", "surfaces", "Where the error stays: each dot is a starting point around the targets in the middle."),
+    (
+        "03_simulation",
+        "surfaces",
+        "Where the error stays: each dot is a starting point around the targets in the middle.",
+    ),
     ("03_simulation", "step_sizes", "The order of the losses depends on the step size."),
     ("06_compare_losses", "every_run", "Every detector run as a dot, the means as bars."),
     (
@@ -77,7 +89,8 @@ def sources(results, scale="laptop"):
 
 
 def ledger(found):
-    """claims.ledger of each of `sources`, told apart by the column `whose`: a row a claim, and one for yours where you have a run."""
+    """claims.ledger of each of `sources`, told apart by the column `whose`: a row a claim, and one for yours where you
+    have a run."""
     tables = [claims.ledger(runs).assign(whose=whose) for whose, runs in found.items()]
     table = pd.concat(tables).sort_index(kind="stable", ignore_index=True)
     return table[(table.run != "") | ~table.id.duplicated()]
@@ -104,15 +117,17 @@ def page(found, beside):
 def write(results, out, scale="laptop"):
     """Write the page to the file `out`, and nothing else. Returns `sources` of the folder `results`.
 
-    `results` None stands for the folder that `out` lies in as <results>/07_report/<run-id>/report.html, and else for the
-    project's. Raises FileNotFoundError where there is no run at all.
+    `results` None stands for the folder that `out` lies in as <results>/07_report/<run-id>/report.html, and else for
+    the project's. Raises FileNotFoundError where there is no run at all.
     """
     out = Path(out).resolve()
     if results is None:
         results = out.parents[2] if out.parents[1].name == "07_report" else store.project_folder() / "results"
     found = sources(results, scale)
     if not found:
-        raise FileNotFoundError(f"no complete run under {results}, and none published; make some: giou-repro run 01_metric")
+        raise FileNotFoundError(
+            f"no complete run under {results}, and none published; make some: giou-repro run 01_metric"
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     store.write_atomic(out, page(found, out.parent))
     return found
@@ -131,9 +146,14 @@ def _number(value, digits=3):
 def _table(head, rows):
     """An HTML table; cells are HTML already, those of numbers are set to the right."""
     body = "".join(
-        "<tr>" + "".join(f'<td class="number">{c[1]}</td>' if isinstance(c, tuple) else f"<td>{c}</td>" for c in row) + "</tr>" for row in rows
+        "<tr>"
+        + "".join(f'<td class="number">{c[1]}</td>' if isinstance(c, tuple) else f"<td>{c}</td>" for c in row)
+        + "</tr>"
+        for row in rows
     )
-    return f'<div class="wide"><table><tr>{"".join(f"<th>{_text(name)}</th>" for name in head)}</tr>{body}</table></div>'
+    return (
+        f'<div class="wide"><table><tr>{"".join(f"<th>{_text(name)}</th>" for name in head)}</tr>{body}</table></div>'
+    )
 
 
 def _verdict(verdict):
@@ -148,7 +168,11 @@ def _link(folder, beside, text):
 def _claims(table, found, beside):
     rows = []
     for claim, again in zip(table.itertuples(), table.id.duplicated(), strict=True):
-        measured = f"{_number(claim.value)} <small>[{_number(claim.low)}, {_number(claim.high)}], n = {claim.n:,}</small><br>" if claim.n else ""
+        measured = (
+            f"{_number(claim.value)} <small>[{_number(claim.low)}, {_number(claim.high)}], n = {claim.n:,}</small><br>"
+            if claim.n
+            else ""
+        )
         notebook, runs = claims.BOOK["claims"][claim.id]["notebook"], found[claim.whose]
         run = _link(runs[notebook], beside, notebook) if notebook in runs else _text(notebook)
         rows.append(
@@ -180,7 +204,9 @@ def _reproduced(whose, runs, settings):
     parts = [f"<h3>{whose.capitalize()}</h3>", _plain_table(publish.HEAD, rows) if rows else ""]
     if "06_compare_losses" in runs:
         said = f"{publish.VERDICTS} Differences are means over the same seeds, with the 95 % interval of each alone."
-        parts.append(f'<p class="note">{said if settings else f"No detector reached a mean AP of {claims.LEARNED}."}</p>')
+        parts.append(
+            f'<p class="note">{said if settings else f"No detector reached a mean AP of {claims.LEARNED}."}</p>'
+        )
     for name, group, table in settings:
         parts.append(f"<h4>{_text(name)} ({whose})</h4>{_means(group)}")
         parts.append(_plain_table(*publish.difference_table(table)) if len(table) else "")
@@ -207,20 +233,30 @@ def _paper_tables(detectors):
     rows = []
     for row in claims.paper_tables().itertuples():
         ours, protocol = _ours(row, groups)
-        cells = [str(row.table), f"{claims.TABLES[row.table]}", _text(label(row.loss) if row.loss != "l2" else "MSE (ℓ2)")]
+        cells = [
+            str(row.table),
+            f"{claims.TABLES[row.table]}",
+            _text(label(row.loss) if row.loss != "l2" else "MSE (ℓ2)"),
+        ]
         for measure in comparison.MEASURES:
             told = getattr(row, measure)
             paper = f"{told.rstrip('?')}{' <small>as recalled</small>' if told.endswith('?') else ''}" if told else "–"
-            cells += [("n", paper), ("n", _number(ours[protocol + measure].mean()) if len(ours) and protocol + measure in ours else "–")]
+            cells += [
+                ("n", paper),
+                ("n", _number(ours[protocol + measure].mean()) if len(ours) and protocol + measure in ours else "–"),
+            ]
         rows.append([*cells, ("n", f"{len(ours)} {ours.whose.iloc[0]}" if len(ours) else "–")])
     head = [part for measure in comparison.MEASURES for part in (findings.measure(measure), "ours")]
     note = "Numbers “as recalled” were not read in the paper: they are shown and decide nothing. Ours on VOC are in the VOC 2007 protocol."
     note = note if groups else f"No detector runs to set beside them yet. {note}"
-    return f'<h3>The GIoU paper\'s detector tables</h3><p class="note">{note}</p>' + _table(["table", "", "loss", *head, "n"], rows)
+    return f'<h3>The GIoU paper\'s detector tables</h3><p class="note">{note}</p>' + _table(
+        ["table", "", "loss", *head, "n"], rows
+    )
 
 
 def _ours(row, groups):
-    """The runs closest to a row of the paper's tables, those of the setting with most, and the prefix of their AP's protocol."""
+    """The runs closest to a row of the paper's tables, those of the setting with most, and the prefix of their AP's
+    protocol."""
     family = row.data.split()[0].lower()
     alike = [group[(group.detector == row.detector) & (group.loss == row.loss)] for group in groups]
     alike = [runs for runs in alike if len(runs) and family in str(runs.dataset.iloc[0]).lower()]
@@ -244,11 +280,25 @@ def _costs(found, beside):
 
 def _cost(records):
     """Scale, commit, hardware and wall time of runs, each told once."""
-    hardware = {f"{r['hardware']['processor']}, {r['hardware']['cores']} cores, {r['hardware']['device']}" for r in records}
+    hardware = {
+        f"{r['hardware']['processor']}, {r['hardware']['cores']} cores, {r['hardware']['device']}" for r in records
+    }
     scales, commits = (
-        {str(value) for value in column} for column in zip(*((r["parameters"].get("scale"), r["commit"][:7]) for r in records), strict=True)
+        {str(value) for value in column}
+        for column in zip(*((r["parameters"].get("scale"), r["commit"][:7]) for r in records), strict=True)
     )
     seconds = sum(r.get("wall_seconds", 0) for r in records)
-    time = f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min" if seconds < 36_000 else f"{seconds / 3600:.1f} h"
+    time = (
+        f"{seconds:.0f} s"
+        if seconds < 600
+        else f"{seconds / 60:.0f} min"
+        if seconds < 36_000
+        else f"{seconds / 3600:.1f} h"
+    )
     dirty = " (with changes)" if any(r["dirty"] for r in records) else ""
-    return [_text(", ".join(sorted(scales))), _text(", ".join(sorted(commits)) + dirty), _text("; ".join(sorted(hardware))), ("n", time)]
+    return [
+        _text(", ".join(sorted(scales))),
+        _text(", ".join(sorted(commits)) + dirty),
+        _text("; ".join(sorted(hardware))),
+        ("n", time),
+    ]

@@ -1,4 +1,5 @@
-"""results/published/: the committed copy of finished runs; what was found in them, in ten lines; the README's table and ledger made from it."""
+"""results/published/: the committed copy of finished runs; what was found in them, in ten lines; the README's table and
+ledger made from it."""
 
 import ctypes
 import json
@@ -88,7 +89,9 @@ def _exchange(one, other):
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 is None or renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE):
         why = os.strerror(ctypes.get_errno()) if renameat2 else "it has no renameat2"
-        raise OSError(f"{other} cannot be exchanged for the new one in one step ({why}); move it away and publish again")
+        raise OSError(
+            f"{other} cannot be exchanged for the new one in one step ({why}); move it away and publish again"
+        )
 
 
 def _check(run_folder, record):
@@ -109,7 +112,8 @@ def _check(run_folder, record):
 
 
 def _foreign_losses(run_folder, records):
-    """The losses that are not of the package, in the records of a run and of those it compares and in its table: name → a run."""
+    """The losses that are not of the package, in the records of a run and of those it compares and in its table: name →
+    a run."""
     used = {}
     for record in records:
         for parameters in (record["given"], record["parameters"]):
@@ -126,8 +130,11 @@ def published_runs(project):
 
 
 def with_tables(readme, runs, ledger):
-    """The README's text with the parts between its marks made new from published runs (notebook → folder) and their ledger."""
-    found = _markdown(HEAD, reproduced(runs, detector_settings(runs))) + f"\n{VERDICTS}\n" * ("06_compare_losses" in runs)
+    """The README's text with the parts between its marks made new from published runs (notebook → folder) and their
+    ledger."""
+    found = _markdown(HEAD, reproduced(runs, detector_settings(runs))) + f"\n{VERDICTS}\n" * (
+        "06_compare_losses" in runs
+    )
     rows = [[row.id, row.claim, f"**{row.verdict}**", row.words] for row in ledger.itertuples()]
     for begin, end, table in ((BEGIN, END, found), (*LEDGER, _markdown(["", "claim", "verdict", "measured"], rows))):
         before, rest = readme.split(begin, 1)
@@ -151,7 +158,8 @@ VERDICTS = (
 
 
 def reproduced(runs, settings, numbers=False, remarks=True):
-    """The table "what was reproduced", rows of text under HEAD, from runs (notebook → folder) and their `detector_settings`.
+    """The table "what was reproduced", rows of text under HEAD, from runs (notebook → folder) and their
+    `detector_settings`.
 
     For detectors `numbers` adds differences and intervals, and `remarks` what has to be said of the published runs.
     """
@@ -171,7 +179,12 @@ def _metric_rows(folder):
     printed, ours = (", ".join(f"{value:.2f}" for value in figure[key]) for key in ("printed_iou", "iou"))
     return [
         ["Figure 1, IoU at equal distance", printed, f"{ours} ({same} of 12 IoU and GIoU equal to 2 digits)", "01"],
-        ["properties of GIoU, random boxes", "proved", f"{properties.holds.sum()} of {len(properties)} checks hold", "01"],
+        [
+            "properties of GIoU, random boxes",
+            "proved",
+            f"{properties.holds.sum()} of {len(properties)} checks hold",
+            "01",
+        ],
     ]
 
 
@@ -182,13 +195,17 @@ def _simulation_rows(folder):
     best = sweep.loc[sweep.groupby("loss").error.idxmin()].set_index("loss")
     swept = store.Run(folder).record["parameters"]["sweep_points"] * CASES_PER_POINT
     millions, last = diou_code.CURVE_CASES / 1e6, against.index.get_level_values("step").max()
-    names = [name for name in diou_code.PUBLISHED if ("published", name) in ends.index and ("exact", name) in ends.index]
+    names = [
+        name for name in diou_code.PUBLISHED if ("published", name) in ends.index and ("exact", name) in ends.index
+    ]
 
     def listed(value):
         return ", ".join(f"{label(name)} {value(name)}" for name in names)
 
     paper = listed(lambda name: f"{against.paper[name, last] * millions:.2f}")
-    printed, exact = (listed(lambda name, run=run: f"{ends.error[run, name] * millions:.3f}") for run in ("published", "exact"))
+    printed, exact = (
+        listed(lambda name, run=run: f"{ends.error[run, name] * millions:.3f}") for run in ("published", "exact")
+    )
     tuned = listed(lambda name: f"{best.error[name] * millions:.3f} (at {best.step_size[name]:g})")
     searched = f"the same, each at the best of {sweep.step_size.nunique()} step sizes, scaled from {swept:,} cases"
     return [
@@ -255,7 +272,8 @@ DIFFERENCES = """
 
 
 def page(runs, ledger):
-    """results/published/README.md: what was found, in about ten lines, from published runs (notebook → folder) and the ledger made of them."""
+    """results/published/README.md: what was found, in about ten lines, from published runs (notebook → folder) and the
+    ledger made of them."""
     lines, settings = [], detector_settings(runs)
     for what, paper, ours, _ in reproduced(runs, settings, numbers=True):
         beside = "" if paper == "–" else f" (The paper: {paper}.)"

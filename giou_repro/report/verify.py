@@ -1,8 +1,8 @@
 """Is what is published still what comes out? Published notebooks are run again and their headline numbers compared.
 
-Tolerances, of a number up to 1, or of the number itself where it is larger: `exact` where every parameter is the published one, so that only
-rounding is left, in another order on other hardware. Else it is another sample, of `budget` draws, and may be off by spread/√budget of the
-smaller one.
+Tolerances, of a number up to 1, or of the number itself where it is larger: `exact` where every parameter is the
+published one, so that only rounding is left, in another order on other hardware. Else it is another sample, of `budget`
+draws, and may be off by spread/√budget of the smaller one.
 """
 
 from pathlib import Path
@@ -19,7 +19,8 @@ YES, NO, SKIPPED = "yes", "NO", "not compared"
 
 
 class Headline(NamedTuple):
-    """A column of a notebook's table: the keys that name its rows, its tolerances, and the parameter that is its sample's size."""
+    """A column of a notebook's table: the keys that name its rows, its tolerances, and the parameter that is its
+    sample's size."""
 
     notebook: str
     table: str
@@ -45,10 +46,12 @@ FREE = {"scale", "run_dir", "device", *(headline.budget for headline in HEADLINE
 
 
 def verify(scale=None, project=None, results=None, progress=True):
-    """Run what is published again, at `scale` (by default as it was run), and compare: a table of COLUMNS, a row a headline.
+    """Run what is published again, at `scale` (by default as it was run), and compare: a table of COLUMNS, a row a
+    headline.
 
-    A row shows the headline's entry that is furthest off. What has no headline is not run again (06 gathers trainings, which take hours), but the
-    published claims are computed again from all published tables. Raises FileNotFoundError where nothing is published.
+    A row shows the headline's entry that is furthest off. What has no headline is not run again (06 gathers trainings,
+    which take hours), but the published claims are computed again from all published tables. Raises FileNotFoundError
+    where nothing is published.
     """
     project = Path(project or store.project_folder())
     runs = publish.published_runs(project)
@@ -60,7 +63,9 @@ def verify(scale=None, project=None, results=None, progress=True):
             rows.append([f"{name}: not run again", np.nan, np.nan, np.nan, SKIPPED])
             continue
         given = store.Run(folder).record["given"]
-        rows += compare(folder, runner.run_notebook(name, given | ({"scale": scale} if scale else {}), results, progress).folder)
+        rows += compare(
+            folder, runner.run_notebook(name, given | ({"scale": scale} if scale else {}), results, progress).folder
+        )
     return pd.DataFrame([*rows, _claims(project, runs)], columns=COLUMNS)
 
 
@@ -68,21 +73,32 @@ def compare(published, now):
     """A row for each headline of two runs of one notebook, given by their folders."""
     old, new = (store.Run(folder).record for folder in (published, now))
     headlines = [headline for headline in HEADLINES if headline.notebook == new["notebook"]]
-    return [_row(headline, Path(published), Path(now), _tolerance(headline, old["parameters"], new["parameters"])) for headline in headlines]
+    return [
+        _row(headline, Path(published), Path(now), _tolerance(headline, old["parameters"], new["parameters"]))
+        for headline in headlines
+    ]
 
 
 def _row(headline, published, now, tolerance):
     what = f"{headline.notebook} {headline.table}: {headline.column}"
     if tolerance is None:
         return [f"{what}, of other parameters", np.nan, np.nan, np.nan, SKIPPED]
-    old, new = (pd.read_csv(folder / f"{headline.table}.csv")[[*headline.keys, headline.column]] for folder in (published, now))
+    old, new = (
+        pd.read_csv(folder / f"{headline.table}.csv")[[*headline.keys, headline.column]] for folder in (published, now)
+    )
     both = old.merge(new, on=headline.keys, how="outer", suffixes=("", "_now"))
     first, second = both[headline.column], both[f"{headline.column}_now"]
     allowed = tolerance * first.abs().clip(lower=1).fillna(1)
     off = ((first - second).abs() / allowed).fillna(np.inf).mask(first.isna() & second.isna(), 0)
     worst = off.idxmax()
     entry = ", ".join(str(value) for value in both.loc[worst, headline.keys])
-    return [f"{what}, at {entry} (of {len(both)})", first[worst], second[worst], allowed[worst], YES if off[worst] <= 1 else NO]
+    return [
+        f"{what}, at {entry} (of {len(both)})",
+        first[worst],
+        second[worst],
+        allowed[worst],
+        YES if off[worst] <= 1 else NO,
+    ]
 
 
 def _tolerance(headline, old, new):
@@ -96,11 +112,14 @@ def _tolerance(headline, old, new):
 
 
 def _claims(project, runs):
-    """Whether claims.csv is what the published tables say: how many claims are decided, in the file and by the tables."""
+    """Whether claims.csv is what the published tables say: how many claims are decided, in the file and by the
+    tables."""
     path = project / "results" / "published" / "claims.csv"
     if not path.exists():
         return ["claims.csv: not published", np.nan, np.nan, np.nan, SKIPPED]
     written, ledger = pd.read_csv(path), claims.ledger(runs)
-    same = written.verdict.tolist() == ledger.verdict.tolist() and np.allclose(written.value, ledger.value, rtol=1e-9, equal_nan=True)
+    same = written.verdict.tolist() == ledger.verdict.tolist() and np.allclose(
+        written.value, ledger.value, rtol=1e-9, equal_nan=True
+    )
     decided = [(~table.verdict.isin((claims.UNDECIDED, claims.UNTESTED))).sum() for table in (written, ledger)]
     return ["claims.csv, from the published tables: decided", *decided, 0, YES if same else NO]

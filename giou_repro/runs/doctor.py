@@ -27,7 +27,8 @@ def kernel_problem():
 
 
 def pair_problem():
-    """What is wrong between torch and torchvision, or None. Each torchvision is built for one torch, which it names in its metadata."""
+    """What is wrong between torch and torchvision, or None. Each torchvision is built for one torch, which it names in
+    its metadata."""
     try:
         torch = importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
@@ -37,7 +38,9 @@ def pair_problem():
         requirements = importlib.metadata.requires("torchvision") or []
     except importlib.metadata.PackageNotFoundError:
         return None
-    wanted = [line.split("==")[1].strip() for line in requirements if line.split("=")[0].strip() == "torch" and "==" in line]
+    wanted = [
+        line.split("==")[1].strip() for line in requirements if line.split("=")[0].strip() == "torch" and "==" in line
+    ]
     if wanted and wanted[0].split("+")[0] != torch.split("+")[0]:
         return f"torchvision {torchvision} is built for torch {wanted[0]}, not for {torch}; run: pip install -r requirements.lock"
     code = "import torch, torchvision; torch.ops.torchvision.nms"
@@ -103,9 +106,16 @@ def lock_problem(lock):
 
 
 def report(lock):
-    """Print a line for each check; return the number of problems. A missing GPU or another version is a note, not a problem."""
+    """Print a line for each check; return the number of problems. A missing GPU or another version is a note, not a
+    problem."""
     checks = [
-        ("python", None if sys.version_info >= (3, 11) else f"Python {sys.version.split()[0]} is too old; 3.11 or newer is needed", True),
+        (
+            "python",
+            None
+            if sys.version_info >= (3, 11)
+            else f"Python {sys.version.split()[0]} is too old; 3.11 or newer is needed",
+            True,
+        ),
         ("kernel", kernel_problem(), True),
         ("torch and torchvision", pair_problem(), True),
         ("compiler", compiler_problem(), True),

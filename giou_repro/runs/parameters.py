@@ -54,8 +54,8 @@ def find_notebook(name):
 def declared(notebook):
     """The parameters of the notebook at a path: name → Parameter. Nothing in it is evaluated.
 
-    Raises ParameterError, naming notebook and parameter, for a value that is no literal or a type that is none of TYPES,
-    None, list[…], Literal[…], AtLeast[…] or a union of them.
+    Raises ParameterError, naming notebook and parameter, for a value that is no literal or a type that is none of
+    TYPES, None, list[…], Literal[…], AtLeast[…] or a union of them.
     """
     cells = json.loads(Path(notebook).read_text())["cells"]
     source = next(("".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])), "")
@@ -102,7 +102,8 @@ def _type(node):
 
 
 def check(declared, given):
-    """Return `given` (name → value) where each is declared and of its type, and losses exist; else raise ParameterError.
+    """Return `given` (name → value) where each is declared and of its type, and losses exist; else raise
+    ParameterError.
 
     A whole number given for a float becomes one, so that equal runs have equal parameters.
     """

@@ -1,7 +1,7 @@
 """Run one notebook through papermill, strictly, into a fresh run folder.
 
-Strictly: unknown parameters and wrong types are refused before a kernel starts, the kernel must be this interpreter's, and a run counts as
-complete only when the notebook came to its end and its executed copy is on disk.
+Strictly: unknown parameters and wrong types are refused before a kernel starts, the kernel must be this interpreter's,
+and a run counts as complete only when the notebook came to its end and its executed copy is on disk.
 """
 
 import contextlib
@@ -27,14 +27,15 @@ class RunFailed(RuntimeError):
 
 
 class KernelDied(RunFailed):
-    """The kernel ended in the middle, by no error of a cell: killed, out of memory, crashed. Another try may go well."""
+    """The kernel ended in the middle, by no error of a cell: killed, out of memory, crashed. Another try may go
+    well."""
 
 
 def run_notebook(name, given, results=None, progress=True):
     """Execute a notebook with the parameters `given` (name → value) and return its Run, complete, in a fresh folder.
 
-    The folder is <results>/<notebook>/<run-id>, `results` being the project's by default. Raises FileNotFoundError or ParameterError
-    before anything is written, RunFailed after the partial copy and ``status: failed`` are on disk.
+    The folder is <results>/<notebook>/<run-id>, `results` being the project's by default. Raises FileNotFoundError or
+    ParameterError before anything is written, RunFailed after the partial copy and ``status: failed`` are on disk.
     """
     path = parameters.find_notebook(name)
     declared = parameters.declared(path)
@@ -53,8 +54,8 @@ def run_notebook(name, given, results=None, progress=True):
 def execute(run, path, given, progress=False, timeout=None):
     """Execute the notebook at `path` with parameters that were checked into `run`'s folder, and close it as complete.
 
-    The kernel dies with this process and, killed by its own clock, after `timeout` seconds. Raises RunFailed, or KernelDied where another
-    try may go well, after the partial copy and ``status: failed`` are on disk.
+    The kernel dies with this process and, killed by its own clock, after `timeout` seconds. Raises RunFailed, or
+    KernelDied where another try may go well, after the partial copy and ``status: failed`` are on disk.
     """
     folder = run.folder.resolve()
     papermill_io.register(str(folder), _AtomicHandler())
@@ -75,10 +76,18 @@ def execute(run, path, given, progress=False, timeout=None):
         store.write_atomic(folder / "notebook.html", page)
         run.close("complete")
     except BaseException as error:
-        died = isinstance(error, RuntimeError) and not isinstance(error, RunFailed)  # nbclient's and jupyter_client's dead kernels
+        died = isinstance(error, RuntimeError) and not isinstance(
+            error, RunFailed
+        )  # nbclient's and jupyter_client's dead kernels
         late = died and timeout is not None and time.monotonic() - started >= timeout
         where = f" in cell {_last_cell(folder)[0]}" if died else ""
-        reason = f"timed out after {timeout:g} s{where}" if late else f"kernel died{where}" if died else _describe(error, folder)
+        reason = (
+            f"timed out after {timeout:g} s{where}"
+            if late
+            else f"kernel died{where}"
+            if died
+            else _describe(error, folder)
+        )
         with contextlib.suppress(OSError):  # without space even for that the run stays "running", as after a kill
             run.close("failed", error=reason)
         if isinstance(error, Exception):
@@ -88,10 +97,13 @@ def execute(run, path, given, progress=False, timeout=None):
 
 
 def _kernel_arguments(timeout):
-    """What an ipykernel is told on its command line: be quiet, die with the process that started it, and after `timeout` seconds."""
+    """What an ipykernel is told on its command line: be quiet, die with the process that started it, and after
+    `timeout` seconds."""
     lines = [f"__import__('os').getppid() == {os.getpid()} or __import__('os')._exit(1);"]
     if sys.platform == "linux":
-        lines.insert(0, "__import__('ctypes').CDLL(None).prctl(1, 9);")  # PR_SET_PDEATHSIG, SIGKILL; elsewhere ipykernel looks every second
+        lines.insert(
+            0, "__import__('ctypes').CDLL(None).prctl(1, 9);"
+        )  # PR_SET_PDEATHSIG, SIGKILL; elsewhere ipykernel looks every second
     if timeout is not None:
         lines.append(f"__import__('signal').setitimer(0, {timeout});")
     return ["--log-level=ERROR", *(f"--IPKernelApp.exec_lines={line}" for line in lines)]
@@ -107,7 +119,8 @@ def last_lines(folder, count=5):
 
 
 def _last_cell(folder):
-    """The number, counting code cells as Jupyter does, and the outputs of the last cell that was started; (0, []) where none was."""
+    """The number, counting code cells as Jupyter does, and the outputs of the last cell that was started; (0, []) where
+    none was."""
     copy = Path(folder) / "notebook.ipynb"
     cells = nbformat.read(copy, as_version=4).cells if copy.is_file() else []
     code = [cell for cell in cells if cell.cell_type == "code"]

@@ -8,10 +8,10 @@
         figures/          *.png and *.pdf
 
 ``run.json`` says "running" from the first moment, then "complete" or "failed"; "complete" means that every output the
-notebook declares is there, and that nothing is written to the run again. Every file is written beside its place and moved
-into it, so that a kill at any moment leaves the old file or the new one. The process that works on a run holds a lock on
-``.lock`` in its folder, which the system takes back when that process ends, however it ends; so a "running" run that
-nobody holds was killed, and can be resumed.
+notebook declares is there, and that nothing is written to the run again. Every file is written beside its place and
+moved into it, so that a kill at any moment leaves the old file or the new one. The process that works on a run holds a
+lock on ``.lock`` in its folder, which the system takes back when that process ends, however it ends; so a "running" run
+that nobody holds was killed, and can be resumed.
 """
 
 import atexit
@@ -41,7 +41,13 @@ import numpy as np
 
 SOURCES = (".py", ".mplstyle", ".toml")  # what of the package decides about results
 PACKAGES = ("giou-repro", "torch", "torchvision", "numpy", "pandas", "scipy", "matplotlib", "papermill")
-ANNOTATIONS = (".xml", ".json", ".txt", ".yaml", ".yml")  # files of a data set whose content counts; of pictures the size
+ANNOTATIONS = (
+    ".xml",
+    ".json",
+    ".txt",
+    ".yaml",
+    ".yml",
+)  # files of a data set whose content counts; of pictures the size
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 AGAIN = "run the set-up cell again: it begins a new run"
 
@@ -151,7 +157,8 @@ class Run:
         return self._save(f"{name}.npz", buffer.getvalue())
 
     def save_figure(self, name, figure):
-        """Write a matplotlib figure as figures/<name>.png and .pdf, without dates, so that equal figures are equal bytes."""
+        """Write a matplotlib figure as figures/<name>.png and .pdf, without dates, so that equal figures are equal
+        bytes."""
         for suffix, metadata in (("pdf", {"CreationDate": None, "Producer": None}), ("png", {"Software": None})):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=suffix, metadata=metadata)
@@ -184,7 +191,8 @@ class Run:
         print(f"results in {self.folder}")
 
     def close(self, status, **entries):
-        """End the run as "complete" or "failed", with wall time and the sha256 of every output; an ended one stays as it is."""
+        """End the run as "complete" or "failed", with wall time and the sha256 of every output; an ended one stays as
+        it is."""
         if self.record["status"] != "running":
             return
         if status == "complete":
@@ -225,9 +233,9 @@ def start(notebook, run_dir, parameters, outputs=()):
     """Begin, or join, the run of a notebook and return its Run; called by the notebook's set-up cell.
 
     `run_dir` None makes a fresh folder under results/<notebook>/; a folder given by the runner is joined; any other is
-    made, or where the run in it was killed and had the same parameters, resumed. `parameters` are the resolved ones, after
-    scale has set what the caller left open; `outputs` name the files without which the run is not complete. Raises
-    FileExistsError where the folder has another run.
+    made, or where the run in it was killed and had the same parameters, resumed. `parameters` are the resolved ones,
+    after scale has set what the caller left open; `outputs` name the files without which the run is not complete.
+    Raises FileExistsError where the folder has another run.
 
     Where the set-up cell was run before in this kernel, the run that it began then ends: see `_end_former`.
     """
@@ -288,8 +296,8 @@ def _join(run, notebook, parameters):
 def open_run(notebook, results, parameters, given=None, runner=False, inputs=()):
     """Make a fresh run folder under the folder `results`, named by time and commit, with its run.json.
 
-    `notebook`, `parameters` and `inputs` are those of `address`; `given` are the parameters that the caller set; `runner` says that the
-    runner, not the notebook, will call the run complete.
+    `notebook`, `parameters` and `inputs` are those of `address`; `given` are the parameters that the caller set;
+    `runner` says that the runner, not the notebook, will call the run complete.
     """
     return _open(results, _name(notebook), parameters, given, runner, address(notebook, parameters, inputs))
 
@@ -302,10 +310,10 @@ def _open(results, *about):
 def resume_or_open(notebook, results, parameters, given=None, runner=False, inputs=(), wait=False):
     """The run with this address under the folder `results`: complete, resumed, or fresh. Arguments as of `open_run`.
 
-    A complete run is returned as it is (``run.complete`` is True). One that was killed or failed, and that no live process holds, is
-    "running" again in its old folder: it keeps its files and folders named checkpoint*, so that training goes on from
-    there, and with them its metrics; the rest is made anew. Otherwise the folder is fresh. Where a live process is at work
-    on the same run, `wait` says to wait for its end rather than to run it a second time.
+    A complete run is returned as it is (``run.complete`` is True). One that was killed or failed, and that no live
+    process holds, is "running" again in its old folder: it keeps its files and folders named checkpoint*, so that
+    training goes on from there, and with them its metrics; the rest is made anew. Otherwise the folder is fresh. Where
+    a live process is at work on the same run, `wait` says to wait for its end rather than to run it a second time.
     """
     wanted = address(notebook, parameters, inputs)
     told = False
@@ -327,7 +335,8 @@ def resume_or_open(notebook, results, parameters, given=None, runner=False, inpu
 
 
 def runs(results, notebook=None, status=None):
-    """The Runs under the folder `results`, oldest first: of one notebook and with one status, or all. Published runs are not among them.
+    """The Runs under the folder `results`, oldest first: of one notebook and with one status, or all. Published runs
+    are not among them.
 
     A run.json that cannot be read, or is not a run's, is left out with a warning that names it.
     """
@@ -337,7 +346,9 @@ def runs(results, notebook=None, status=None):
         run = Run(path.parent)
         try:
             record = run.record
-            alike = record["notebook"] == (notebook or record["notebook"]) and record["status"] == (status or record["status"])
+            alike = record["notebook"] == (notebook or record["notebook"]) and record["status"] == (
+                status or record["status"]
+            )
             dict(record["parameters"])
         except (OSError, ValueError, TypeError, KeyError):
             warnings.warn(f"{path} is not the record of a run, or is damaged: its folder does not count", stacklevel=2)
@@ -356,23 +367,32 @@ def find_runs(results, wanted):
 def complete_runs(results):
     """Address → the newest complete run with it, of the runs under the folder `results`."""
     runs = [Run(path.parent) for path in sorted(Path(results).glob("*/run.json"))]
-    return {record["address"]: run for run in runs if (record := run.record)["status"] == "complete" and record.get("address")}
+    return {
+        record["address"]: run
+        for run in runs
+        if (record := run.record)["status"] == "complete" and record.get("address")
+    }
 
 
 def address(notebook, parameters, inputs=()):
     """What makes a run what it is, in 16 hexadecimal digits: equal addresses, equal runs.
 
-    It covers the notebook's name and cells (`notebook` is a path, or a name in the notebooks folder), the parameters (name → value, the
-    declared defaults included; ``run_dir`` does not count), the package's sources, those of a user's loss named as ``my_module:mine``, and
-    `inputs`, the addresses of runs whose results this one reads, and, where the parameter ``dataset`` is a path, its last name and the
-    files there (see `_files`). Versions of other packages are not covered.
+    It covers the notebook's name and cells (`notebook` is a path, or a name in the notebooks folder), the parameters
+    (name → value, the declared defaults included; ``run_dir`` does not count), the package's sources, those of a user's
+    loss named as ``my_module:mine``, and `inputs`, the addresses of runs whose results this one reads, and, where the
+    parameter ``dataset`` is a path, its last name and the files there (see `_files`). Versions of other packages are
+    not covered.
     """
     counted = {name: value for name, value in parameters.items() if name != "run_dir"}
     files = _files(counted.get("dataset"))
     if files:
         counted["dataset"] = Path(counted["dataset"]).resolve().name
     package = Path(__file__).parents[1]
-    sources = {path.relative_to(package).as_posix(): path.read_text() for path in sorted(package.rglob("*")) if path.suffix in SOURCES}
+    sources = {
+        path.relative_to(package).as_posix(): path.read_text()
+        for path in sorted(package.rglob("*"))
+        if path.suffix in SOURCES
+    }
     content = [_name(notebook), _cells(notebook), counted, sources, _users_sources(counted), sorted(inputs), files]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -473,8 +493,16 @@ def _seconds(started, end):
 
 def _first_record(run, notebook, parameters, given, runner, found):
     commit, dirty = git_commit()
-    record = dict(status="running", notebook=notebook, run=run.folder.name, address=found, runner=runner, parameters=parameters)
-    record |= dict(given=given or {}, seed=parameters.get("seed"), started=datetime.now(UTC).isoformat(), commit=commit, dirty=dirty)
+    record = dict(
+        status="running", notebook=notebook, run=run.folder.name, address=found, runner=runner, parameters=parameters
+    )
+    record |= dict(
+        given=given or {},
+        seed=parameters.get("seed"),
+        started=datetime.now(UTC).isoformat(),
+        commit=commit,
+        dirty=dirty,
+    )
     later = runner and "torch" not in sys.modules  # the kernel that joins the run says it
     return record | dict(versions=versions(), hardware=None if later else hardware())
 
@@ -512,7 +540,8 @@ def _is_alive(process):
 
 
 def _lock(path, wait=False):
-    """The descriptor of a file, locked, or None where it is locked already. The system unlocks it when the process ends, however it ends.
+    """The descriptor of a file, locked, or None where it is locked already. The system unlocks it when the process
+    ends, however it ends.
 
     On file systems without locks (some network ones, by their mount options) raises OSError."""
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)  # not inherited by programs that this process starts
@@ -523,7 +552,10 @@ def _lock(path, wait=False):
         return None
     except OSError as error:
         os.close(file)
-        raise OSError(error.errno, f"{path} cannot be locked ({error.strerror}); put the results on a file system with locks (flock)") from None
+        raise OSError(
+            error.errno,
+            f"{path} cannot be locked ({error.strerror}); put the results on a file system with locks (flock)",
+        ) from None
     return file
 
 
@@ -531,8 +563,12 @@ def git_commit():
     """(commit of the checkout, whether files differ from it); ("unknown", None) outside git."""
     folder = project_folder()
     try:
-        sha = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
-        changes = subprocess.run(["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True, check=True).stdout
+        sha = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changes = subprocess.run(
+            ["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         return "unknown", None
     return sha, bool(changes.strip())

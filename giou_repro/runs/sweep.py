@@ -1,8 +1,9 @@
 """Many runs from one file: on local processes, or on any Dask cluster.
 
-A sweep file lists jobs; each is notebooks × parameters × seeds. Every such cell is one run, in a process of its own under a Dask worker.
-The store on disk is the truth and Dask only hands out work: a cell whose run is complete is skipped, one that was killed goes on in its
-folder, so the same command finishes what any kill left over. Who dies takes its children along: a worker its run, a run its kernel.
+A sweep file lists jobs; each is notebooks × parameters × seeds. Every such cell is one run, in a process of its own
+under a Dask worker. The store on disk is the truth and Dask only hands out work: a cell whose run is complete is
+skipped, one that was killed goes on in its folder, so the same command finishes what any kill left over. Who dies takes
+its children along: a worker its run, a run its kernel.
 """
 
 import difflib
@@ -34,7 +35,8 @@ from distributed.core import Status
 from pydantic import BaseModel, BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 from tqdm import tqdm
 
-from giou_repro.runs import (  # runner where it is needed: a worker only starts processes, and starts faster without papermill
+# runner where it is needed: a worker only starts processes, and starts faster without papermill
+from giou_repro.runs import (
     doctor,
     parameters,
     store,
@@ -42,7 +44,8 @@ from giou_repro.runs import (  # runner where it is needed: a worker only starts
 from giou_repro.runs.parameters import Seed
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-CHILD = "import sys; sys.modules['rfc3987_syntax'] = None; from giou_repro.runs.sweep import child; child()"  # whose grammar takes a second to build
+# whose grammar takes a second to build
+CHILD = "import sys; sys.modules['rfc3987_syntax'] = None; from giou_repro.runs.sweep import child; child()"
 LOOK = 0.2  # seconds between looks at a process or at Dask
 GRACE = 10  # seconds a scheduler may be out of reach
 CLUSTERS = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "lsf": "LSFCluster"}
@@ -76,7 +79,8 @@ Seconds = Annotated[PositiveFloat, BeforeValidator(_seconds)]
 
 
 class Job(BaseModel, extra="forbid", frozen=True):
-    """Notebooks × parameters × grid × seeds. ``after: all`` starts when every run of the jobs above has ended, and reads their results."""
+    """Notebooks × parameters × grid × seeds. ``after: all`` starts when every run of the jobs above has ended, and
+    reads their results."""
 
     notebooks: Annotated[list[str], Field(min_length=1), BeforeValidator(_listed)]
     parameters: Annotated[list[dict[str, Any]], Field(min_length=1), BeforeValidator(_listed)] = [{}]
@@ -101,7 +105,8 @@ class SweepFile(BaseModel, extra="forbid", frozen=True):
 
 
 def read(path):
-    """The SweepFile at `path`, named after the file where it gives no name. Raises SweepError, naming the key that is wrong."""
+    """The SweepFile at `path`, named after the file where it gives no name. Raises SweepError, naming the key that is
+    wrong."""
     path = Path(path)
     try:
         content = yaml.safe_load(path.read_text())
@@ -130,7 +135,8 @@ def _problem(problem):
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """One run: the notebook's path, the caller's and all parameters, how many GPUs, and its stage (0, 1, … from ``after: all``)."""
+    """One run: the notebook's path, the caller's and all parameters, how many GPUs, and its stage (0, 1, … from
+    ``after: all``)."""
 
     notebook: Path
     given: dict
@@ -151,8 +157,9 @@ class Cell:
 def expand(file, scale=None, losses=None, results=None):
     """The cells of a SweepFile in their order, seeds outermost, so that what is done early is paired; each only once.
 
-    `scale` and `losses` (a list) replace the file's; a grid over ``loss`` runs over `losses`. Where a notebook has a parameter ``results``,
-    it is the folder `results`. Raises SweepError, naming the job, where a notebook or parameter does not exist or has the wrong type.
+    `scale` and `losses` (a list) replace the file's; a grid over ``loss`` runs over `losses`. Where a notebook has a
+    parameter ``results``, it is the folder `results`. Raises SweepError, naming the job, where a notebook or parameter
+    does not exist or has the wrong type.
     """
     cells, stage = [], 0
     overrides = dict(scale=scale, losses=losses)
@@ -164,13 +171,17 @@ def expand(file, scale=None, losses=None, results=None):
                 path = parameters.find_notebook(name)
                 declared = parameters.declared(path)
                 for wanted in _combinations(job, losses):
-                    given = parameters.check(declared, _known(declared, defaults) | wanted | _known(declared, overrides))
+                    given = parameters.check(
+                        declared, _known(declared, defaults) | wanted | _known(declared, overrides)
+                    )
                     cells.append(Cell(path, given, parameters.resolved(declared, given), job.gpus, stage))
             except (FileNotFoundError, ValueError) as error:
                 raise SweepError(f"jobs[{number}], {name}: {error}") from None
     if losses and not any({"loss", "losses"} & set(cell.given) for cell in cells):
         raise SweepError("losses were given, but no job of this sweep has a parameter loss or losses")
-    return list({(cell.stage, str(cell.notebook), json.dumps(cell.parameters)): cell for cell in reversed(cells)}.values())[::-1]
+    return list(
+        {(cell.stage, str(cell.notebook), json.dumps(cell.parameters)): cell for cell in reversed(cells)}.values()
+    )[::-1]
 
 
 def _known(declared, values):
@@ -208,11 +219,16 @@ def work(order):
 
 def _wanted(worker, key):
     task = worker.state.tasks.get(key)
-    return worker.status in (Status.running, Status.paused) and task is not None and task.state in ("executing", "long-running")
+    return (
+        worker.status in (Status.running, Status.paused)
+        and task is not None
+        and task.state in ("executing", "long-running")
+    )
 
 
 def _environment(order, worker):
-    """The worker's environment, without a GPU for a run that asks for none where the worker has one for those that do."""
+    """The worker's environment, without a GPU for a run that asks for none where the worker has one for those that
+    do."""
     changed = {} if order["gpus"] or "gpus" not in worker.state.total_resources else {"CUDA_VISIBLE_DEVICES": ""}
     left_out = "MALLOC_TRIM_THRESHOLD_"  # Dask's, for its own memory; it slows torch's
     return {name: value for name, value in os.environ.items() if name != left_out} | changed
@@ -224,7 +240,13 @@ def _process(order, environment, wanted):
     with tempfile.TemporaryFile() as said:
         command = [sys.executable, "-c", CHILD, json.dumps(order)]
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=said, stderr=subprocess.STDOUT, cwd=folder, env=environment, start_new_session=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            env=environment,
+            start_new_session=True,
         )
         try:
             while process.poll() is None:
@@ -244,7 +266,8 @@ def _process(order, environment, wanted):
 
 
 def child():
-    """The process of one run: take the order from the command line, print its outcome as JSON; end when standard input does."""
+    """The process of one run: take the order from the command line, print its outcome as JSON; end when standard input
+    does."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     outcome = _carry_out(json.loads(sys.argv[1]))
     print(f"\n{json.dumps(outcome)}", flush=True)
@@ -265,7 +288,9 @@ def _carry_out(order):
     problem = doctor.kernel_problem() or _mismatch(order, results, store.address(path, all_given, order["inputs"]))
     if problem:
         return _outcome("failed", error=problem)
-    run = store.resume_or_open(path, results / path.stem, all_given, order["given"], runner=True, inputs=order["inputs"], wait=True)
+    run = store.resume_or_open(
+        path, results / path.stem, all_given, order["given"], runner=True, inputs=order["inputs"], wait=True
+    )
     if run.complete:
         return _outcome("complete already", run)
     try:
@@ -277,7 +302,8 @@ def _carry_out(order):
 
 
 def _mismatch(order, results, address):
-    """Why this machine cannot do the work, or None: it must see the sweep's results folder and the code that the sweep began with."""
+    """Why this machine cannot do the work, or None: it must see the sweep's results folder and the code that the sweep
+    began with."""
     if not (results / "sweeps").is_dir():
         return f"{results} is not the sweep's results folder on this machine; put results and code on a file system that all machines share"
     if address != order["address"]:
@@ -287,7 +313,9 @@ def _mismatch(order, results, address):
 
 def _outcome(status, run=None, address=None, error="", last_lines=""):
     seconds, folder = (None, "") if run is None else (run.record.get("wall_seconds"), str(run.folder))
-    return dict(status=status, address=address, seconds=seconds, attempts=0, run=folder, error=error, last_lines=last_lines)
+    return dict(
+        status=status, address=address, seconds=seconds, attempts=0, run=folder, error=error, last_lines=last_lines
+    )
 
 
 # ---- all of them
@@ -296,15 +324,17 @@ def _outcome(status, run=None, address=None, error="", last_lines=""):
 def run(file, cells, results, place):
     """Run the cells of a SweepFile at a Place and return the table of `table`, which is on disk throughout.
 
-    Cells whose runs are complete are skipped. What Dask loses, with a worker or otherwise, is asked for again, `retries` times. Ends early,
-    with the rest "not reached", at the file's timeout. Raises SchedulerLost.
+    Cells whose runs are complete are skipped. What Dask loses, with a worker or otherwise, is asked for again,
+    `retries` times. Ends early, with the rest "not reached", at the file's timeout. Raises SchedulerLost.
     """
     ends = time.monotonic() + file.timeout if file.timeout else float("inf")
     path, outcomes = table_path(file, results), {}
     path.parent.mkdir(parents=True, exist_ok=True)
     with tqdm(total=len(cells), desc=file.name, unit="run", disable=None) as bar:
         for stage in range(cells[-1].stage + 1):
-            for cell, outcome in _stage(file, [cell for cell in cells if cell.stage == stage], results, place, ends, _inputs(outcomes)):
+            for cell, outcome in _stage(
+                file, [cell for cell in cells if cell.stage == stage], results, place, ends, _inputs(outcomes)
+            ):
                 outcomes[cell] = outcome
                 store.write_atomic(path, table(cells, outcomes).to_csv(index=False))
                 if bar.disable:  # without a terminal
@@ -324,7 +354,10 @@ def table(cells, outcomes, otherwise="not reached"):
 
     The status is "ran", "complete already", "failed" or `otherwise`; attempts count kernels.
     """
-    rows = [dict(notebook=cell.notebook.stem, parameters=cell.said) | outcomes.get(cell, _outcome(otherwise)) for cell in cells]
+    rows = [
+        dict(notebook=cell.notebook.stem, parameters=cell.said) | outcomes.get(cell, _outcome(otherwise))
+        for cell in cells
+    ]
     return pd.DataFrame(rows).drop(columns="address")
 
 
@@ -358,7 +391,9 @@ def _line(row):
 
 def _inputs(outcomes):
     """The addresses of the complete runs among the outcomes."""
-    return sorted(outcome["address"] for outcome in outcomes.values() if outcome["status"] in ("ran", "complete already"))
+    return sorted(
+        outcome["address"] for outcome in outcomes.values() if outcome["status"] in ("ran", "complete already")
+    )
 
 
 def _complete(cells, results, inputs):
@@ -377,7 +412,9 @@ def _stage(file, cells, results, place, ends, inputs):
     waiting = deque((cell, _order(file, cell, results, inputs, place.gpus), 0) for cell in cells if cell not in done)
     asked, looks = {}, _looks(place.client)
     while (waiting or asked) and time.monotonic() < ends:
-        while waiting and len(asked) < place.slots():  # no more, or one would wait behind another while a worker is free
+        while (
+            waiting and len(asked) < place.slots()
+        ):  # no more, or one would wait behind another while a worker is free
             cell, order, losses = waiting.popleft()
             key = f"{cell.notebook.stem}-{order['address']}-{uuid.uuid4().hex}"
             future = place.client.submit(work, order, key=key, resources={"gpus": 1} if order["gpus"] else None)
@@ -397,20 +434,30 @@ def _stage(file, cells, results, place, ends, inputs):
 def _order(file, cell, results, inputs, gpus):
     """What a worker needs to know, as JSON has it."""
     own = cell.notebook.parent == store.project_folder() / "notebooks"  # which may be elsewhere on another machine
-    order = dict(notebook=cell.notebook.stem if own else str(cell.notebook), given=cell.given, address=cell.address(inputs))
-    order |= dict(inputs=inputs if cell.stage else [], results=str(Path(results).resolve()), cwd=os.getcwd(), gpus=cell.gpus if gpus else 0)
+    order = dict(
+        notebook=cell.notebook.stem if own else str(cell.notebook), given=cell.given, address=cell.address(inputs)
+    )
+    order |= dict(
+        inputs=inputs if cell.stage else [],
+        results=str(Path(results).resolve()),
+        cwd=os.getcwd(),
+        gpus=cell.gpus if gpus else 0,
+    )
     return order | dict(retries=file.retries, run_timeout=file.run_timeout)
 
 
 def _looks(client):
-    """Wait a moment at each step, while the scheduler is there; say once where there is no worker. Raises SchedulerLost."""
+    """Wait a moment at each step, while the scheduler is there; say once where there is no worker. Raises
+    SchedulerLost."""
     began = time.monotonic()
     told = False
     while True:
         away = time.monotonic()
         while client.status != "running":
             if client.status == "closed" or time.monotonic() - away > 2 * GRACE:
-                raise SchedulerLost("the Dask scheduler is gone; what is complete is kept, and the same command runs the rest")
+                raise SchedulerLost(
+                    "the Dask scheduler is gone; what is complete is kept, and the same command runs the rest"
+                )
             time.sleep(LOOK)
         if not told and time.monotonic() - began > 10:
             told = True
@@ -433,7 +480,8 @@ def _threads(client):
 
 @dataclass(frozen=True)
 class Place:
-    """A Dask Client, how many runs go at a time (a function), and whether runs that ask for a GPU get a worker with one."""
+    """A Dask Client, how many runs go at a time (a function), and whether runs that ask for a GPU get a worker with
+    one."""
 
     client: Client
     slots: Callable
@@ -444,22 +492,31 @@ class Place:
 def connect(file, cells, workers=None, scheduler=None, system=None):
     """The Place for the cells; everything it started ends with it.
 
-    `scheduler` is the address of a cluster that runs; `system` "slurm", "pbs" or "lsf", whose jobs dask-jobqueue starts as they are needed,
-    `workers` at most, by the options of the file's `cluster`; otherwise processes of this machine. Raises SweepError, SchedulerLost.
+    `scheduler` is the address of a cluster that runs; `system` "slurm", "pbs" or "lsf", whose jobs dask-jobqueue starts
+    as they are needed, `workers` at most, by the options of the file's `cluster`; otherwise processes of this machine.
+    Raises SweepError, SchedulerLost.
     """
     for name in ("distributed", "distributed.client"):  # dead workers and schedulers are ours to tell
         logging.getLogger(name).setLevel(logging.CRITICAL)
     wanted = any(cell.gpus for cell in cells)
     if scheduler:
         with _client(scheduler) as client:
-            gpus = wanted and any("gpus" in worker["resources"] for worker in client.scheduler_info(n_workers=-1)["workers"].values())
+            gpus = wanted and any(
+                "gpus" in worker["resources"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()
+            )
             if wanted and not gpus:
-                print("no worker offers a GPU (dask worker … --resources gpus=1): runs that ask for one are run anywhere", file=sys.stderr)
+                print(
+                    "no worker offers a GPU (dask worker … --resources gpus=1): runs that ask for one are run anywhere",
+                    file=sys.stderr,
+                )
             yield Place(client, lambda: min(workers or sys.maxsize, max(1, _threads(client))), gpus)
     else:
         count = workers or file.workers or (8 if system else _cores())
         devices = _devices() if wanted and not system else []
-        with _queue(file, system, count, wanted) if system else _processes(min(count, len(cells)), devices) as cluster, _client(cluster) as client:
+        with (
+            _queue(file, system, count, wanted) if system else _processes(min(count, len(cells)), devices) as cluster,
+            _client(cluster) as client,
+        ):
             if not system:
                 client.register_plugin(_LeaveInterrupts())
             yield Place(client, lambda: count, wanted and bool(system or devices))
@@ -489,9 +546,12 @@ def _cores():
 
 
 def _processes(count, devices):
-    """A cluster of `count` worker processes on this machine, with one thread each where there are several, and one GPU while there are."""
+    """A cluster of `count` worker processes on this machine, with one thread each where there are several, and one GPU
+    while there are."""
     threads = dict.fromkeys(THREADS) if count == 1 else dict.fromkeys(THREADS, 1)
-    common = dict(nthreads=1, host="127.0.0.1", protocol="tcp://", memory_limit=0, silence_logs=logging.CRITICAL, dashboard=False)
+    common = dict(
+        nthreads=1, host="127.0.0.1", protocol="tcp://", memory_limit=0, silence_logs=logging.CRITICAL, dashboard=False
+    )
     pinned = [dict(resources={"gpus": 1}, env={"CUDA_VISIBLE_DEVICES": device}) for device in devices]
     options = [common | (pinned[n] if n < len(pinned) else {}) for n in range(count)]
     scheduler = {"cls": Scheduler, "options": dict(host="127.0.0.1", port=0, protocol="tcp://", dashboard=False)}
@@ -505,7 +565,9 @@ def _devices():
     import torch  # here, because most sweeps need it only in their kernels
 
     named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return named.split(",")[: torch.cuda.device_count()] if named else [str(n) for n in range(torch.cuda.device_count())]
+    return (
+        named.split(",")[: torch.cuda.device_count()] if named else [str(n) for n in range(torch.cuda.device_count())]
+    )
 
 
 def _queue(file, system, count, wanted):
@@ -517,7 +579,12 @@ def _queue(file, system, count, wanted):
     options = dict(cores=1, death_timeout=20) | file.cluster | dict(processes=1)
     threads = [f"export {name}={options['cores']}" for name in THREADS]  # a job is there for one run
     options["job_script_prologue"] = [*threads, *options.get("job_script_prologue", [])]
-    options["worker_extra_args"] = [*options.get("worker_extra_args", []), "--nthreads", "1", *(["--resources", "gpus=1"] if wanted else [])]
+    options["worker_extra_args"] = [
+        *options.get("worker_extra_args", []),
+        "--nthreads",
+        "1",
+        *(["--resources", "gpus=1"] if wanted else []),
+    ]
     try:
         cluster = getattr(dask_jobqueue, CLUSTERS[system])(**options)
     except (TypeError, ValueError) as error:

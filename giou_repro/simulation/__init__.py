@@ -4,6 +4,14 @@
 code, which are not those of their losses.
 """
 
-from giou_repro.simulation.descent import CASES_PER_POINT, CENTRE, COMPILE_FROM, SHAPES, Simulation, case_number, simulate
+from giou_repro.simulation.descent import (
+    CASES_PER_POINT,
+    CENTRE,
+    COMPILE_FROM,
+    SHAPES,
+    Simulation,
+    case_number,
+    simulate,
+)
 
 __all__ = ["CASES_PER_POINT", "CENTRE", "COMPILE_FROM", "SHAPES", "Simulation", "case_number", "simulate"]

@@ -1,4 +1,5 @@
-"""What the simulation compiles: a function that is compiled at its first call, or runs as it is where that cannot be done."""
+"""What the simulation compiles: a function that is compiled at its first call, or runs as it is where that cannot be
+done."""
 
 import logging
 import os
@@ -15,7 +16,9 @@ ON_CPU = {
     "max_fusion_size": 256,  # so many expressions in one loop,
     "realize_opcount_threshold": 4,  # each of so few operations, and traced once
 }
-ON_STACKED = {"realize_opcount_threshold": 200}  # results between expressions would be rows of four, which no vector instruction likes
+ON_STACKED = {
+    "realize_opcount_threshold": 200
+}  # results between expressions would be rows of four, which no vector instruction likes
 
 
 class Compiled:
@@ -23,7 +26,9 @@ class Compiled:
 
     def __init__(self, step, name, device, stacked):
         # torch keeps what it compiled by code object, 8 versions of each at most: every step gets one of its own
-        own = types.FunctionType(step.__code__.replace(co_name=name), step.__globals__, name, step.__defaults__, step.__closure__)
+        own = types.FunctionType(
+            step.__code__.replace(co_name=name), step.__globals__, name, step.__defaults__, step.__closure__
+        )
         self.step, self.name = step, name
         options = ON_CPU | (ON_STACKED if stacked else {}) if device == "cpu" else {}
         self.run = torch.compile(own, fullgraph=True, dynamic=False, options=options)
@@ -34,12 +39,16 @@ class Compiled:
             return self.run(*arguments)
         if self.failure is None:
             keep_compiled_code()
-            logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # says at length that there is no GPU
+            logging.getLogger("torch.utils.cpp_extension").setLevel(
+                logging.ERROR
+            )  # says at length that there is no GPU
             try:
                 result = self.run(*arguments)
                 self.works = True
                 return result
-            except Exception as error:  # no compiler, no headers, a loss that cannot be traced: each means "run it as it is"
+            except (
+                Exception
+            ) as error:  # no compiler, no headers, a loss that cannot be traced: each means "run it as it is"
                 self.failure = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         if not self.warned:
             warnings.warn(f"loss {self.name!r} runs uncompiled, many times slower: {self.failure}", stacklevel=4)
@@ -48,7 +57,8 @@ class Compiled:
 
 
 def keep_compiled_code():
-    """Have torch keep what it compiles in the user's cache folder, not in /tmp, unless TORCHINDUCTOR_CACHE_DIR says where."""
+    """Have torch keep what it compiles in the user's cache folder, not in /tmp, unless TORCHINDUCTOR_CACHE_DIR says
+    where."""
     if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
         return
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "giou_repro" / "compiled"

@@ -1,7 +1,7 @@
 """The box-regression simulation of the DIoU paper (Zheng et al., AAAI 2020, section 3), for any registered loss.
 
-Boxes start around 7 targets and are moved towards them by gradient steps on a loss, each on its own, with no network in between. The
-full experiment is 5,000 anchor points x 343 cases a point x 200 steps for each loss.
+Boxes start around 7 targets and are moved towards them by gradient steps on a loss, each on its own, with no network in
+between. The full experiment is 5,000 anchor points x 343 cases a point x 200 steps for each loss.
 """
 
 import contextlib
@@ -25,7 +25,15 @@ from giou_repro.simulation.compiled import Compiled
 
 CENTRE = (10.0, 10.0)
 RADIUS = 3.0
-SHAPES = ((0.5, 2.0), (3**0.5 / 3, 3**0.5), (2**0.5 / 2, 2**0.5), (1.0, 1.0), (2**0.5, 2**0.5 / 2), (3**0.5, 3**0.5 / 3), (2.0, 0.5))
+SHAPES = (
+    (0.5, 2.0),
+    (3**0.5 / 3, 3**0.5),
+    (2**0.5 / 2, 2**0.5),
+    (1.0, 1.0),
+    (2**0.5, 2**0.5 / 2),
+    (3**0.5, 3**0.5 / 3),
+    (2.0, 0.5),
+)
 AREAS = (0.5, 0.67, 0.75, 1.0, 1.33, 1.5, 2.0)
 CASES_PER_POINT = len(SHAPES) * len(AREAS) * len(SHAPES)
 POINTS_PER_BLOCK = {"cpu": 500, "cuda": 5000}  # outweigh the calls; on a CPU few enough to share out to cores
@@ -38,10 +46,10 @@ COMPILE_FROM = 1e8  # case-steps a loss: about the point where compiling has pai
 class Simulation:
     """What a run found, as tables.
 
-    curves: loss, step (0 = start), error (|x−x*| + |y−y*| + |w−w*| + |h−h*| summed over all cases), error_x, error_y, error_w, error_h,
-        mean_iou, iou_50, iou_75, iou_90 (shares of cases above that IoU)
-    final: loss, point (from 1), x, y (of the anchor point), error (summed over the point's 343 cases), mean_iou, after the last step
-    trajectories: loss, case (from 1), step, x, y, w, h, iou of the cases asked for
+    curves: loss, step (0 = start), error (|x−x*| + |y−y*| + |w−w*| + |h−h*| summed over all cases), error_x, error_y,
+        error_w, error_h, mean_iou, iou_50, iou_75, iou_90 (shares of cases above that IoU)
+    final: loss, point (from 1), x, y (of the anchor point), error (summed over the point's 343 cases), mean_iou, after
+    the last step trajectories: loss, case (from 1), step, x, y, w, h, iou of the cases asked for
     settings: everything that decides the result, and seconds for each loss
     """
 
@@ -74,24 +82,36 @@ def simulate(
 
     losses: names in LOSSES or ``module:function``
     n_points, seed: anchor points drawn uniformly in the disc; or `points`, an (n, 2) array of given ones
-    gradients: "exact" differentiates the loss; "published" takes the formulae of the DIoU paper's code, for iou, giou, diou and ciou
-    dtype: "float32" or "float64";  device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", …
+    gradients: "exact" differentiates the loss; "published" takes the formulae of the DIoU paper's code, for iou, giou,
+    diou and ciou dtype: "float32" or "float64";  device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", …
     trajectories: case numbers to follow, from 1; see case_number
-    encoding: what is regressed, "cxcywh" (the paper) or "xyxy"; coordinate losses compare it, overlap losses get it decoded
-    step_size: rate of the first step;  schedule: "paper" (divided by 10 after 80 % of the steps, by 100 after 90 %), "constant", or
-        one factor a step
+    encoding: what is regressed, "cxcywh" (the paper) or "xyxy"; coordinate losses compare it, overlap losses get it
+    decoded step_size: rate of the first step;  schedule: "paper" (divided by 10 after 80 % of the steps, by 100 after
+        90 %), "constant", or one factor a step
     iou_factor: multiply each gradient by (2 − IoU), as the paper does
     optimizer: "plain" gradient steps, or "adam" (betas .9 and .999), as the WIoU and PIoU papers use
-    compile: True, False, or "auto": where the work is large enough to pay for it. Without a compiler it runs uncompiled, with a warning.
+    compile: True, False, or "auto": where the work is large enough to pay for it. Without a compiler it runs
+    uncompiled, with a warning.
 
-    The same arguments on the same hardware give the same result. Raises ValueError, naming the argument, for a value it cannot use.
+    The same arguments on the same hardware give the same result. Raises ValueError, naming the argument, for a value it
+    cannot use.
     """
     names = select(losses)
     drawn = points is None
     points = _draw_points(_whole("n_points", n_points, 1), _whole("seed", seed, 0)) if drawn else _given_points(points)
     steps = _whole("steps", steps, 1)
     chosen = _checked_cases(trajectories, len(points))
-    _check(names, dict(gradients=gradients, encoding=encoding, optimizer=optimizer, dtype=dtype, iou_factor=iou_factor, compile=compile))
+    _check(
+        names,
+        dict(
+            gradients=gradients,
+            encoding=encoding,
+            optimizer=optimizer,
+            dtype=dtype,
+            iou_factor=iou_factor,
+            compile=compile,
+        ),
+    )
     device = _resolve_device(device)
     clock = _clock(steps, step_size, schedule).to(device, getattr(torch, dtype))
     compiling = compile is True or (compile == "auto" and len(points) * CASES_PER_POINT * steps >= COMPILE_FROM)
@@ -101,7 +121,10 @@ def simulate(
     _fast.keep_freed_memory()
     curves, final, paths, seconds = [], [], [], {}
     total = len(names) * len(blocks) * (steps + 1)
-    with _threads(device) as each, tqdm(total=total, disable=None if progress else True, unit="step", leave=False) as bar:
+    with (
+        _threads(device) as each,
+        tqdm(total=total, disable=None if progress else True, unit="step", leave=False) as bar,
+    ):
         for name in names:
             started = time.perf_counter()
             bar.set_description(name)
@@ -117,16 +140,26 @@ def simulate(
             final += [ends for _, ends, _ in tables]
             paths += [path for _, _, path in tables]
             seconds[name] = round(time.perf_counter() - started, 3)
-    settings = dict(losses=names, n_points=len(points), steps=steps, gradients=gradients, dtype=dtype, device=str(device))
+    settings = dict(
+        losses=names, n_points=len(points), steps=steps, gradients=gradients, dtype=dtype, device=str(device)
+    )
     settings |= dict(seed=seed, points=None) if drawn else dict(seed=None, points=points.tolist())
-    settings |= dict(encoding=encoding, step_size=step_size, schedule=schedule, iou_factor=iou_factor, optimizer=optimizer, seconds=seconds)
+    settings |= dict(
+        encoding=encoding,
+        step_size=step_size,
+        schedule=schedule,
+        iou_factor=iou_factor,
+        optimizer=optimizer,
+        seconds=seconds,
+    )
     result = Simulation(*(pd.concat(tables, ignore_index=True) for tables in (curves, final, paths)), settings)
     _warn_of_lost_cases(result.final)
     return result
 
 
 def case_number(point: int, target: int, area: int, shape: int) -> int:
-    """The number, from 1, of the case at anchor `point` with the given target (1 to 7), area (1 to 7) and anchor shape (1 to 7)."""
+    """The number, from 1, of the case at anchor `point` with the given target (1 to 7), area (1 to 7) and anchor shape
+    (1 to 7)."""
     return (((point - 1) * 7 + target - 1) * 7 + area - 1) * 7 + shape
 
 
@@ -143,7 +176,9 @@ def _given_points(points):
     except (TypeError, ValueError):
         raise ValueError(f"points must be an (n, 2) array of x and y, got {points!r}") from None
     if points.ndim != 2 or points.shape[1] != 2 or len(points) == 0 or not np.isfinite(points).all():
-        raise ValueError(f"points must be a finite (n, 2) array of x and y with n of at least 1, got shape {points.shape}")
+        raise ValueError(
+            f"points must be a finite (n, 2) array of x and y with n of at least 1, got shape {points.shape}"
+        )
     return points
 
 
@@ -163,7 +198,12 @@ def _whole(argument, value, least):
     return int(value)
 
 
-CHOICES = dict(gradients=("exact", "published"), encoding=("cxcywh", "xyxy"), optimizer=("plain", "adam"), dtype=("float32", "float64"))
+CHOICES = dict(
+    gradients=("exact", "published"),
+    encoding=("cxcywh", "xyxy"),
+    optimizer=("plain", "adam"),
+    dtype=("float32", "float64"),
+)
 CHOICES |= dict(iou_factor=(True, False), compile=(True, False, "auto"))
 
 
@@ -174,7 +214,9 @@ def _check(names, chosen):
     if chosen["gradients"] == "published":
         unknown = [name for name in names if name not in diou_code.PUBLISHED]
         if unknown:
-            raise ValueError(f'gradients="published" exist for {", ".join(diou_code.PUBLISHED)} only, not for {", ".join(unknown)}; use "exact"')
+            raise ValueError(
+                f'gradients="published" exist for {", ".join(diou_code.PUBLISHED)} only, not for {", ".join(unknown)}; use "exact"'
+            )
         if chosen["encoding"] != "cxcywh":
             raise ValueError('gradients="published" are in centre and size; use encoding="cxcywh"')
 
@@ -185,7 +227,9 @@ def _resolve_device(device):
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]}); use 'auto' or 'cpu'") from None
+        raise ValueError(
+            f"device {device!r} cannot be used here ({str(error).splitlines()[0]}); use 'auto' or 'cpu'"
+        ) from None
 
 
 def _clock(steps, step_size, schedule):
@@ -209,8 +253,8 @@ def _clock(steps, step_size, schedule):
 def _cases(points, encoding, dtype, device):
     """Start boxes and targets of the cases at `points` (n, 2), each as four columns (n, 343) in `encoding`.
 
-    Order of a row: target, area, anchor shape. The arithmetic is NumPy's, whose square root is correctly rounded: some cases amplify the
-    last bit of their start into a visible difference.
+    Order of a row: target, area, anchor shape. The arithmetic is NumPy's, whose square root is correctly rounded: some
+    cases amplify the last bit of their start into a visible difference.
     """
     shapes = np.array(SHAPES)
     target_w, target_h = shapes[:, 0, None, None], shapes[:, 1, None, None]
@@ -224,7 +268,8 @@ def _cases(points, encoding, dtype, device):
 
 
 def _stepper(name, gradients, encoding, iou_factor, optimizer, compiling, device):
-    """The step of a loss, the IoU it measures, and how many columns the optimizer remembers. Compiled steps are kept for later calls."""
+    """The step of a loss, the IoU it measures, and how many columns the optimizer remembers. Compiled steps are kept
+    for later calls."""
     key = (LOSSES[name].function, LOSSES[name].space, name, gradients, encoding, iou_factor, optimizer, device)
     step, overlap, slots, compiled = _made(*key)
     if compiling:
@@ -242,8 +287,8 @@ def _made(function, space, name, gradients, encoding, iou_factor, optimizer, dev
 
 @contextlib.contextmanager
 def _threads(device):
-    """A `map` over blocks, in as many threads as torch may use, each of one core: blocks have nothing to tell each other, while several cores
-    on one block would wait for each other after every step."""
+    """A `map` over blocks, in as many threads as torch may use, each of one core: blocks have nothing to tell each
+    other, while several cores on one block would wait for each other after every step."""
     threads = torch.get_num_threads()
     if device.type != "cpu" or threads == 1:
         yield map
@@ -257,10 +302,12 @@ def _threads(device):
 
 
 def _run_block(engine, name, points, block, blocks, clock, watched, encoding, bar):
-    """Run every step on the cases of one block of points: the sums of the measures at each step, (steps + 1, 8), and the tables of last
-    errors and of the watched cases' paths."""
+    """Run every step on the cases of one block of points: the sums of the measures at each step, (steps + 1, 8), and
+    the tables of last errors and of the watched cases' paths."""
     step, overlap, slots = engine
-    padding = len(blocks[0]) - len(block) if isinstance(step, Compiled) else 0  # or a last block of another size would be compiled anew
+    padding = (
+        len(blocks[0]) - len(block) if isinstance(step, Compiled) else 0
+    )  # or a last block of another size would be compiled anew
     start, target = _cases(points[np.pad(block, (0, padding), "edge")], encoding, clock.dtype, clock.device)
     memory, at = tuple(torch.zeros_like(start[0]) for _ in range(slots)), watched - 1 - block[0] * CASES_PER_POINT
     sums, last, path = _descend(step, start, target, clock, memory, len(block), at, bar)
@@ -269,13 +316,18 @@ def _run_block(engine, name, points, block, blocks, clock, watched, encoding, ba
 
 
 def _published(name):
-    """As `_exact`, of the published code, for columns in centre and size: its direction, and its IoU, which is 0 for flipped boxes too."""
-    return lambda state, target: (diou_code.PUBLISHED[name](state, target), diou_code.iou(state, target)), diou_code.iou, False
+    """As `_exact`, of the published code, for columns in centre and size: its direction, and its IoU, which is 0 for
+    flipped boxes too."""
+    return (
+        lambda state, target: (diou_code.PUBLISHED[name](state, target), diou_code.iou(state, target)),
+        diou_code.iou,
+        False,
+    )
 
 
 def _exact(loss, encoding):
-    """For columns in `encoding`: (the direction −∂loss/∂state by automatic differentiation, IoU), IoU alone, and whether the loss needs its
-    boxes stacked."""
+    """For columns in `encoding`: (the direction −∂loss/∂state by automatic differentiation, IoU), IoU alone, and
+    whether the loss needs its boxes stacked."""
     decode = encoding if loss.space == "coordinates" else "xyxy"
     stacked = not _takes_columns(loss)
     function = _on_stacked(loss.function) if stacked else loss.function
@@ -297,8 +349,8 @@ def _exact(loss, encoding):
 
 
 def _gradient(objective, beside, state):
-    """(the derivative of `objective` by each column of `state`, `beside` of it): in the form the compiler can follow, in which both are of the
-    same terms, so that it computes them once; or in the one every loss supports."""
+    """(the derivative of `objective` by each column of `state`, `beside` of it): in the form the compiler can follow,
+    in which both are of the same terms, so that it computes them once; or in the one every loss supports."""
     if torch.compiler.is_compiling():
         return torch.func.grad(lambda moving: (objective(moving), beside(moving)), has_aux=True)(state)
     with torch.enable_grad():
@@ -307,20 +359,30 @@ def _gradient(objective, beside, state):
 
 
 def _takes_columns(loss):
-    """Whether the loss gives the same on four columns as on (..., 4) boxes, as any written with ``boxes.columns`` does: the fast path."""
-    pred, target = torch.tensor([[0.0, 0, 2, 1], [1, 0, 3, 3], [0, 0, 1, 1]]), torch.tensor([[0.5, 0, 2, 2], [1, 0, 3, 3], [4, 4, 5, 7]])
+    """Whether the loss gives the same on four columns as on (..., 4) boxes, as any written with ``boxes.columns`` does:
+    the fast path."""
+    pred, target = (
+        torch.tensor([[0.0, 0, 2, 1], [1, 0, 3, 3], [0, 0, 1, 1]]),
+        torch.tensor([[0.5, 0, 2, 2], [1, 0, 3, 3], [4, 4, 5, 7]]),
+    )
     with torch.enable_grad():
         expected = loss(pred.clone().requires_grad_(), target).detach()
     try:
         value = loss.function(pred.unbind(-1), target.unbind(-1))
     except Exception:  # a user's function may fail in any way on columns
         return False
-    return isinstance(value, torch.Tensor) and value.shape == expected.shape and torch.allclose(value, expected, equal_nan=True)
+    return (
+        isinstance(value, torch.Tensor)
+        and value.shape == expected.shape
+        and torch.allclose(value, expected, equal_nan=True)
+    )
 
 
 def _on_stacked(function):
     """A function of (N, 4) boxes as one of columns. Stacked on the first dimension, the columns stay contiguous."""
-    return lambda *sides: function(*(torch.stack([column.reshape(-1) for column in side]).movedim(0, -1) for side in sides))
+    return lambda *sides: function(
+        *(torch.stack([column.reshape(-1) for column in side]).movedim(0, -1) for side in sides)
+    )
 
 
 def _plain(direction, factor, memory, clock):
@@ -341,7 +403,8 @@ OPTIMIZERS = {"plain": (_plain, 0), "adam": (_adam, 8)}  # the update, and how m
 
 
 def _step(direction, encoding, iou_factor, update):
-    """One step as a pure function of columns (rows, n): (state, memory, target, clock) -> (next state, next memory, measures).
+    """One step as a pure function of columns (rows, n): (state, memory, target, clock) -> (next state, next memory,
+    measures).
 
     The measures, (8, rows), are sums over each row of the state before the step.
     """
@@ -364,11 +427,13 @@ def _errors(state, target, encoding):
 
 
 def _descend(step, start, target, clock, memory, rows, watched, bar):
-    """Run every step on one block: the measures, summed over the first `rows` rows, at each step, (steps + 1, 8), those of each row after the
-    last one, (8, rows), and the watched cases' path, (steps + 1, 4, n)."""
+    """Run every step on one block: the measures, summed over the first `rows` rows, at each step, (steps + 1, 8), those
+    of each row after the last one, (8, rows), and the watched cases' path, (steps + 1, 4, n)."""
     state, sums, path = start, [], []
     for ticks in clock.split(50):  # what is kept of the rows does not grow with the steps
-        measures = start[0].new_empty(len(ticks), len(CURVE_COLUMNS), rows)  # at once: small pieces kept among large ones waste room
+        measures = start[0].new_empty(
+            len(ticks), len(CURVE_COLUMNS), rows
+        )  # at once: small pieces kept among large ones waste room
         for tick, measured in zip(ticks, measures, strict=True):  # the clock's last tick only measures
             if len(watched):  # a tenth of the time of a short block, where there are none
                 path.append(torch.stack([column.view(-1)[watched] for column in state]))
@@ -394,14 +459,20 @@ def _final_table(name, points, block, measures):
     """One row an anchor point of the block, from its last measures (8, n)."""
     measures = measures.cpu().numpy()
     x, y = points[block].T
-    return pd.DataFrame(dict(loss=name, point=block + 1, x=x, y=y, error=measures[:4].sum(0), mean_iou=measures[4] / CASES_PER_POINT))
+    return pd.DataFrame(
+        dict(loss=name, point=block + 1, x=x, y=y, error=measures[:4].sum(0), mean_iou=measures[4] / CASES_PER_POINT)
+    )
 
 
 def _path_table(name, cases, path, goal, overlap, encoding):
-    """One row a watched case and step, from the path (steps + 1, 4, n) of the cases and their targets, four columns (n,)."""
+    """One row a watched case and step, from the path (steps + 1, 4, n) of the cases and their targets, four columns
+    (n,)."""
     state = path.unbind(1)
     columns = (*boxes.convert(state, encoding, "cxcywh"), overlap(state, goal))
-    values = {key: column.double().cpu().numpy().T.reshape(-1) for key, column in zip(("x", "y", "w", "h", "iou"), columns, strict=True)}
+    values = {
+        key: column.double().cpu().numpy().T.reshape(-1)
+        for key, column in zip(("x", "y", "w", "h", "iou"), columns, strict=True)
+    }
     steps = np.tile(np.arange(len(path)), len(cases))
     return pd.DataFrame(dict(loss=name, case=np.repeat(cases, len(path)), step=steps) | values)
 

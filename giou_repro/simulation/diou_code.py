@@ -1,15 +1,19 @@
 """The gradients of the DIoU paper's published simulation code, which are not the derivatives of its losses.
 
-From github.com/Zzh-tju/DIoU, commit 391f42d. ``PUBLISHED[loss](box, target)`` takes the four (x, y, w, h) columns of boxes and of
-targets (centre and size) and returns the direction each coordinate is moved in, (dx, dy, dw, dh), before step size and (2 − IoU).
-Where it departs from −∂loss/∂(x, y, w, h), and the names by which ``repairs`` corrects one departure at a time:
+From github.com/Zzh-tju/DIoU, commit 391f42d. ``PUBLISHED[loss](box, target)`` takes the four (x, y, w, h) columns of
+boxes and of targets (centre and size) and returns the direction each coordinate is moved in, (dx, dy, dw, dh), before
+step size and (2 − IoU). Where it departs from −∂loss/∂(x, y, w, h), and the names by which ``repairs`` corrects one
+departure at a time:
 
-1. GIoU, of disjoint boxes: the intersection is a product of signed lengths ("value"), and has a derivative ("derivative"); both are 0. Where
-   boxes are apart along one axis only, the pull along it is weaker than the derivative, or none; where along both, it is stronger. Only
-   "derivative" repairs that: "value" alone leaves a larger error than the published code.
+1. GIoU, of disjoint boxes: the intersection is a product of signed lengths ("value"), and has a derivative
+   ("derivative"); both are 0. Where boxes are apart along one axis only, the pull along it is weaker than the
+   derivative, or none; where along both, it is stronger. Only "derivative" repairs that: "value" alone leaves a larger
+   error than the published code.
 2. DIoU, CIoU: the enclosing-box term has the wrong sign in x and y ("sign"). This makes them fast;
-3. it differentiates the enclosing width by y and h too, and the height by x and w ("axes"). Without "axes", "sign" keeps boxes apart;
-4. where the box spans the target, it takes the derivative of the enclosing width by w as −1 (it is +1), and so for the height ("spanning").
+3. it differentiates the enclosing width by y and h too, and the height by x and w ("axes"). Without "axes", "sign"
+  keeps boxes apart;
+4. where the box spans the target, it takes the derivative of the enclosing width by w as −1 (it is +1), and so for the
+  height ("spanning").
 5. All: twice the derivative of the IoU (in GIoU, of all) in w and h (deliberate, the authors say).
 6. All: where edges are flipped, both take the second one's value.
 """
@@ -40,11 +44,15 @@ class _Pair:
 
     def intersection(self):
         """Iw, Ih, never clamped: for disjoint boxes their product is a signed, meaningless number."""
-        return torch.minimum(self.r, self.r_) - torch.maximum(self.l, self.l_), torch.minimum(self.b, self.b_) - torch.maximum(self.t, self.t_)
+        return torch.minimum(self.r, self.r_) - torch.maximum(self.l, self.l_), torch.minimum(
+            self.b, self.b_
+        ) - torch.maximum(self.t, self.t_)
 
     def enclosing(self):
         """Cw, Ch."""
-        return torch.maximum(self.r, self.r_) - torch.minimum(self.l, self.l_), torch.maximum(self.b, self.b_) - torch.minimum(self.t, self.t_)
+        return torch.maximum(self.r, self.r_) - torch.minimum(self.l, self.l_), torch.maximum(
+            self.b, self.b_
+        ) - torch.minimum(self.t, self.t_)
 
     def intersection_and_union(self, repairs=()):
         """I and U with their derivatives by (t, b, l, r)."""
@@ -120,7 +128,8 @@ def diou_ascent(box, target, repairs=()):
 
 
 def _enclosing_derivative(before, after, dtype, repairs):
-    """Derivative of the enclosing length by centre and by size along one axis, and the latter with −1 where the box spans the target."""
+    """Derivative of the enclosing length by centre and by size along one axis, and the latter with −1 where the box
+    spans the target."""
     low, high = before.to(dtype), after.to(dtype)
     by_size = (high + low) / 2
     return high - low, by_size, by_size if "spanning" in repairs else torch.where(before & after, -1, by_size)

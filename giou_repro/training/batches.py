@@ -1,8 +1,9 @@
 """Images made ready once, batches made on the device: what keeps a processor or a GPU from waiting for files.
 
-`pack` reads a data set once, resizes every image into a square (ratio kept, grey padding) of bytes, and keeps the squares: on the device where they
-take less than half of its free memory, else in a file that is mapped, and which stays in `cache_folder` for the next training.
-`Fresh` draws seeded batches from them and augments them on the device; `Remembered` gives what a frozen backbone made of them.
+`pack` reads a data set once, resizes every image into a square (ratio kept, grey padding) of bytes, and keeps the
+squares: on the device where they take less than half of its free memory, else in a file that is mapped, and which stays
+in `cache_folder` for the next training. `Fresh` draws seeded batches from them and augments them on the device;
+`Remembered` gives what a frozen backbone made of them.
 """
 
 import fcntl
@@ -32,7 +33,8 @@ LEAST_VISIBLE = 0.2  # a box with less than this share of its area left in the a
 
 @dataclass
 class Packed:
-    """Squares uint8 (N, 3, S, S); for each, its truth (boxes in pixels of the square), and how it lies in its image: (scale, left, top)."""
+    """Squares uint8 (N, 3, S, S); for each, its truth (boxes in pixels of the square), and how it lies in its image:
+    (scale, left, top)."""
 
     images: torch.Tensor
     truths: list
@@ -59,8 +61,9 @@ def cache_folder():
 def pack(dataset, size, masks=False, limit=None, cache=None, device="cpu"):
     """Letterbox every image of `dataset`, or the first `limit`, to `size` × `size`; returns Packed.
 
-    cache: a folder; sets read from files are kept there as bytes, named by what they are of, and reused. Where it cannot be
-    written, or its disk is full, the squares are held in memory. An image that cannot be read is left out and named in `skipped`.
+    cache: a folder; sets read from files are kept there as bytes, named by what they are of, and reused. Where it
+    cannot be written, or its disk is full, the squares are held in memory. An image that cannot be read is left out and
+    named in `skipped`.
     """
     count = min(limit or len(dataset), len(dataset))
     kept = None if cache is None or dataset.name == "shapes" else _cached(Path(cache), dataset, count, size, masks)
@@ -74,7 +77,11 @@ def pack(dataset, size, masks=False, limit=None, cache=None, device="cpu"):
 
 def _resident(images, device):
     """On a GPU with room: there. On a CPU with room: in memory. Else as they are, a mapped file read batch by batch."""
-    free = torch.cuda.mem_get_info(device)[0] if torch.device(device).type == "cuda" else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = (
+        torch.cuda.mem_get_info(device)[0]
+        if torch.device(device).type == "cuda"
+        else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    )
     if images.nbytes > free / 2:
         return images
     return images.to(device) if torch.device(device).type == "cuda" else images.clone()
@@ -112,7 +119,9 @@ def _kept(folder, shape):
     try:
         images = np.load(folder / "images.npy", mmap_mode="c")
         rest = torch.load(folder / "truths.pt", weights_only=True)
-        whole = (images.shape, images.dtype) == (shape, np.uint8) and len(rest["truths"]) + len(rest["skipped"]) == shape[0]
+        whole = (images.shape, images.dtype) == (shape, np.uint8) and len(rest["truths"]) + len(
+            rest["skipped"]
+        ) == shape[0]
     except Exception:  # a damaged file can raise anything
         return None
     return (images, rest) if whole else None
@@ -177,7 +186,11 @@ def _squared(truth, place, size, masks):
     if masks:
         new = _scaled(*truth["masks"].shape[1:], scale)
         square = torch.zeros(len(truth["masks"]), size, size, dtype=torch.bool)
-        resized = functional.interpolate(truth["masks"][None].float(), new)[0] if len(square) else square[:, : new[0], : new[1]]
+        resized = (
+            functional.interpolate(truth["masks"][None].float(), new)[0]
+            if len(square)
+            else square[:, : new[0], : new[1]]
+        )
         square[:, int(top) : int(top) + new[0], int(left) : int(left) + new[1]] = resized.bool()
         kept["masks"] = torch.from_numpy(np.packbits(square.numpy(), -1))
     return kept
@@ -190,7 +203,8 @@ def training_truth(truth):
 
 
 def batch(packed, indices, device, augment=None):
-    """Squares `indices` as floats (B, 3, S, S) in 0..1 and their training truths, augmented by the generator `augment` where one is given."""
+    """Squares `indices` as floats (B, 3, S, S) in 0..1 and their training truths, augmented by the generator `augment`
+    where one is given."""
     images = packed.images[indices.to(packed.images.device)].to(device, non_blocking=True).float().div_(255)
     targets = [training_truth(packed.truths[index]) for index in indices.tolist()]
     if augment is not None:
@@ -216,7 +230,8 @@ class Fresh:
 
 
 class Remembered:
-    """What a frozen backbone sees: its features of `views` augmented views of every square, each computed once. Epochs take the views in turn.
+    """What a frozen backbone sees: its features of `views` augmented views of every square, each computed once. Epochs
+    take the views in turn.
 
     `look` maps images (B, 3, S, S) to a list of features (B, C, h, w), which come back in its dtype.
     """
@@ -230,19 +245,24 @@ class Remembered:
         view = number % len(self.views)
         self.views[view] = self.views[view] or self._view(view)
         features, targets = self.views[view]
-        return lambda indices: ([level[indices].permute(0, 3, 1, 2) for level in features], [targets[index] for index in indices.tolist()])
+        return lambda indices: (
+            [level[indices].permute(0, 3, 1, 2) for level in features],
+            [targets[index] for index in indices.tolist()],
+        )
 
     def _view(self, number):
         """(features of every square, (N, h, w, C) each, targets) of one view.
 
-        All that stays is allocated beforehand: small pieces between the large ones that come and go would keep the C library from using the room
-        of those again, gigabytes of it.
+        All that stays is allocated beforehand: small pieces between the large ones that come and go would keep the C
+        library from using the room of those again, gigabytes of it.
         """
         generator = torch.Generator().manual_seed(mixed_seed(self.seed, number, 2)) if self.augment else None
         most = max(len(truth["labels"]) for truth in self.packed.truths)
         boxes, labels = torch.zeros(len(self.packed), most, 4), torch.zeros(len(self.packed), most, dtype=torch.int64)
         features, counts = None, []
-        for indices in tqdm(torch.arange(len(self.packed)).split(32), desc=f"features, view {number + 1}", disable=None, leave=False):
+        for indices in tqdm(
+            torch.arange(len(self.packed)).split(32), desc=f"features, view {number + 1}", disable=None, leave=False
+        ):
             images, seen = batch(self.packed, indices, self.device, generator)
             levels = [level.permute(0, 2, 3, 1) for level in self.look(images)]
             features = features or [level.new_empty(len(self.packed), *level.shape[1:]) for level in levels]
@@ -263,7 +283,8 @@ def _unpacked(masks, size):
 
 
 def augmented(images, targets, generator, scale=(0.7, 1.4), shift=0.2, colour=0.3):
-    """Flip, zoom, move and recolour each image (B, 3, S, S), its boxes and masks with it. Draws from `generator`, a CPU one, so that seeds agree."""
+    """Flip, zoom, move and recolour each image (B, 3, S, S), its boxes and masks with it. Draws from `generator`, a CPU
+    one, so that seeds agree."""
     count, size = len(images), images.shape[-1]
     draw = torch.rand(8, count, generator=generator)
     smallest, largest = torch.tensor(scale).log()
@@ -281,7 +302,8 @@ def augmented(images, targets, generator, scale=(0.7, 1.4), shift=0.2, colour=0.
     common = ((draw[7] * 2 - 1) * colour).to(images.device)[:, None, None, None]
     moved = (moved * gain.pow(0.5) + common * 0.5).clamp_(0, 1)
     answers = [
-        _moved(target, *m, s, grid[i], z, f) for i, (target, m, s, z, f) in enumerate(zip(targets, moves.T, [size] * count, zoom, flip, strict=True))
+        _moved(target, *m, s, grid[i], z, f)
+        for i, (target, m, s, z, f) in enumerate(zip(targets, moves.T, [size] * count, zoom, flip, strict=True))
     ]
     return moved, answers
 
@@ -309,9 +331,12 @@ def mixed_seed(*numbers):
 
 
 def order(count, batch_size, seed, epoch):
-    """The batches of an epoch: a list of index tensors, every image once; a last short batch is kept unless it is the smaller part of one."""
+    """The batches of an epoch: a list of index tensors, every image once; a last short batch is kept unless it is the
+    smaller part of one."""
     generator = torch.Generator().manual_seed(mixed_seed(seed, epoch))
     shuffled = torch.randperm(count, generator=generator)
     batches = list(shuffled.split(batch_size))
-    short = len(batches[-1]) * 2 < batch_size or len(batches[-1]) == 1 < batch_size  # one alone has no statistics to normalise by
+    short = (
+        len(batches[-1]) * 2 < batch_size or len(batches[-1]) == 1 < batch_size
+    )  # one alone has no statistics to normalise by
     return batches[:-1] if len(batches) > 1 and short else batches

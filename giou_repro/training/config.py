@@ -1,4 +1,5 @@
-"""What decides a training run: the parameters with their defaults. Needs pydantic alone, so that tables of runs are read without a detector."""
+"""What decides a training run: the parameters with their defaults. Needs pydantic alone, so that tables of runs are
+read without a detector."""
 
 from typing import Literal
 
