@@ -1,11 +1,13 @@
 """The comparison: which runs are found, which belong together, and the paper's tables made of them."""
 
+import itertools
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from giou_repro.__main__ import main
 from giou_repro.experiments import comparison, findings, plotting
 from giou_repro.runs import store
 from giou_repro.training import loop
@@ -94,6 +96,20 @@ def test_generated_data_of_another_seed_is_the_same_setting_and_seeds_are_paired
     )
     with_data(finished(tmp_path, 0.2, loss="iou", seed=1), "of seed 1")  # a record from before there were recipes
     assert comparison.gather(tmp_path)[0].setting.nunique() == 3
+
+
+def test_two_losses_trained_on_three_seeds_are_compared_as_one_setting_of_three(tmp_path):
+    small = {"images": 8, "val_images": 2, "image_size": 64, "epochs": 1, "evaluations": 0}
+    words = [part for name, value in small.items() for part in ("-p", name, str(value))]
+    for loss, seed in itertools.product(("l2", "giou"), range(3)):
+        assert main(["train", "--scale", "smoke", "--loss", loss, "--seed", str(seed), *words, "--results", str(tmp_path)]) == 0
+    assert main(["run", "06_compare_losses", "--scale", "smoke", "-p", "results", str(tmp_path), "--results", str(tmp_path)]) == 0
+    (path,) = tmp_path.glob("06_compare_losses/*/paired.csv")
+    table = pd.read_csv(path)
+    assert table.setting.nunique() == 1
+    assert set(zip(table.loss, table.against, table.n, strict=True)) == {("giou", "l2", 3)}
+    data = [run.record["data"]["train"] for run in store.runs(tmp_path, "05_train_detector")]
+    assert (len({part["checksum"] for part in data}), len({part["recipe"] for part in data})) == (3, 1)
 
 
 def test_a_loss_of_a_module_that_is_gone_keeps_its_numbers_and_name(tmp_path, capsys):

@@ -241,7 +241,7 @@ def paper_table(runs):
     baseline in per cent."""
     tables = []
     for setting, group in runs.groupby("setting", sort=False):
-        means = group.groupby("loss", sort=False)[[*MEASURES, "AP50", "mean_iou"]].mean()
+        means = group.groupby("loss", sort=False)[[*TESTED, "AP_giou", "AP75_giou"]].mean()
         gains = (means[MEASURES] / means[MEASURES].loc[baseline(means.index)] - 1).mul(100).add_suffix(" gain %")
         about = group.groupby("loss", sort=False).agg(
             n=("seed", "nunique"), weight=("weight", "first"), disjoint=("disjoint", "mean")

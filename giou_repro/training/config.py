@@ -9,7 +9,7 @@ from giou_repro.runs.parameters import ImageSize, Seed, Share
 
 SCALES = {  # what a scale sets where the caller says nothing
     "smoke": {"images": 32, "val_images": 16, "image_size": 64, "epochs": 2, "batch_size": 8},
-    "laptop": {"images": 500, "val_images": 100, "image_size": 128, "epochs": 12, "batch_size": 8},
+    "laptop": {"images": 500, "val_images": 100, "image_size": 128, "epochs": 5, "batch_size": 8},
     "paper": {"images": 5000, "val_images": 1000, "image_size": 416, "epochs": 100, "batch_size": 64},
 }
 
@@ -29,7 +29,7 @@ class Config(pydantic.BaseModel, extra="forbid", frozen=True):
     images: pydantic.PositiveInt | None = None
     val_images: pydantic.PositiveInt | None = None
     image_size: ImageSize = 128
-    epochs: pydantic.PositiveInt = 12
+    epochs: pydantic.PositiveInt = 5
     batch_size: pydantic.PositiveInt = 16
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: pydantic.PositiveFloat | None = None
