@@ -102,8 +102,16 @@ def test_two_losses_trained_on_three_seeds_are_compared_as_one_setting_of_three(
     small = {"images": 8, "val_images": 2, "image_size": 64, "epochs": 1, "evaluations": 0}
     words = [part for name, value in small.items() for part in ("-p", name, str(value))]
     for loss, seed in itertools.product(("l2", "giou"), range(3)):
-        assert main(["train", "--scale", "smoke", "--loss", loss, "--seed", str(seed), *words, "--results", str(tmp_path)]) == 0
-    assert main(["run", "06_compare_losses", "--scale", "smoke", "-p", "results", str(tmp_path), "--results", str(tmp_path)]) == 0
+        assert (
+            main(["train", "--scale", "smoke", "--loss", loss, "--seed", str(seed), *words, "--results", str(tmp_path)])
+            == 0
+        )
+    assert (
+        main(
+            ["run", "06_compare_losses", "--scale", "smoke", "-p", "results", str(tmp_path), "--results", str(tmp_path)]
+        )
+        == 0
+    )
     (path,) = tmp_path.glob("06_compare_losses/*/paired.csv")
     table = pd.read_csv(path)
     assert table.setting.nunique() == 1

@@ -14,38 +14,18 @@ from giou_repro.training.config import SCALES, Config
 
 TABLES = ["evaluation", "curves", "thresholds"]  # of a training; its record is its run.json
 KEY = ["run", "dataset", "detector", "loss", "weight", "seed"]
-RUNS = [
-    "dataset",
-    "detector",
-    "loss",
-    "weight",
-    "seed",
-    "AP",
-    "AP50",
-    "AP75",
-    "AP_giou",
-    "AP75_giou",
-    "mean_iou",
-    "disjoint",
-]
+RUNS = [*KEY[1:], "AP", "AP50", "AP75", "AP_giou", "AP75_giou", "mean_iou", "disjoint"]
 MEASURES = ["AP", "AP75", "AP_giou", "AP75_giou"]  # those of the paper's tables
 TESTED = ["AP", "AP50", "AP75", "mean_iou"]  # those that a difference is tested in
 BASELINES = ("l2", "smooth_l1", "l1")  # the paper's MSE and smooth-ℓ1, whichever was run
-PAIRED = pd.DataFrame(
-    columns=["setting", "measure", "loss", "against", "n", "difference", "low", "high", "p_holm", "verdict"]
-)  # where none is
+# The table of differences where there is none
+PAIRED = pd.DataFrame(columns="setting measure loss against n difference low high p_holm verdict".split())
 OUTPUTS = (  # without which a run of the notebook is not complete
     *("detectors.csv", "paper_tables.csv", "paired.csv", "curves.csv", "thresholds.csv", "weights.csv"),
     *("figures/every_run.png", "figures/curves.png", "figures/thresholds.png"),
 )
-FREE = {
-    "loss",
-    "weight",
-    "seed",
-    "scale",
-    "device",
-    "evaluations",
-}  # parameters that may differ between runs of one setting
+# Parameters that may differ between trainings of one setting
+FREE = {"loss", "weight", "seed", "scale", "device", "evaluations"}
 
 
 def gather(results, dataset=None, scale="smoke"):
@@ -56,35 +36,30 @@ def gather(results, dataset=None, scale="smoke"):
     setting, loss, weight and seed the newest counts. Column `setting` says in words what is equal in those that may be
     compared. Raises FileNotFoundError, saying how to make some, where there is none.
     """
-    found, checksums, smaller = {}, {}, 0
+    found, images_of, smaller, scales = {}, {}, 0, list(SCALES)
     for record, tables in _trainings(results):
         if dataset not in (None, Path(record["parameters"].get("dataset", "")).name):
             continue
-        if list(SCALES).index(record["parameters"].get("scale", "paper")) < list(SCALES).index(scale):
+        if scales.index(record["parameters"].get("scale", "paper")) < scales.index(scale):
             smaller += 1
             continue
         row, fixed = tables["evaluation"].iloc[0], _fixed(record)
-        data = _data(record, "checksum")
-        if data != checksums.setdefault(
-            (json.dumps(fixed), row.seed), data
-        ):  # one seed means one set of images in a setting
-            fixed["data"] = data
+        images = _data(record, "checksum")
+        if images != images_of.setdefault((json.dumps(fixed), row.seed), images):  # other images cannot be paired
+            fixed["data"] = images
         found[json.dumps(fixed), row.loss, row.weight, row.seed] = record["run"], fixed, tables
     if not found:
         on = f" on {dataset}" if dataset else ""
-        remedy = (
-            f"{smaller} of a smaller scale do not count at scale {scale}, but at --scale smoke; or " if smaller else ""
+        remedy = f"{smaller} of a smaller scale do not count at scale {scale}, but at --scale smoke; or " * bool(
+            smaller
         )
         remedy += "make some: giou-repro train --loss giou, or make reproduce"
         raise FileNotFoundError(f"no complete run of 05_train_detector{on} under {results}; {remedy}")
     titles = _titles([fixed for _, fixed, _ in found.values()])
     parts = {name: [] for name in TABLES}
     for run, fixed, tables in found.values():
-        about = {
-            "run": run,
-            "setting": titles[json.dumps(fixed)],
-            "epochs": fixed["epochs"],
-            "image_size": fixed["image_size"],
+        about = {"run": run, "setting": titles[json.dumps(fixed)]} | {
+            name: fixed[name] for name in ("epochs", "image_size")
         }
         for name, table in tables.items():
             parts[name].append(table.assign(**about))
@@ -101,19 +76,17 @@ def _trainings(results):
     finished = store.runs(results, "05_train_detector", "complete")
     for run in finished:
         tables = {name: run.table(name) for name in TABLES}
-        tables["curves"] = tables["curves"].rename(
-            columns={"loss": "total"}
-        )  # `loss` is the name of one, everywhere else
+        tables["curves"] = tables["curves"].rename(columns={"loss": "total"})  # elsewhere, `loss` is the name of one
         yield run.record, tables
     kept = Path(results) / "06_compare_losses"
     if finished or not (kept / "detectors.csv").is_file():
         return
     rows = pd.read_csv(kept / "detectors.csv")
-    others = [
-        pd.read_csv(kept / f"{name}.csv").drop(columns=[*KEY[1:], "setting"]).drop_duplicates() for name in TABLES[1:]
-    ]
+    others = [pd.read_csv(kept / f"{name}.csv").drop(columns=[*KEY[1:], "setting"]) for name in TABLES[1:]]
     for run in sorted(rows.run):
-        tables = dict(zip(TABLES, (table[table.run == run] for table in [rows, *others]), strict=True))
+        tables = dict(
+            zip(TABLES, (table[table.run == run].drop_duplicates() for table in [rows, *others]), strict=True)
+        )
         yield json.loads((kept / "runs" / f"{run}.json").read_text()), tables
 
 
@@ -136,9 +109,8 @@ def _order(column):
 def _fixed(record):
     """What must be equal in trainings that are compared: their parameters but the FREE ones, and the data set but for
     the seed of generated ones."""
-    defaults = {
-        name: field.default for name, field in Config.model_fields.items()
-    }  # of parameters that came after the run
+    # The defaults are those of parameters that came after the run
+    defaults = {name: field.default for name, field in Config.model_fields.items()}
     fixed = {name: value for name, value in (defaults | record["parameters"]).items() if name not in FREE}
     return fixed | {"dataset": Path(fixed["dataset"]).name, "data": _data(record, "recipe")}
 
@@ -162,9 +134,8 @@ def _titles(settings):
 def _words(fixed):
     backbone = f" ({'frozen ' if fixed['frozen_views'] else ''}{fixed['backbone']})" if fixed["backbone"] else ""
     words = f"{fixed['dataset']} {fixed['train_split']} → {fixed['val_split']}, {fixed['detector']}{backbone}"
-    return f"{words}, {fixed['image_size']} px, {fixed['epochs']} epochs" + (
-        f", {fixed['images']} images" if fixed["images"] else ""
-    )
+    words += f", {fixed['image_size']} px, {fixed['epochs']} epochs"
+    return words + (f", {fixed['images']} images" if fixed["images"] else "")
 
 
 def keep_records(runs, results, run):
@@ -172,9 +143,8 @@ def keep_records(runs, results, run):
     with it."""
     (run.folder / "runs").mkdir(exist_ok=True)
     for name in runs.run:
-        path = next(
-            Path(results).glob(f"*/{name}/run.json"), Path(results) / "06_compare_losses" / "runs" / f"{name}.json"
-        )
+        kept = Path(results) / "06_compare_losses" / "runs" / f"{name}.json"
+        path = next(Path(results).glob(f"*/{name}/run.json"), kept)
         store.write_atomic(run.folder / "runs" / f"{name}.json", path.read_bytes())
 
 
