@@ -100,18 +100,11 @@ def test_generated_data_of_another_seed_is_the_same_setting_and_seeds_are_paired
 
 def test_two_losses_trained_on_three_seeds_are_compared_as_one_setting_of_three(tmp_path):
     small = {"images": 8, "val_images": 2, "image_size": 64, "epochs": 1, "evaluations": 0}
+    place = ["--scale", "smoke", "--results", str(tmp_path)]
     words = [part for name, value in small.items() for part in ("-p", name, str(value))]
     for loss, seed in itertools.product(("l2", "giou"), range(3)):
-        assert (
-            main(["train", "--scale", "smoke", "--loss", loss, "--seed", str(seed), *words, "--results", str(tmp_path)])
-            == 0
-        )
-    assert (
-        main(
-            ["run", "06_compare_losses", "--scale", "smoke", "-p", "results", str(tmp_path), "--results", str(tmp_path)]
-        )
-        == 0
-    )
+        assert main(["train", "--loss", loss, "--seed", str(seed), *words, *place]) == 0
+    assert main(["run", "06_compare_losses", "-p", "results", str(tmp_path), *place]) == 0
     (path,) = tmp_path.glob("06_compare_losses/*/paired.csv")
     table = pd.read_csv(path)
     assert table.setting.nunique() == 1

@@ -19,7 +19,7 @@ MEASURES = ["AP", "AP75", "AP_giou", "AP75_giou"]  # those of the paper's tables
 TESTED = ["AP", "AP50", "AP75", "mean_iou"]  # those that a difference is tested in
 BASELINES = ("l2", "smooth_l1", "l1")  # the paper's MSE and smooth-ℓ1, whichever was run
 # The table of differences where there is none
-PAIRED = pd.DataFrame(columns="setting measure loss against n difference low high p_holm verdict".split())
+PAIRED = pd.DataFrame(columns=["setting", "measure", "loss", "against", "n", *("difference", "low", "high", "verdict")])
 OUTPUTS = (  # without which a run of the notebook is not complete
     *("detectors.csv", "paper_tables.csv", "paired.csv", "curves.csv", "thresholds.csv", "weights.csv"),
     *("figures/every_run.png", "figures/curves.png", "figures/thresholds.png"),
@@ -176,7 +176,8 @@ def at_one_weight(runs):
             parts.append(statistics.at_best_weight(group).assign(setting=f"{setting}, best weights"))
     if not parts:
         raise ValueError(
-            "no weight is shared by all losses, and seeds are too few to choose each loss's best; run all losses at one weight"
+            "no weight is shared by all losses, and seeds are too few to choose each loss's best; "
+            "run all losses at one weight"
         )
     return pd.concat(parts)
 

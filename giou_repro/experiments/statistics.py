@@ -170,7 +170,8 @@ def _finite(values):
     values = np.asarray(values, dtype=np.float64).reshape(-1)
     if not np.isfinite(values).all():
         raise ValueError(
-            f"every run needs a finite value, got {values.tolist()}; leave out or repeat the failed run, for both losses"
+            f"every run needs a finite value, got {values.tolist()}; "
+            "leave out or repeat the failed run, for both losses"
         )
     return values
 
@@ -262,6 +263,7 @@ def _best_of_group(group, measure, knob, higher):
     found = rest[rest[knob] == rest.loss.map(best)]
     if found.empty:
         raise ValueError(
-            f"{name}: no seed is left after the selection of the {knob} on seed {', '.join(map(str, selection))}; run more seeds"
+            f"{name}: no seed is left after the selection of the {knob} on seed {', '.join(map(str, selection))}; "
+            "run more seeds"
         )
     return found
