@@ -2,8 +2,8 @@
 
     python -m benchmarks [--gpu] [--only losses simulation startup average_precision training]
 
-Prints the table, writes it with the hardware's and the packages' names to benchmarks/results/, and renews the part of README.md between the
-marks, where it has them. About five minutes on two cores.
+Prints the table, writes it with the hardware's and the packages' names to benchmarks/results/, and renews the part of
+README.md between the marks, where it has them. About five minutes on two cores.
 """
 
 import argparse
@@ -41,7 +41,8 @@ def main():
 
 
 def measured(subject, gpu):
-    """The rows of one subject: none where its file or a package it needs is missing, or, on a GPU, where it has nothing to say."""
+    """The rows of one subject: none where its file or a package it needs is missing, or, on a GPU, where it has nothing
+    to say."""
     if not Path(__file__).with_name(f"{subject}.py").exists():
         return []
     try:

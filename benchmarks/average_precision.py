@@ -1,9 +1,11 @@
-"""COCO average precision of 5,000 images, 150,000 detections of 80 classes, by IoU and by GIoU: ours beside pycocotools and faster-coco-eval.
+"""COCO average precision of 5,000 images, 150,000 detections of 80 classes, by IoU and by GIoU: ours beside pycocotools
+and faster-coco-eval.
 
     python benchmarks/average_precision.py
 
-Seconds of CPU time, the median of interleaved rounds in one process. Ours begins with lists of tensors, as a detector gives them; the peers
-begin with annotations already loaded and indexed, and know only IoU. All three must agree by IoU to 1e-12.
+Seconds of CPU time, the median of interleaved rounds in one process. Ours begins with lists of tensors, as a detector
+gives them; the peers begin with annotations already loaded and indexed, and know only IoU. All three must agree by IoU
+to 1e-12.
 """
 
 import contextlib
@@ -23,7 +25,8 @@ AIM = 4.0  # times pycocotools' speed
 
 
 def measure(images=5000, rounds=3):
-    """Rows (what, ours_seconds, peer, peer_seconds, ratio, aim, met); aim and met are None where nothing was promised."""
+    """Rows (what, ours_seconds, peer, peer_seconds, ratio, aim, met); aim and met are None where nothing was
+    promised."""
     truths, detections, classes = scenes(images)
     seconds, statistic = {}, {}
     peers = {

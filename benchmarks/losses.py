@@ -1,4 +1,5 @@
-"""GIoU as a loss, forward and backward, and as a matrix of all pairs: ours beside torchvision, fvcore and the ultralytics formula."""
+"""GIoU as a loss, forward and backward, and as a matrix of all pairs: ours beside torchvision, fvcore and the
+ultralytics formula."""
 
 import torch
 from torchvision.ops import generalized_box_iou
@@ -91,7 +92,8 @@ def _pairwise():
 
 
 def measure_on_gpu():
-    """The same on a GPU, in device time: eager beside torchvision, and the compiled value and gradient beside a copy."""
+    """The same on a GPU, in device time: eager beside torchvision, and the compiled value and gradient beside a
+    copy."""
     rows = []
     for n in SIZES[2:]:
         pred, target = _boxes(n, "cuda")

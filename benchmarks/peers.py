@@ -38,7 +38,8 @@ LOSSES = {"torchvision": generalized_box_iou_loss, "fvcore": fvcore, "ultralytic
 
 
 def sgd(state, target, steps, rate=0.1):
-    """Steps on (N, 4) boxes in centre and size with torchvision's GIoU loss and torch.optim.SGD, the (2 − IoU) factor included."""
+    """Steps on (N, 4) boxes in centre and size with torchvision's GIoU loss and torch.optim.SGD, the (2 − IoU) factor
+    included."""
     state = state.clone().requires_grad_()
     optimizer = torch.optim.SGD([state], lr=rate)
     corners = torch.cat((target[:, :2] - target[:, 2:] / 2, target[:, :2] + target[:, 2:] / 2), -1)
@@ -78,7 +79,8 @@ def numpy(state, target, steps, rate=0.1):
 
 
 def _by_edges(low, high, low_, high_, by_length, by_common, by_hull):
-    """The derivative by the lower and the upper edge along one axis from those by the box's, the common and the enclosing length."""
+    """The derivative by the lower and the upper edge along one axis from those by the box's, the common and the
+    enclosing length."""
     lower = -by_length - by_common * (low > low_) - by_hull * (low < low_)
     return lower, by_length + by_common * (high < high_) + by_hull * (high > high_)
 
@@ -120,7 +122,8 @@ void descend(float *X, float *Y, float *W, float *H, const float *TX, const floa
 
 
 def c_kernel():
-    """All steps of the same in C, the state in registers: (state, target, steps, rate=0.1) -> state on float32 columns (4, N), one thread.
+    """All steps of the same in C, the state in registers: (state, target, steps, rate=0.1) -> state on float32 columns
+    (4, N), one thread.
 
     None where there is no compiler.
     """

@@ -1,11 +1,13 @@
-"""What happens to each loss on ten million awkward boxes: ours, and torchvision's and transformers' functions where they are installed.
+"""What happens to each loss on ten million awkward boxes: ours, and torchvision's and transformers' functions where
+they are installed.
 
     python benchmarks/robustness.py [--boxes 10000000] [--seed 0] [--output robustness.txt]
 
-Half of the boxes are well-scaled; half have corners drawn from flipped, empty, touching, equal, contained, tiny (1e-30), huge (1e15) and
-far-off (1e7) ones. Each loss is asked for value and gradient in float32; counted are the boxes with a value or a gradient that is NaN or
-infinite, and, against the exact value in float64 (itself within 1e-14 of rational arithmetic, tests/test_exactness.py), the worst error on
-well-scaled boxes and the relative error near equal ones. Needs about 1 GB.
+Half of the boxes are well-scaled; half have corners drawn from flipped, empty, touching, equal, contained, tiny
+(1e-30), huge (1e15) and far-off (1e7) ones. Each loss is asked for value and gradient in float32; counted are the boxes
+with a value or a gradient that is NaN or infinite, and, against the exact value in float64 (itself within 1e-14 of
+rational arithmetic, tests/test_exactness.py), the worst error on well-scaled boxes and the relative error near equal
+ones. Needs about 1 GB.
 """
 
 import argparse
@@ -44,7 +46,8 @@ def awkward(n, generator):
 
 
 def peers():
-    """Losses of other libraries, as functions of (pred, target) that return one value a box: name → (our loss, function)."""
+    """Losses of other libraries, as functions of (pred, target) that return one value a box: name → (our loss,
+    function)."""
     found = {}
     try:
         ops = importlib.import_module("torchvision.ops")
@@ -92,10 +95,11 @@ def examine(function, ours, n, seed):
 
 
 def growth(n, seed):
-    """Worst absolute error of any overlap loss of ours in float32 where scales part by a factor: in offset, in size, in aspect.
+    """Worst absolute error of any overlap loss of ours in float32 where scales part by a factor: in offset, in size, in
+    aspect.
 
-    Against float64 on the same float32 boxes; columns factor, offset (both boxes that many sides from the origin), size (the prediction
-    that much larger), aspect (both boxes that much wider than high).
+    Against float64 on the same float32 boxes; columns factor, offset (both boxes that many sides from the origin), size
+    (the prediction that much larger), aspect (both boxes that much wider than high).
     """
     rows = []
     for factor in (1e0, 1e2, 1e4, 1e6, 1e8):

@@ -1,4 +1,5 @@
-"""The simulation: a step on a case beside other ways to make it, a user's loss in the engine, and the whole four-loss experiment."""
+"""The simulation: a step on a case beside other ways to make it, a user's loss in the engine, and the whole four-loss
+experiment."""
 
 import os
 import subprocess
@@ -45,7 +46,8 @@ def squared(pred, target):
 
 
 def _steps():
-    """Nanoseconds a case and step: the engine as a user calls it, tables included, beside the peers on the same cases."""
+    """Nanoseconds a case and step: the engine as a user calls it, tables included, beside the peers on the same
+    cases."""
     known = dict(registry.LOSSES)
     for function in (sliced, squared):
         registry.loss(function.__name__)(function)
@@ -82,7 +84,8 @@ def _engine(name):
 
 
 def _experiment():
-    """The four losses at the paper's size, each time in a process of its own: first with an empty compile cache, then with what it left."""
+    """The four losses at the paper's size, each time in a process of its own: first with an empty compile cache, then
+    with what it left."""
     with tempfile.TemporaryDirectory() as cache:
         _, cold, _ = _run(5000, "compiled", cache)
         _, warm, memory = _run(5000, "compiled", cache)

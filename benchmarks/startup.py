@@ -1,4 +1,5 @@
-"""How long it takes to begin: the import beside torch's own, and the command line's help. Wall time, the median of several processes."""
+"""How long it takes to begin: the import beside torch's own, and the command line's help. Wall time, the median of
+several processes."""
 
 import statistics
 import subprocess

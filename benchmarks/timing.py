@@ -1,4 +1,5 @@
-"""How things are timed: interleaved in one process, the median of several rounds; one thread by CPU time, several by wall time."""
+"""How things are timed: interleaved in one process, the median of several rounds; one thread by CPU time, several by
+wall time."""
 
 import gc
 import statistics
@@ -10,10 +11,12 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def medians(functions, rounds=7, threads=1, least=0.01):
-    """Median seconds a call of each of `functions` (name → function without arguments), called in turn, round after round.
+    """Median seconds a call of each of `functions` (name → function without arguments), called in turn, round after
+    round.
 
-    With one thread that is CPU time, else wall time. Calls are repeated until a measurement takes at least `least` seconds, and each is made
-    once before it is timed, so that no one pays for what the one before left in the caches and the allocator.
+    With one thread that is CPU time, else wall time. Calls are repeated until a measurement takes at least `least`
+    seconds, and each is made once before it is timed, so that no one pays for what the one before left in the caches
+    and the allocator.
     """
     clock, before = time.process_time if threads == 1 else time.perf_counter, torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -85,7 +88,8 @@ def peak():
 
 
 def peak_resident(function, before):
-    """Most bytes of memory that this process held during a call beyond `before`; None where the system does not tell."""
+    """Most bytes of memory that this process held during a call beyond `before`; None where the system does not
+    tell."""
     try:
         Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     except OSError:
@@ -103,7 +107,8 @@ def _status(key):
 
 
 def faster(what, unit, ours, peer, theirs, least=None, most=None):
-    """A row of the table: ours against a peer's time. Aims: at `least` times as fast as the peer, or `most` times its time."""
+    """A row of the table: ours against a peer's time. Aims: at `least` times as fast as the peer, or `most` times its
+    time."""
     ratio = theirs / ours if most is None else ours / theirs
     aim = f"≥ {least:g} ×" if least is not None else f"≤ {most:g} × its time" if most is not None else ""
     met = ratio >= least if least is not None else ratio <= most if most is not None else None

@@ -1,10 +1,12 @@
-"""Training throughput: our loop against the loop of torchvision's reference scripts, the same model on the same images, in one run.
+"""Training throughput: our loop against the loop of torchvision's reference scripts, the same model on the same images,
+in one run.
 
     python -m benchmarks.training [--device cuda]
 
-The reference loop (torchvision's references/detection): a DataLoader with workers that decodes and resizes JPEG files and flips them, float32,
-SGD, the loss read back at every step. Ours: squares decoded once, augmented on the device (flips, zooms, moves, recolours), channels-last,
-bfloat16 where the hardware has it, averaged weights, clipped gradients, the losses read back every 20 steps.
+The reference loop (torchvision's references/detection): a DataLoader with workers that decodes and resizes JPEG files
+and flips them, float32, SGD, the loss read back at every step. Ours: squares decoded once, augmented on the device
+(flips, zooms, moves, recolours), channels-last, bfloat16 where the hardware has it, averaged weights, clipped
+gradients, the losses read back every 20 steps.
 """
 
 import argparse
@@ -29,7 +31,8 @@ ORIGINAL = 320  # px of the files' images
 
 
 class Files(Dataset):
-    """JPEG files and their truths, decoded, resized and flipped when they are asked for, as the reference scripts do."""
+    """JPEG files and their truths, decoded, resized and flipped when they are asked for, as the reference scripts
+    do."""
 
     def __init__(self, folder, dataset):
         self.truths = []

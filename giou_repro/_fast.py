@@ -8,14 +8,14 @@ import math
 
 import torch
 
-PAIRS_PER_TILE = 2**17  # without a gradient: what one operation reads and writes stays in the caches
+PAIRS_PER_TILE = 2**16  # without a gradient: what one operation reads and writes stays in the caches
 BOXES_PER_BLOCK = 48_000  # with one, where much more is kept
 
 
 def along_axes(function, a, b):
-    """The results of ``function(a1, a2, b1, b2)`` on the intervals of two boxes (..., 4) or of their columns: each a pair, along x and along y.
-
-    With x and y in one tensor there are half as many operations; compiled code, which fuses them, is faster without.
+    """The results of ``function(a1, a2, b1, b2)`` on the intervals of two boxes (..., 4) or of their columns: each a
+    pair, along x and along y. With both in one tensor there are half as many operations; compiled code, which fuses
+    them, is faster without.
     """
     if isinstance(a, tuple) or torch.compiler.is_compiling():
         (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = unbind(a), unbind(b)
@@ -36,29 +36,14 @@ def unbind(box):
     if isinstance(box, tuple):
         return box
     if torch.compiler.is_compiling() and box.device.type == "cpu" and box.stride(-1) == 1:
-        return _Transposed.apply(box).unbind(0)
+        return _to_rows(box).unbind(0)
     return box.unbind(-1)
-
-
-class _Transposed(torch.autograd.Function):
-    """Boxes (..., 4) as (4, ...), contiguous. A compiler would merge this into what follows, and then read every fourth number in a loop
-    without vectors: several times slower than the copy that an operation of its own makes."""
-
-    @staticmethod
-    def forward(box):
-        return _to_rows(box)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return _from_rows(gradient)
 
 
 @torch.library.custom_op("giou_repro::to_rows", mutates_args=())
 def _to_rows(box: torch.Tensor) -> torch.Tensor:
+    """Boxes (..., 4) as (4, ...), contiguous. A compiler would merge this into what follows, and then read every fourth
+    number in a loop without vectors: several times slower than the copy that an operation of its own makes."""
     return torch.stack(box.unbind(-1))
 
 
@@ -72,19 +57,40 @@ def _from_rows(rows: torch.Tensor) -> torch.Tensor:
 
 _to_rows.register_fake(lambda box: torch.stack(box.unbind(-1)))
 _from_rows.register_fake(lambda rows: torch.stack(rows.unbind(0), -1))
+_to_rows.register_autograd(lambda ctx, gradient: _from_rows(gradient))
 
 
 def in_order(low, high):
-    """The two ends of an interval, the lesser first. Equal ones keep each its own gradient, so that a box without width can grow."""
-    if torch.compiler.is_compiling():  # truth values kept for the backward pass would double its time; this costs flipped ends a last digit
+    """The two ends of an interval, the lesser first. Equal ones keep each its own gradient: a box without width can
+    grow."""
+    if torch.compiler.is_compiling():  # twice as fast without truth values to keep; rounds flipped ends once more
         excess = torch.relu(low - high)
         return low - excess, high + excess
     flipped = high < low
     return torch.where(flipped, high, low), torch.where(flipped, low, high)
 
 
+def lesser(a, b):
+    """torch.minimum, and its gradient, half of it to each where both are equal, in fewer passes."""
+    return torch.lerp(a, b, _weight(a, b)) if _is_tracked(a, b) else torch.minimum(a, b)
+
+
+def greater(a, b):
+    """torch.maximum, and its gradient, half of it to each where both are equal, in fewer passes."""
+    return torch.lerp(b, a, _weight(a, b)) if _is_tracked(a, b) else torch.maximum(a, b)
+
+
+def _weight(a, b):
+    return (torch.sign((a - b).detach()) + 1) / 2
+
+
+def _is_tracked(a, b):
+    return torch.is_grad_enabled() and (a.requires_grad or b.requires_grad) and not torch.compiler.is_compiling()
+
+
 def in_blocks(function, a, b):
-    """``function(a, b)`` of boxes (..., 4) that broadcast, one number a pair, where `function` treats each pair on its own.
+    """``function(a, b)`` of boxes (..., 4) that broadcast, one number a pair, where `function` treats each pair on its
+    own.
 
     On a CPU large results are made a part at a time, so that little is held beside them; any other is computed at once.
     """
@@ -93,7 +99,7 @@ def in_blocks(function, a, b):
     shape = a.shape[:-1] if a.shape == b.shape else torch.broadcast_shapes(a.shape, b.shape)[:-1]
     if shape.numel() <= 2 * BOXES_PER_BLOCK or not a.device.type == b.device.type == "cpu" or _is_traced():
         return function(a, b)
-    if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad):
+    if _is_tracked(a, b):
         return _InBlocks.apply(function, a, b) if a.shape == b.shape and not b.requires_grad else function(a, b)
     keep_freed_memory()
     result = torch.empty(shape, dtype=a.dtype)
@@ -104,7 +110,8 @@ def in_blocks(function, a, b):
 def _is_traced():
     """Whether a compiler, a tracer or a transform of torch.func is looking on.
 
-    The last is known to a private function of torch alone. Without it every call counts as traced: large batches are then made at once.
+    Only a private function of torch knows the last. Where it is gone every call counts as traced: all stays right, and
+    large batches, made at once, get slower and larger. Then look for its successor in ``torch.func``.
     """
     transformed = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
     return torch.compiler.is_compiling() or torch.jit.is_tracing() or transformed()
@@ -123,8 +130,9 @@ def _fill(result, function, a, b):
 
 
 class _InBlocks(torch.autograd.Function):
-    """A loss of many boxes (..., 4), one block of rows after the other: each is differentiated while it is in the cache, and of what that
-    needs only the gradient is kept. Of any function that treats each box on its own, by its ordinary derivative."""
+    """A loss of many boxes (..., 4), one block of rows after the other: each is differentiated while it is in the
+    cache, and of what that needs only the gradient is kept. Of any function that treats each box on its own, by its
+    ordinary derivative."""
 
     @staticmethod
     def forward(ctx, function, pred, target):
@@ -153,7 +161,8 @@ class _InBlocks(torch.autograd.Function):
 def keep_freed_memory():
     """Have the C library keep what is freed for the next operation.
 
-    At first it hands every piece of more than 128 kB back to the system, and a loop that needs one again in each operation spends most of
-    its time there. Once one large piece has been freed, which need not have been used, it does so only beyond that size.
+    At first it hands every piece of more than 128 kB back to the system, and a loop that needs one again in each
+    operation spends most of its time there. Once one large piece has been freed, which need not have been used, it does
+    so only beyond that size.
     """
     torch.empty(30_000_000, dtype=torch.uint8)

@@ -1,28 +1,29 @@
 """Box-regression losses, one short function each.
 
-Each takes predicted and target boxes, (..., 4) xyxy tensors that broadcast, and returns the loss of each box, (...), differentiable in the
-prediction. Its docstring is what the list of losses shows: the formula as the paper has it, then label, range and paper. Every public
-function of this module is a loss.
+Each takes predicted and target boxes, (..., 4) xyxy tensors that broadcast, and returns the loss of each box, (...),
+differentiable in the prediction. Its docstring is what the list of losses shows: the formula as the paper has it, then
+label, range and paper. Every public function of this module is a loss.
 
-In the formulae A is the prediction (x, y, w, h), B the target (marked *), C their enclosing box with sides w_c, h_c and diagonal c, ρ the
-distance of the centres. `boxes.overlap` measures areas in units of C, so that |C| = 1.
+In the formulae A is the prediction (x, y, w, h), B the target (marked *), C their enclosing box with sides w_c, h_c and
+diagonal c, ρ the distance of the centres. `boxes.overlap` measures areas in units of C, so that |C| = 1.
 """
 
 import math
 
 import torch
+from torch import Tensor
 
 from giou_repro import boxes
 
 
 def _of_coordinates(loss):
-    """Marks a loss that takes differences of whatever encoding the caller regresses; any other needs decoded xyxy boxes."""
+    """Marks a loss that takes differences of whatever encoding the caller regresses; others need decoded xyxy boxes."""
     loss.space = "coordinates"
     return loss
 
 
 @_of_coordinates
-def l1(pred, target):
+def l1(pred: Tensor, target: Tensor) -> Tensor:
     """Σ |pᵢ − tᵢ|
 
     label: ℓ1
@@ -32,7 +33,7 @@ def l1(pred, target):
 
 
 @_of_coordinates
-def l2(pred, target):
+def l2(pred: Tensor, target: Tensor) -> Tensor:
     """Σ (pᵢ − tᵢ)²
 
     label: ℓ2
@@ -43,7 +44,7 @@ def l2(pred, target):
 
 
 @_of_coordinates
-def smooth_l1(pred, target):
+def smooth_l1(pred: Tensor, target: Tensor) -> Tensor:
     """Σ dᵢ²/2 where dᵢ = |pᵢ − tᵢ| < 1, else dᵢ − 1/2
 
     label: smooth ℓ1
@@ -54,7 +55,7 @@ def smooth_l1(pred, target):
 
 
 @_of_coordinates
-def balanced_l1(pred, target, *, alpha=0.5, gamma=1.5):
+def balanced_l1(pred: Tensor, target: Tensor, *, alpha: float = 0.5, gamma: float = 1.5) -> Tensor:
     """Σ α/b (b dᵢ + 1) ln(b dᵢ + 1) − α dᵢ where dᵢ < 1, else γ dᵢ + γ/b − α; b = exp(γ/α) − 1
 
     label: balanced ℓ1
@@ -64,10 +65,11 @@ def balanced_l1(pred, target, *, alpha=0.5, gamma=1.5):
     b = math.expm1(_positive("gamma", gamma) / _positive("alpha", alpha))
     distances = _distances(pred, target)
     near = [alpha / b * (b * d + 1) * torch.log1p(b * d) - alpha * d for d in (d.clamp(max=1) for d in distances)]
-    return sum(torch.where(d < 1, close, gamma * d + gamma / b - alpha) for d, close in zip(distances, near, strict=True))
+    far = [gamma * d + gamma / b - alpha for d in distances]
+    return sum(map(torch.where, (d < 1 for d in distances), near, far))
 
 
-def iou(pred, target):
+def iou(pred: Tensor, target: Tensor) -> Tensor:
     """1 − IoU
 
     label: IoU
@@ -77,7 +79,7 @@ def iou(pred, target):
     return 1 - boxes.overlap(pred, target).iou
 
 
-def iou_log(pred, target):
+def iou_log(pred: Tensor, target: Tensor) -> Tensor:
     """−ln IoU, IoU held at 1e-7 or more
 
     label: −ln IoU
@@ -87,7 +89,7 @@ def iou_log(pred, target):
     return -boxes.overlap(pred, target).iou.clamp(min=1e-7).log()
 
 
-def giou(pred, target):
+def giou(pred: Tensor, target: Tensor) -> Tensor:
     """1 − IoU + |C∖(A∪B)|/|C|
 
     label: GIoU
@@ -98,7 +100,7 @@ def giou(pred, target):
     return 1 - o.iou + (1 - o.union)
 
 
-def diou(pred, target):
+def diou(pred: Tensor, target: Tensor) -> Tensor:
     """1 − IoU + ρ²/c²
 
     label: DIoU
@@ -109,8 +111,9 @@ def diou(pred, target):
     return 1 - o.iou + _centre_distance(pred, target, o.enclosing)
 
 
-def ciou(pred, target):
-    """1 − IoU + ρ²/c² + α v; v = 4/π² (atan w*/h* − atan w/h)², α = v / (1 − IoU + v + 1e-7), constant in the gradient
+def ciou(pred: Tensor, target: Tensor) -> Tensor:
+    """1 − IoU + ρ²/c² + α v; v = 4/π² (atan w*/h* − atan w/h)², α = v / (1 − IoU + v + 1e-7),
+    constant in the gradient
 
     label: CIoU
     range: [0, 3)
@@ -122,7 +125,7 @@ def ciou(pred, target):
     return 1 - o.iou + _centre_distance(pred, target, o.enclosing) + alpha * v
 
 
-def eiou(pred, target):
+def eiou(pred: Tensor, target: Tensor) -> Tensor:
     """1 − IoU + ρ²/c² + (w − w*)²/w_c² + (h − h*)²/h_c²
 
     label: EIoU
@@ -134,18 +137,20 @@ def eiou(pred, target):
     return 1 - o.iou + _centre_distance(pred, target, o.enclosing) + ((w - wt) / wc).square() + ((h - ht) / hc).square()
 
 
-def focal_eiou(pred, target, *, gamma=0.5):
+def focal_eiou(pred: Tensor, target: Tensor, *, gamma: float = 0.5) -> Tensor:
     """IoU^γ · EIoU: 0 for disjoint boxes
 
     label: focal EIoU
     range: [0, 4)
-    paper: Zhang et al., Focal and Efficient IOU Loss, 2021, L_Focal-EIOU; γ = 0.5; the weight held constant in the gradient is our choice
+    paper: Zhang et al., Focal and Efficient IOU Loss, 2021, L_Focal-EIOU; γ = 0.5; the weight held constant in the
+        gradient is our choice
     """
     return boxes.overlap(pred, target).iou.detach() ** _positive("gamma", gamma) * eiou(pred, target)
 
 
-def siou(pred, target, *, theta=4):
-    """1 − IoU + (Δ + Ω)/2; Λ = 2|Δx Δy|/ρ², Δ = Σ 1 − exp((Λ − 2) Δ²/c²), Ω = Σ (1 − exp(−|w − w*|/max(w, w*)))^θ
+def siou(pred: Tensor, target: Tensor, *, theta: float = 4) -> Tensor:
+    """1 − IoU + (Δ + Ω)/2; Λ = 2|Δx Δy|/ρ², Δ = Σ 1 − exp((Λ − 2) Δ²/c²),
+    Ω = Σ (1 − exp(−|w − w*|/max(w, w*)))^θ
 
     label: SIoU
     range: [0, 3)
@@ -156,12 +161,11 @@ def siou(pred, target, *, theta=4):
     offset = boxes.centre_offset(pred, target)
     angle = _angle_cost(*offset)
     distance = sum(-torch.expm1((angle - 2) * (d / side).square()) for d, side in zip(offset, o.enclosing, strict=True))
-    lengths = zip(boxes.sides(pred), boxes.sides(target), strict=True)
-    shape = sum((-torch.expm1(-(w - wt).abs() / torch.maximum(w, wt).clamp(min=_tiny(w)))) ** theta for w, wt in lengths)
+    shape = sum((-torch.expm1(-d)) ** theta for d in map(_relative, boxes.sides(pred), boxes.sides(target)))
     return 1 - o.iou + (distance + shape) / 2
 
 
-def alpha_iou(pred, target, *, alpha=3):
+def alpha_iou(pred: Tensor, target: Tensor, *, alpha: float = 3) -> Tensor:
     """1 − IoU^α
 
     label: α-IoU
@@ -171,7 +175,7 @@ def alpha_iou(pred, target, *, alpha=3):
     return 1 - _power(boxes.overlap(pred, target).iou, alpha)
 
 
-def alpha_giou(pred, target, *, alpha=3):
+def alpha_giou(pred: Tensor, target: Tensor, *, alpha: float = 3) -> Tensor:
     """1 − IoU^α + (|C∖(A∪B)|/|C|)^α
 
     label: α-GIoU
@@ -182,7 +186,7 @@ def alpha_giou(pred, target, *, alpha=3):
     return 1 - _power(o.iou, alpha) + _power(1 - o.union, alpha)
 
 
-def alpha_diou(pred, target, *, alpha=3):
+def alpha_diou(pred: Tensor, target: Tensor, *, alpha: float = 3) -> Tensor:
     """1 − IoU^α + (ρ²/c²)^α
 
     label: α-DIoU
@@ -193,7 +197,7 @@ def alpha_diou(pred, target, *, alpha=3):
     return 1 - _power(o.iou, alpha) + _power(_centre_distance(pred, target, o.enclosing), alpha)
 
 
-def wiou(pred, target):
+def wiou(pred: Tensor, target: Tensor) -> Tensor:
     """exp(ρ²/c²) · (1 − IoU), c² constant in the gradient
 
     label: WIoU v1
@@ -204,7 +208,7 @@ def wiou(pred, target):
     return torch.exp(_centre_distance(pred, target, [side.detach() for side in o.enclosing])) * (1 - o.iou)
 
 
-def mpdiou(pred, target, *, image_size=None):
+def mpdiou(pred: Tensor, target: Tensor, *, image_size=None) -> Tensor:
     """1 − IoU + (d₁² + d₂²)/(w² + h²): distances of the two corners over the image's diagonal
 
     `image_size`: (width, height) above 0, numbers or tensors that broadcast against the boxes (...).
@@ -214,12 +218,12 @@ def mpdiou(pred, target, *, image_size=None):
     paper: Ma and Xu, MPDIoU, 2023, algorithm 2; without image_size the enclosing box stands for the image
     """
     o = boxes.overlap(pred, target)
-    (left, top), (right, bottom) = boxes.corner_offsets(pred, target)
-    image = o.enclosing if image_size is None else [torch.as_tensor(side).to(left).expand_as(left) for side in image_size]
-    return 1 - o.iou + _squared_ratio((left, top, right, bottom), image)
+    offsets = _distances(boxes.corners(pred), boxes.corners(target))
+    image = o.enclosing if image_size is None else [torch.as_tensor(side).to(o.union) for side in image_size]
+    return 1 - o.iou + _squared_ratio(offsets, image)
 
 
-def inner_iou(pred, target, *, ratio=0.75):
+def inner_iou(pred: Tensor, target: Tensor, *, ratio: float = 0.75) -> Tensor:
     """1 − IoU of both boxes scaled by a ratio about their centres
 
     label: inner IoU
@@ -230,7 +234,7 @@ def inner_iou(pred, target, *, ratio=0.75):
     return (1 - inner.iou).to(boxes.columns(pred)[0].dtype)
 
 
-def inner_giou(pred, target, *, ratio=0.75):
+def inner_giou(pred: Tensor, target: Tensor, *, ratio: float = 0.75) -> Tensor:
     """1 − GIoU + IoU − inner IoU
 
     label: inner GIoU
@@ -240,15 +244,15 @@ def inner_giou(pred, target, *, ratio=0.75):
     return inner_iou(pred, target, ratio=ratio) + (1 - boxes.overlap(pred, target).union)
 
 
-def piou(pred, target):
+def piou(pred: Tensor, target: Tensor) -> Tensor:
     """1 − IoU + 1 − exp(−P²); P = mean distance of the four edges in units of the target's sides
 
     label: PIoU
     range: [0, 2]
     paper: Liu et al., Powerful-IoU, Neural Networks 2024, L_PIoU (v1)
     """
-    edges = zip(*boxes.corner_offsets(pred, target), boxes.sides(target), strict=True)
-    p = sum(_in_units((first.abs() + second.abs()), side) for first, second, side in edges) / 4
+    left, top, right, bottom = _distances(boxes.corners(pred), boxes.corners(target))
+    p = sum(map(_in_units, (left + right, top + bottom), boxes.sides(target))) / 4
     return 1 - boxes.overlap(pred, target).iou - torch.expm1(-p.square())
 
 
@@ -263,7 +267,7 @@ def _centre_distance(pred, target, enclosing):
 
 
 def _squared_ratio(lengths, sides):
-    """The sum of the squared lengths over that of the squared sides, in units of the larger side: no square over- or underflows."""
+    """Σ lengths² / Σ sides², in units of the larger side, so that no square over- or underflows."""
     unit = torch.maximum(*sides).detach()
     return sum((length / unit).square() for length in lengths) / sum((side / unit).square() for side in sides)
 
@@ -278,14 +282,19 @@ def _aspect_angle(box):
 
 def _angle_cost(dx, dy):
     """SIoU's Λ = 2 |Δx Δy| / (Δx² + Δy²), in [0, 1]: 1 on the diagonals; 0 for equal centres."""
-    unit = torch.maximum(dx.abs(), dy.abs()).detach().clamp(min=_tiny(dx))
+    unit = torch.maximum(dx.abs(), dy.abs()).detach().clamp(min=boxes.tiny(dx))
     dx, dy = dx / unit, dy / unit
-    return 2 * (dx * dy).abs() / (dx.square() + dy.square()).clamp(min=_tiny(dx))
+    return 2 * (dx * dy).abs() / (dx.square() + dy.square()).clamp(min=boxes.tiny(dx))
+
+
+def _relative(w, wt):
+    """|w − w*| / max(w, w*), in [0, 1]; 0 where both are 0."""
+    return (w - wt).abs() / torch.maximum(w, wt).clamp(min=boxes.tiny(w))
 
 
 def _scaled(pred, target, ratio):
-    """Columns of both boxes scaled by `ratio` about their centres. Counted from the target's first corner and in float64, which keeps apart
-    what was: else scaling would round near-equal edges to equal ones."""
+    """Columns of both boxes scaled by `ratio` about their centres, counted from the target's first corner and in
+    float64: in float32 scaling would round some near-equal edges to equal ones."""
     pred, target = boxes.columns(pred), boxes.columns(target)
     x, y = (column.detach().double() for column in target[:2])
     for columns in (pred, target):
@@ -296,17 +305,13 @@ def _scaled(pred, target, ratio):
 
 def _power(share, alpha):
     """share^α of a number in [0, 1], with a finite slope at 0 for α below 1 too."""
-    return torch.where(share > 0, share.clamp(min=_tiny(share)) ** _positive("alpha", alpha), 0)
+    return torch.where(share > 0, share.clamp(min=boxes.tiny(share)) ** _positive("alpha", alpha), 0)
 
 
 def _in_units(length, side):
     """A length over a side, held at 40: further away exp(−P²) is 0 to the last digit."""
-    side = side.clamp(min=_tiny(side))
+    side = side.clamp(min=boxes.tiny(side))
     return torch.minimum(length, 40 * side) / side
-
-
-def _tiny(values):
-    return torch.finfo(values.dtype).tiny
 
 
 def _positive(keyword, value, least=0):

@@ -1,18 +1,21 @@
-"""GIoU beyond boxes in the plane, as general as its definition: boxes in n dimensions, and convex polygons with their convex hull as C.
+"""GIoU beyond boxes in the plane, as general as its definition: boxes in n dimensions, and convex polygons with their
+convex hull as C.
 
-Rezatofighi et al., CVPR 2019, algorithm 1: GIoU = IoU − |C∖(A∪B)| / |C| for convex A and B and the smallest convex C around both. Pure
-torch: batched, broadcasting, differentiable in both arguments.
+Rezatofighi et al., CVPR 2019, algorithm 1: GIoU = IoU − |C∖(A∪B)| / |C| for convex A and B and the smallest convex C
+around both. Pure torch: batched, broadcasting, differentiable in both arguments.
 """
 
 import math
 
 import torch
+from torch import Tensor
 
 from giou_repro.boxes import at_least_float32, interval_overlap
 
 
-def box_iou(a, b):
-    """IoU (...) of axis-aligned boxes in n dimensions, (..., 2n): n lower bounds, then n upper ones. For n = 2 this is `boxes.iou`.
+def box_iou(a: Tensor, b: Tensor) -> Tensor:
+    """IoU (...) of axis-aligned boxes in n dimensions, (..., 2n): n lower bounds, then n upper ones. For n = 2 this is
+    `boxes.iou`.
 
     Raises ValueError where the last dimensions are not one and the same even number.
     """
@@ -20,8 +23,9 @@ def box_iou(a, b):
     return both / union
 
 
-def box_giou(a, b):
-    """Generalized IoU (...) of axis-aligned boxes in n dimensions, (..., 2n), in [-1, 1]; C is the smallest such box around both.
+def box_giou(a: Tensor, b: Tensor) -> Tensor:
+    """Generalized IoU (...) of axis-aligned boxes in n dimensions, (..., 2n), in [-1, 1]; C is the smallest such box
+    around both.
 
     Raises ValueError where the last dimensions are not one and the same even number.
     """
@@ -32,38 +36,44 @@ def box_giou(a, b):
 def _volumes(a, b):
     """Intersection and union in units of the enclosing box; axis by axis, so that no product over- or underflows."""
     if a.shape[-1] != b.shape[-1] or a.shape[-1] % 2 or a.shape[-1] == 0:
-        raise ValueError(f"boxes in n dimensions need one last dimension of 2n, got shapes {tuple(a.shape)} and {tuple(b.shape)}")
+        shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
+        raise ValueError(f"boxes in n dimensions need one last dimension of 2n, got shapes {shapes}")
     (a_low, a_high), (b_low, b_high) = (at_least_float32(box).chunk(2, -1) for box in (a, b))
     both, first, second, _ = (share.prod(-1) for share in interval_overlap(a_low, a_high, b_low, b_high))
     return both, first + second - both + torch.finfo(both.dtype).tiny
 
 
-def rotated(box):
-    """The corners (..., 4, 2) of rotated boxes (..., 5): centre, width, height, and angle in radians, counter-clockwise where y points up."""
+def rotated(box: Tensor) -> Tensor:
+    """The corners (..., 4, 2) of rotated boxes (..., 5): centre, width, height, and angle in radians, counter-clockwise
+    where y points up."""
     x, y, w, h, angle = at_least_float32(box).unbind(-1)
     cos, sin = torch.cos(angle), torch.sin(angle)
-    corners = [(x + s * w / 2 * cos - t * h / 2 * sin, y + s * w / 2 * sin + t * h / 2 * cos) for s, t in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
-    return torch.stack([torch.stack(corner, -1) for corner in corners], -2)
+    signs = ((-1, -1), (1, -1), (1, 1), (-1, 1))
+    offsets = [(s * w / 2 * cos - t * h / 2 * sin, s * w / 2 * sin + t * h / 2 * cos) for s, t in signs]
+    return torch.stack([torch.stack((x + dx, y + dy), -1) for dx, dy in offsets], -2)
 
 
-def polygon_area(polygon):
-    """Area (...) of polygons (..., k, 2), vertices in order round the boundary, either way; a vertex may be repeated."""
+def polygon_area(polygon: Tensor) -> Tensor:
+    """Area (...) of polygons (..., k, 2), vertices in order round the boundary, either way; a vertex may be
+    repeated."""
     return _signed_area(_vertices(polygon)).abs()
 
 
-def polygon_iou(a, b):
-    """IoU (...) of convex polygons (..., k, 2) and (..., m, 2), vertices in order round the boundary; 0 where both have no area."""
+def polygon_iou(a: Tensor, b: Tensor) -> Tensor:
+    """IoU (...) of convex polygons (..., k, 2) and (..., m, 2), vertices in order round the boundary; 0 where both have
+    no area."""
     both, union, _ = _polygon_areas(a, b)
     return both / union
 
 
-def polygon_giou(a, b):
-    """Generalized IoU (...) of convex polygons (..., k, 2) and (..., m, 2), in [-1, 1]; C is the convex hull of both."""
+def polygon_giou(a: Tensor, b: Tensor) -> Tensor:
+    """Generalized IoU (...) of convex polygons (..., k, 2) and (..., m, 2), in [-1, 1]; C is the convex hull of
+    both."""
     both, union, hull = _polygon_areas(a, b)
     return both / union - (hull - union) / hull
 
 
-def intersection_area(a, b):
+def intersection_area(a: Tensor, b: Tensor) -> Tensor:
     """Area (...) of the intersection of convex polygons: `a` (..., k, 2) is cut along each edge of `b` (..., m, 2).
 
     Sutherland and Hodgman, 1974, with the vertices of every batch entry kept in k + m places.
@@ -75,11 +85,12 @@ def intersection_area(a, b):
     return _signed_area(a).abs()
 
 
-def hull_area(points):
+def hull_area(points: Tensor) -> Tensor:
     """Area (...) of the convex hull of points (..., n, 2).
 
-    Over x, the hull's upper bound at each point is the highest of all chords between a point on its left and one on its right; between
-    points it is straight. No vertex is ever declared to be on the hull or not, so nearly collinear points do no harm. O(n³) memory.
+    Over x, the hull's upper bound at each point is the highest of all chords between a point on its left and one on its
+    right; between points it is straight. No vertex is ever declared to be on the hull or not, so nearly collinear
+    points do no harm. O(n³) memory.
     """
     points = _vertices(points)
     order = points[..., 0].argsort(-1)
@@ -103,10 +114,12 @@ def _polygon_areas(a, b):
     a, b = a.expand(*shape, *a.shape[-2:]), b.expand(*shape, *b.shape[-2:])
     origin = torch.cat((a, b), -2).mean(-2, keepdim=True).detach()  # near both, so that far-off ones lose no digits
     a, b = a - origin, b - origin
-    unit = torch.cat((a, b), -2).abs().amax((-2, -1), keepdim=True).detach()  # of their size, so that no area over- or underflows
+    # in units of their size no area over- or underflows
+    unit = torch.cat((a, b), -2).abs().amax((-2, -1), keepdim=True).detach()
     a, b = (polygon / torch.where(unit > 0, unit, 1) for polygon in (a, b))
     first, second, hull = polygon_area(a), polygon_area(b), hull_area(torch.cat((a, b), -2))
-    both = torch.minimum(intersection_area(a, b), torch.minimum(first, second))  # a point's or segment's edges cut nothing
+    # a point's or segment's edges cut nothing
+    both = torch.minimum(intersection_area(a, b), torch.minimum(first, second))
     tiny = torch.finfo(both.dtype).tiny
     return both, (first + second - both).clamp(min=tiny), hull.clamp(min=tiny)
 
@@ -123,7 +136,8 @@ def _signed_area(polygon):
 
 
 def _cut(polygon, start, direction):
-    """The part of a convex polygon (..., k, 2) to the left of a line, in k + 1 places; all places at the origin where nothing is left."""
+    """The part of a convex polygon (..., k, 2) to the left of a line, in k + 1 places; all places at the origin where
+    nothing is left."""
     x, y = (polygon - start).unbind(-1)
     side = direction[..., 0] * y - direction[..., 1] * x
     noise = 4 * torch.finfo(side.dtype).eps * ((direction[..., 0] * y).abs() + (direction[..., 1] * x).abs())

@@ -11,11 +11,13 @@ import difflib
 import importlib
 import inspect
 import math
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from giou_repro import _fast, boxes, losses
 
@@ -26,8 +28,9 @@ SPACES = ("boxes", "coordinates")
 class Loss:
     """A registered loss; call it as ``LOSSES["giou"](pred, target)``.
 
-    ``space`` is "boxes" for a loss about overlap, which needs decoded xyxy boxes, and "coordinates" for one that takes differences of
-    whatever encoding the caller regresses. ``formula``, ``range`` and ``paper`` are what ``giou-repro losses`` prints.
+    ``space`` is "boxes" for a loss about overlap, which needs decoded xyxy boxes, and "coordinates" for one that takes
+    differences of whatever encoding the caller regresses. ``formula``, ``range`` and ``paper`` are what ``giou-repro
+    losses`` prints.
     """
 
     name: str
@@ -38,13 +41,14 @@ class Loss:
     range: str = ""
     paper: str = ""
 
-    def __call__(self, pred, target, *, invalid="sort", **options):
+    def __call__(self, pred: Tensor, target: Tensor, *, invalid: str = "sort", **options) -> Tensor:
         """The loss (...) of each predicted box (..., 4), in the prediction's dtype (the default one for integers).
 
-        Half precision is computed in float32, and a value or gradient beyond the half's range becomes its largest number. `invalid` says
-        what is done with flipped predictions, see `boxes.repair`; coordinate losses take them as they are. `options` are the loss's own
-        keywords, as ``image_size`` of mpdiou. Raises TypeError where an argument is not a tensor, ValueError where shapes are not (..., 4)
-        or do not broadcast, or where a user's function does not return one value a box.
+        Half precision is computed in float32, and a value or gradient beyond the half's range becomes its largest
+        number. `invalid` says what is done with flipped predictions, see `boxes.repair`; coordinate losses take them as
+        they are. `options` are the loss's own keywords, as ``image_size`` of mpdiou. Raises TypeError where an argument
+        is not a tensor, ValueError where shapes are not (..., 4) or do not broadcast, or where a user's function does
+        not return one value a box.
         """
         shape = self._checked_shape(pred, target)
         if invalid not in boxes.POLICIES:
@@ -55,34 +59,34 @@ class Loss:
                 wide.register_hook(lambda gradient, dtype=given.dtype: _within(gradient, dtype))
         if invalid != "sort" and self.space == "boxes":
             box, _ = boxes.repair(box, invalid)
-        value = self._of_the_package(box, goal, options) if _is_packaged(self.function) else self._of_a_user(box, goal, options)
+        value = self._of_each(box, goal, options)
         self._check_value(value, shape, box)
         dtype = pred.dtype if pred.is_floating_point() else torch.get_default_dtype()
         return value if value.dtype == dtype else (_within(value, dtype).detach() + (value - value.detach())).to(dtype)
 
-    def _of_the_package(self, box, goal, options):
-        """The package's functions treat each box on its own, hence a block of boxes at a time."""
-        return self.function(box, goal, **options) if options else _fast.in_blocks(self.function, box, goal)
-
-    def _of_a_user(self, box, goal, options):
+    def _of_each(self, box, goal, options):
+        if _is_packaged(self.function) and not options:  # treats each box on its own, hence blocks of them too
+            return _fast.in_blocks(self.function, box, goal)
         before = _versions(box, goal)
         value = self.function(box, goal, **options)
         if _versions(box, goal) != before:
-            raise ValueError(f"{self.name}: the function changes its arguments in place; work on copies, as in pred - target")
+            remedy = "work on copies, as in pred - target"
+            raise ValueError(f"{self.name}: the function changes its arguments in place; {remedy}")
         return value
 
     def _check_value(self, value, shape, box):
         if not isinstance(value, torch.Tensor) or value.shape != shape:
             got = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
-            raise ValueError(f"{self.name}: expected one loss a box, a tensor of shape {tuple(shape)}, but the function returned {got}")
+            expected = f"one loss a box, a tensor of shape {tuple(shape)}"
+            raise ValueError(f"{self.name}: expected {expected}, but the function returned {got}")
         if box.requires_grad and torch.is_grad_enabled() and not value.requires_grad:
-            reason = "the result does not depend on pred by torch operations (detach, item or numpy?): it has no gradient"
-            raise ValueError(f"{self.name}: {reason}")
+            reason = "the result does not depend on pred by torch operations (detach, item or numpy?)"
+            raise ValueError(f"{self.name}: {reason}: it has no gradient")
 
     def _checked_shape(self, pred, target):
         for name, box in (("pred", pred), ("target", target)):
             if not isinstance(box, torch.Tensor):
-                raise TypeError(f"{self.name}: {name} must be a torch tensor of boxes (..., 4), got {type(box).__name__}")
+                raise TypeError(f"{self.name}: {name} must be a torch tensor (..., 4), got {type(box).__name__}")
             if box.ndim == 0 or box.shape[-1] != 4:
                 raise ValueError(f"{self.name}: {name} must have shape (..., 4), got {tuple(box.shape)}")
         if pred.shape == target.shape:
@@ -90,19 +94,20 @@ class Loss:
         try:
             return torch.broadcast_shapes(pred.shape, target.shape)[:-1]
         except RuntimeError:
-            raise ValueError(f"{self.name}: pred {tuple(pred.shape)} and target {tuple(target.shape)} do not broadcast") from None
+            shapes = f"pred {tuple(pred.shape)} and target {tuple(target.shape)}"
+            raise ValueError(f"{self.name}: {shapes} do not broadcast") from None
 
 
 LOSSES: dict[str, Loss] = {}
 
 
-def loss(name, *, label=None, space="boxes", formula="", range="", paper=""):
+def loss(name: str, *, label=None, space="boxes", formula="", range="", paper="") -> Callable[[Callable], Callable]:
     """Register the decorated function in LOSSES under `name` and return it unchanged.
 
-    `label` is what figures show, by default the name. `space` is "boxes" (the function is about overlap) or "coordinates". `formula`,
-    `range` and `paper` are for the list of losses.
-    Registering a name again replaces it, so that a notebook cell can be run twice; the names that come with the package are kept.
-    Raises ValueError for a name of the package, a name that is not an identifier, or an unknown space.
+    `label` is what figures show, by default the name. `space` is "boxes" (the function is about overlap) or
+    "coordinates". `formula`, `range` and `paper` are for the list of losses. Registering a name again replaces it, so
+    that a notebook cell can be run twice; the names that come with the package are kept. Raises ValueError for a name
+    of the package, a name that is not an identifier, or an unknown space.
     """
     if not isinstance(name, str):
         raise TypeError('write @loss("name") above the function, with a name')
@@ -120,11 +125,11 @@ def loss(name, *, label=None, space="boxes", formula="", range="", paper=""):
     return register
 
 
-def select(losses):
+def select(losses: str | Sequence[str]) -> list[str]:
     """The registered names of `losses`: a list, or comma-separated text, of names and ``module:function`` pairs.
 
-    A module is imported from the current folder or the Python path; a function in it without ``@loss`` is registered under its own name.
-    Raises ValueError for a name that is not known, and names the closest one.
+    A module is imported from the current folder or the Python path; a function in it without ``@loss`` is registered
+    under its own name. Raises ValueError for a name that is not known, and names the closest one.
     """
     names = losses.split(",") if isinstance(losses, str) else losses
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
@@ -135,12 +140,13 @@ def select(losses):
     return list(dict.fromkeys(selected))
 
 
-def label(name):
-    """What figures and sentences call a loss: its label, or its name where no such loss is registered, as in a table made elsewhere."""
+def label(name: str) -> str:
+    """What figures and sentences call a loss: its label, or its name where no such loss is registered, as in a table
+    made elsewhere."""
     return LOSSES[name].label if name in LOSSES else name
 
 
-def table(markdown=False):
+def table(markdown: bool = False) -> str:
     """The registered losses with formula, range, space and paper, as text or as a Markdown table."""
     if markdown:
         cells = [(f"`{e.name}`", e.formula, e.range, e.space, e.paper) for e in LOSSES.values()]
@@ -154,7 +160,8 @@ def _known(name):
         return name
     close = difflib.get_close_matches(name, LOSSES, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    raise ValueError(f"unknown loss {name!r}; {hint}The losses are {', '.join(LOSSES)}; your own is my_module:my_function")
+    known = f"The losses are {', '.join(LOSSES)}; your own is my_module:my_function"
+    raise ValueError(f"unknown loss {name!r}; {hint}{known}")
 
 
 def _import_loss(reference):
@@ -167,7 +174,8 @@ def _import_loss(reference):
     except ModuleNotFoundError as error:
         if error.name != module_name.split(".")[0] and error.name != module_name:
             raise
-        raise ValueError(f"loss {reference!r}: no module {module_name!r} in the current folder or on the Python path") from None
+        where = "in the current folder or on the Python path"
+        raise ValueError(f"loss {reference!r}: no module {module_name!r} {where}") from None
     function = getattr(module, attribute, None)
     for name, entry in LOSSES.items():
         if entry.function is function or (name == attribute and entry.function.__module__ == module_name):
@@ -195,10 +203,11 @@ def _is_packaged(function):
 
 
 def _described(function):
-    """What a loss of the package says of itself: the formula, its docstring's first line, and the lines ``label: …`` and so on after it."""
-    formula, *lines = (inspect.getdoc(function) or "").splitlines() or [""]
-    pairs = (line.partition(": ") for line in lines)
-    return {"formula": formula} | {key: text for key, _, text in pairs if key in ("label", "range", "paper")}
+    """What the docstring of a loss says: the formula, its first paragraph, and ``label: …``, ``range: …``, ``paper:
+    …``."""
+    text = inspect.getdoc(function) or ""
+    fields = dict(re.findall(r"^(label|range|paper): (.+(?:\n +.+)*)", text, re.MULTILINE))
+    return {key: " ".join(value.split()) for key, value in (fields | {"formula": text.partition("\n\n")[0]}).items()}
 
 
 for _name, _function in vars(losses).items():

@@ -1,7 +1,8 @@
 """Every loss again, straight from its paper, one pair of boxes at a time, in exact rational arithmetic.
 
-Coordinates become `Fraction`s, so that algebraic losses are exact; what needs a root, a logarithm or an angle goes through mpmath with 60
-digits. Written without a look at giou_repro: corners, areas and distances as the papers have them.
+Coordinates become `Fraction`s, so that algebraic losses are exact; what needs a root, a logarithm or an angle goes
+through mpmath with 60 digits. Written without a look at giou_repro: corners, areas and distances as the papers have
+them.
 """
 
 from fractions import Fraction

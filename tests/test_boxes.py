@@ -119,10 +119,10 @@ def test_overlap_of_columns_is_that_of_boxes(random_boxes):
         assert torch.equal(field, of_columns)
 
 
-def test_offsets_by_hand():
+def test_centres_corners_and_sides_by_hand():
     a, b = tensor([4.0, 1, 1, 3]), tensor([0.0, 0, 4, 2])  # the first flipped: 1 to 4, 1 to 3
     assert boxes.centre_offset(a, b) == (0.5, 1)
-    assert boxes.corner_offsets(a, b) == ((1, 1), (0, 1))
+    assert boxes.corners(a) == (1, 1, 4, 3)
     assert boxes.sides(a) == (3, 2)
 
 

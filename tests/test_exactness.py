@@ -1,4 +1,5 @@
-"""Every loss against exact arithmetic (tests/oracle.py), on boxes of every kind and size, and its properties on boxes hypothesis invents."""
+"""Every loss against exact arithmetic (tests/oracle.py), on boxes of every kind and size, and its properties on boxes
+hypothesis invents."""
 
 import math
 from fractions import Fraction
@@ -113,7 +114,8 @@ AWKWARD = [0.0, 1.0, -1.0, 2.0, 1e-30, 1e15, -1e15, 1e7, 1e7 + 1, 0.5, 3.0]
 
 
 def awkward_boxes(dtype):
-    """All boxes whose corners come from a few awkward coordinates (flipped, empty, huge, tiny), and 1e100 where the dtype has it."""
+    """All boxes whose corners come from a few awkward coordinates (flipped, empty, huge, tiny), and 1e100 where the
+    dtype has it."""
     values = [*AWKWARD, 1e100, -1e100] if dtype == torch.float64 else AWKWARD
     values = tensor(values, dtype=torch.float64)
     values = values.clamp(-torch.finfo(dtype).max, torch.finfo(dtype).max).to(dtype)

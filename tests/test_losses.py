@@ -6,6 +6,7 @@ import pytest
 import torch
 import torchvision.ops
 from torch import tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from giou_repro import _fast, boxes
 from giou_repro.registry import LOSSES, loss, select
@@ -194,6 +195,26 @@ def test_boxes_that_touch_or_have_no_width_are_pulled_too(name, place):
     pred = tensor(place, requires_grad=True)
     gradient = torch.autograd.grad(LOSSES[name](pred, tensor([0.0, 0, 1, 1])), pred)[0]
     assert gradient.abs().max() > 0.01
+
+
+@pytest.mark.parametrize("name", ["eiou", "siou", "mpdiou", "piou"])
+def test_a_point_in_the_middle_of_its_target_grows(name):
+    pred = tensor([1.0, 1, 1, 1], requires_grad=True)
+    left, top, right, bottom = torch.autograd.grad(LOSSES[name](pred, tensor([0.0, 0, 2, 2])), pred)[0].tolist()
+    assert min(left, top) > 0 > max(right, bottom)  # descent moves each edge outwards
+
+
+@pytest.mark.parametrize("name", ["giou", "ciou"])
+def test_a_loss_can_be_traced(name, random_boxes):
+    a, b, c, d = (random_boxes(5, seed=seed) for seed in range(4))
+    expected = LOSSES[name](c.flip(-1), d)
+
+    def public(pred, target):
+        return LOSSES[name](pred, target)
+
+    for trace in (torch.jit.trace, lambda function, example: make_fx(function)(*example)):
+        assert torch.equal(trace(public, (a, b))(c.flip(-1), d), expected)  # flipped, where the example was not
+    assert public(a.to("meta"), b.to("meta")).shape == (5,)  # shapes alone, without values
 
 
 def test_flipped_corners_are_sorted_and_gradient_flows():

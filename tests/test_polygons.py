@@ -1,4 +1,5 @@
-"""Boxes in n dimensions and convex polygons, by hand, against boxes in the plane, and against SciPy's half-planes and hulls."""
+"""Boxes in n dimensions and convex polygons, by hand, against boxes in the plane, and against SciPy's half-planes and
+hulls."""
 
 import math
 
