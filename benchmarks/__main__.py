@@ -24,7 +24,14 @@ COLUMNS = ("what", "unit", "ours", "peer", "theirs", "ratio", "aim", "met")
 def main():
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("--gpu", action="store_true", help="on a GPU, with its own clock")
-    parser.add_argument("--only", nargs="+", choices=SUBJECTS, default=SUBJECTS, metavar="SUBJECT", help=f"some of {', '.join(SUBJECTS)}")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=SUBJECTS,
+        default=SUBJECTS,
+        metavar="SUBJECT",
+        help=f"some of {', '.join(SUBJECTS)}",
+    )
     options = parser.parse_args()
     rows, started = [], time.perf_counter()
     print(line(dict(zip(COLUMNS, COLUMNS, strict=True))))
@@ -61,7 +68,16 @@ def measured(subject, gpu):
 
 def _as_row(what, ours, peer, theirs, ratio, least, met):
     """A row from the plain form, in seconds, with a number for the least ratio or None."""
-    return dict(what=what, unit="s", ours=ours, peer=peer, theirs=theirs, ratio=ratio, aim=f"≥ {least:g} ×" if least else "", met=met)
+    return dict(
+        what=what,
+        unit="s",
+        ours=ours,
+        peer=peer,
+        theirs=theirs,
+        ratio=ratio,
+        aim=f"≥ {least:g} ×" if least else "",
+        met=met,
+    )
 
 
 def line(row):
@@ -106,7 +122,15 @@ def section(record):
         if row["met"] is not None:
             ratio = f"{row['ratio']:.2g} ×" if row["ratio"] is not None else ""
             theirs = number(row["theirs"])
-            cells = (row["what"], f"{number(row['ours'])} {row['unit']}", row["peer"], theirs, ratio, row["aim"], "met" if row["met"] else "not met")
+            cells = (
+                row["what"],
+                f"{number(row['ours'])} {row['unit']}",
+                row["peer"],
+                theirs,
+                ratio,
+                row["aim"],
+                "met" if row["met"] else "not met",
+            )
             rows.append("| " + " | ".join(cells) + " |")
     machine, versions = record["hardware"], record["versions"]
     made = f"{machine['processor']}, {machine['cores']} cores, torch {versions['torch']}, commit {record['commit'][:7]}"

@@ -33,11 +33,16 @@ def measure(images=5000, rounds=3):
         "pycocotools": (pycocotools.coco.COCO, pycocotools.cocoeval.COCOeval),
         "faster-coco-eval": (COCO, COCOeval_faster),
     }
-    loaded = {name: (annotated(reader, truths, detections, len(classes)), evaluator) for name, (reader, evaluator) in peers.items()}
+    loaded = {
+        name: (annotated(reader, truths, detections, len(classes)), evaluator)
+        for name, (reader, evaluator) in peers.items()
+    }
     for _ in range(rounds):
         for overlap in average_precision.OVERLAPS:
             statistic[overlap] = timed(
-                seconds, overlap, lambda name=overlap: list(average_precision.coco(truths, detections, classes, name).summary.values())
+                seconds,
+                overlap,
+                lambda name=overlap: list(average_precision.coco(truths, detections, classes, name).summary.values()),
             )
         for name, (sets, evaluator) in loaded.items():
             statistic[name] = timed(seconds, name, lambda sets=sets, evaluator=evaluator: run(evaluator(*sets, "bbox")))
@@ -80,15 +85,28 @@ def scenes(images, detections_each=30, num_classes=80, seed=0):
         labels, source = rng.integers(0, num_classes, count), rng.integers(0, count, detections_each)
         moved = corner[source] + rng.normal(0, 0.12, (detections_each, 2)) * size[source]
         scaled = size[source] * np.exp(rng.normal(0, 0.12, (detections_each, 2)))
-        named = np.where(rng.random(detections_each) < 0.7, labels[source], rng.integers(0, num_classes, detections_each))
-        truths.append(tensors(boxes=np.concatenate([corner, corner + size], 1), labels=labels, crowd=rng.random(count) < 0.02))
-        detections.append(tensors(boxes=np.concatenate([moved, moved + scaled], 1), labels=named, scores=rng.random(detections_each).round(3)))
+        named = np.where(
+            rng.random(detections_each) < 0.7, labels[source], rng.integers(0, num_classes, detections_each)
+        )
+        truths.append(
+            tensors(boxes=np.concatenate([corner, corner + size], 1), labels=labels, crowd=rng.random(count) < 0.02)
+        )
+        detections.append(
+            tensors(
+                boxes=np.concatenate([moved, moved + scaled], 1),
+                labels=named,
+                scores=rng.random(detections_each).round(3),
+            )
+        )
     return truths, detections, [str(index) for index in range(num_classes)]
 
 
 def tensors(**columns):
     """Each column as a tensor, numbers with a fraction in float32."""
-    return {name: torch.tensor(values, dtype=torch.float32 if values.dtype == float else None) for name, values in columns.items()}
+    return {
+        name: torch.tensor(values, dtype=torch.float32 if values.dtype == float else None)
+        for name, values in columns.items()
+    }
 
 
 def annotated(reader, truths, detections, num_classes):
@@ -101,7 +119,10 @@ def annotated(reader, truths, detections, num_classes):
             for row, (box, label) in enumerate(zip(boxes, image["labels"].tolist(), strict=True)):
                 yield image, row, dict(image_id=index, category_id=label, bbox=box)
 
-    annotations = [entry | dict(area=entry["bbox"][2] * entry["bbox"][3], iscrowd=int(image["crowd"][row])) for image, row, entry in entries(truths)]
+    annotations = [
+        entry | dict(area=entry["bbox"][2] * entry["bbox"][3], iscrowd=int(image["crowd"][row]))
+        for image, row, entry in entries(truths)
+    ]
     results = [entry | dict(score=float(image["scores"][row])) for image, row, entry in entries(detections)]
     with contextlib.redirect_stdout(io.StringIO()):
         coco = reader()

@@ -38,7 +38,9 @@ def _eager():
     rows = []
     for n in SIZES:
         pred, target = _boxes(n)
-        functions = {name: _work(loss, pred, target) for name, loss in ({"ours": LOSSES["giou"]} | peers.LOSSES).items()}
+        functions = {
+            name: _work(loss, pred, target) for name, loss in ({"ours": LOSSES["giou"]} | peers.LOSSES).items()
+        }
         seconds = medians(functions, rounds=9 if n < 1e6 else 3)
         what = f"GIoU loss, eager, N = {n:,}"
         rows.append(faster(what, "ns a pair", *_pair(seconds, "torchvision", n), least=1.4))
@@ -59,7 +61,10 @@ def _compiled():
     loss = torch.compile(lambda pred, target: LOSSES["giou"](pred, target), dynamic=False)
     for n in SIZES[2:]:
         pred, target = _boxes(n)
-        seconds = medians({"ours": _work(loss, pred, target), "torchvision": _work(peers.LOSSES["torchvision"], pred, target)}, rounds=7)
+        seconds = medians(
+            {"ours": _work(loss, pred, target), "torchvision": _work(peers.LOSSES["torchvision"], pred, target)},
+            rounds=7,
+        )
         rows.append(faster(f"GIoU loss, compiled, N = {n:,}", "ns a pair", *_pair(seconds, "torchvision", n), least=10))
     return rows
 
@@ -83,12 +88,19 @@ def _columns():
 
 def _pairwise():
     pred, target = _boxes(PAIRS)
-    functions = {"ours": lambda: boxes.giou(pred[:, None], target[None]), "torchvision": lambda: generalized_box_iou(pred, target)}
+    functions = {
+        "ours": lambda: boxes.giou(pred[:, None], target[None]),
+        "torchvision": lambda: generalized_box_iou(pred, target),
+    }
     grown = peak_resident(functions["ours"], resident())  # before torchvision's 4.6 GB have made room
     seconds = {name: once(function) for name, function in functions.items()}
     what = f"GIoU of {PAIRS:,} × {PAIRS:,} pairs"
     rows = [faster(what, "s", seconds["ours"], "torchvision", seconds["torchvision"], least=6)]
-    return rows if grown is None else [*rows, within(f"{what}, most memory", "of the result", grown / (4 * PAIRS**2), 1.15)]
+    return (
+        rows
+        if grown is None
+        else [*rows, within(f"{what}, most memory", "of the result", grown / (4 * PAIRS**2), 1.15)]
+    )
 
 
 def measure_on_gpu():
@@ -97,7 +109,10 @@ def measure_on_gpu():
     rows = []
     for n in SIZES[2:]:
         pred, target = _boxes(n, "cuda")
-        ours, theirs = (device_seconds(_work(loss, pred, target)) / n * 1e9 for loss in (LOSSES["giou"], peers.LOSSES["torchvision"]))
+        ours, theirs = (
+            device_seconds(_work(loss, pred, target)) / n * 1e9
+            for loss in (LOSSES["giou"], peers.LOSSES["torchvision"])
+        )
         rows.append(faster(f"GIoU loss, eager, GPU, N = {n:,}", "ns a pair", ours, "torchvision", theirs, least=1.4))
     n = 16_000_000
     pred, target = (tuple(box.t().contiguous().unbind(0)) for box in _boxes(n, "cuda"))

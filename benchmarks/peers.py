@@ -47,7 +47,11 @@ def sgd(state, target, steps, rate=0.1):
         optimizer.zero_grad()
         moving = torch.cat((state[:, :2] - state[:, 2:] / 2, state[:, :2] + state[:, 2:] / 2), -1)
         with torch.no_grad():
-            both = (torch.min(moving[:, 2:], corners[:, 2:]) - torch.max(moving[:, :2], corners[:, :2])).clamp(min=0).prod(-1)
+            both = (
+                (torch.min(moving[:, 2:], corners[:, 2:]) - torch.max(moving[:, :2], corners[:, :2]))
+                .clamp(min=0)
+                .prod(-1)
+            )
             iou = both / (state[:, 2] * state[:, 3] + target[:, 2] * target[:, 3] - both)
         (generalized_box_iou_loss(moving, corners) * (2 - iou)).sum().backward()
         optimizer.step()
@@ -57,7 +61,12 @@ def sgd(state, target, steps, rate=0.1):
 def numpy(state, target, steps, rate=0.1):
     """The same with the gradient written out, on columns (4, N) of NumPy arrays."""
     x, y, w, h = state.copy()
-    left, top, right, bottom = target[0] - target[2] / 2, target[1] - target[3] / 2, target[0] + target[2] / 2, target[1] + target[3] / 2
+    left, top, right, bottom = (
+        target[0] - target[2] / 2,
+        target[1] - target[3] / 2,
+        target[0] + target[2] / 2,
+        target[1] + target[3] / 2,
+    )
     area = target[2] * target[3]
     for _ in range(steps):
         x1, y1, x2, y2 = x - w / 2, y - h / 2, x + w / 2, y + h / 2
@@ -131,7 +140,9 @@ def c_kernel():
     (folder / "kernel.c").write_text(KERNEL)
     options = ["-O3", "-march=native", "-ffast-math", "-fopenmp-simd", "-shared", "-fPIC"]
     try:
-        subprocess.run(["gcc", *options, "kernel.c", "-o", "kernel.so", "-lm"], cwd=folder, check=True, capture_output=True)
+        subprocess.run(
+            ["gcc", *options, "kernel.c", "-o", "kernel.so", "-lm"], cwd=folder, check=True, capture_output=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     library = ctypes.CDLL(str(folder / "kernel.so"))
@@ -139,7 +150,9 @@ def c_kernel():
 
     def descend(state, target, steps, rate=0.1):
         state = np.ascontiguousarray(state, dtype=np.float32).copy()
-        columns = [column.ctypes.data_as(pointer) for column in (*state, *np.ascontiguousarray(target, dtype=np.float32))]
+        columns = [
+            column.ctypes.data_as(pointer) for column in (*state, *np.ascontiguousarray(target, dtype=np.float32))
+        ]
         library.descend(*columns, ctypes.c_long(state.shape[1]), ctypes.c_int(steps), ctypes.c_float(rate))
         return state
 

@@ -91,7 +91,9 @@ def examine(function, ours, n, seed):
     truth = LOSSES[ours](pred.double(), target.double())
     value = function(pred, target)
     relative = ((value - truth).abs() / truth)[truth > 0].max().item()
-    return counts | dict(worst_error=worst, near_equal_relative=relative, seconds=round(time.perf_counter() - started, 1))
+    return counts | dict(
+        worst_error=worst, near_equal_relative=relative, seconds=round(time.perf_counter() - started, 1)
+    )
 
 
 def growth(n, seed):
@@ -110,7 +112,9 @@ def growth(n, seed):
             shift = factor if kind == "offset" else 0
             pred, target = pred * stretch * (factor if kind == "size" else 1) + shift, target * stretch + shift
             errors = [
-                (loss(pred, target) - loss(pred.double(), target.double())).abs().max().item() for loss in LOSSES.values() if loss.space == "boxes"
+                (loss(pred, target) - loss(pred.double(), target.double())).abs().max().item()
+                for loss in LOSSES.values()
+                if loss.space == "boxes"
             ]
             row[kind] = max(errors)
         rows.append(row)
@@ -135,19 +139,22 @@ def main():
         print(line, flush=True)
         lines.append(line)
 
-    say(f"{'loss':<18}{'boxes':>10}{'bad values':>12}{'bad gradients':>15}{'raised':>8}{'worst error':>13}{'near equal':>12}{'seconds':>9}")
+    say("{:<18}{:>10}{:>12}{:>15}{:>8}{:>13}{:>12}{:>9}".format(*HEADING))
     for name, (ours, function) in ({name: (name, loss) for name, loss in LOSSES.items()} | peers()).items():
         say(LINE.format(loss=name, **examine(function, ours, options.boxes, options.seed)))
     say("\nWorst error over all overlap losses of ours, as scales part by a factor:\n")
     say(growth(min(100_000, options.boxes), options.seed).to_string(index=False, float_format="{:.1e}".format))
     machine, versions = store.hardware(), store.versions()
-    say(f"\ntorch {versions['torch']}, torchvision {versions['torchvision']}; {machine['processor']}, {machine['threads']} threads; float32")
+    software = f"torch {versions['torch']}, torchvision {versions['torchvision']}"
+    say(f"\n{software}; {machine['processor']}, {machine['threads']} threads; float32")
     say(f"seed {options.seed}; commit {store.git_commit()[0][:7]}")
     if options.output:
         store.write_atomic(options.output, "\n".join(lines) + "\n")
 
 
-LINE = "{loss:<18}{boxes:>10}{bad_values:>12}{bad_gradients:>15}{raised:>8}{worst_error:>13.1e}{near_equal_relative:>12.1e}{seconds:>9}"
+HEADING = ("loss", "boxes", "bad values", "bad gradients", "raised", "worst error", "near equal", "seconds")
+LINE = "{loss:<18}{boxes:>10}{bad_values:>12}{bad_gradients:>15}{raised:>8}{worst_error:>13.1e}"
+LINE += "{near_equal_relative:>12.1e}{seconds:>9}"
 
 if __name__ == "__main__":
     main()

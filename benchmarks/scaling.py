@@ -37,18 +37,28 @@ def main():
 
 def _simulations():
     """Rows (against, size, seconds, megabytes) of the engine, compiled before the clock starts."""
-    descent.simulate(["giou"], n_points=500, steps=1, compile=True, progress=False)  # the compiler's own memory is there from here on
+    descent.simulate(
+        ["giou"], n_points=500, steps=1, compile=True, progress=False
+    )  # the compiler's own memory is there from here on
     run = {
         "cases": lambda points: descent.simulate(["giou"], n_points=points, steps=20, compile=True, progress=False),
         "steps": lambda steps: descent.simulate(["giou"], n_points=500, steps=steps, compile=True, progress=False),
         "losses": lambda count: descent.simulate(_copies(count), n_points=5, steps=20, compile=False, progress=False),
     }
     before = resident()
-    sizes = {"cases": (5, 50, 500, 1500, 5000), "steps": (1, 3, 10, 30, 100, 300, 1000), "losses": (1, 3, 10, 30, 100, 300)}
+    sizes = {
+        "cases": (5, 50, 500, 1500, 5000),
+        "steps": (1, 3, 10, 30, 100, 300, 1000),
+        "losses": (1, 3, 10, 30, 100, 300),
+    }
     for against, function in run.items():
         for size in sizes[against]:
             function(size)
-            yield against, size * (CASES if against == "cases" else 1), *_cost(lambda function=function, size=size: function(size), before)
+            yield (
+                against,
+                size * (CASES if against == "cases" else 1),
+                *_cost(lambda function=function, size=size: function(size), before),
+            )
 
 
 def _copies(count):

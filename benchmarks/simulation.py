@@ -69,11 +69,15 @@ def _steps():
         seconds = medians(functions | (one_thread if threads == 1 else {}), rounds=3, threads=threads)
         ns = {name: value / cases / steps[name] * 1e9 for name, value in seconds.items()}
         what, unit = f"simulation, GIoU, {threads} thread{'s' * (threads > 1)}", "ns a case and step"
-        rows.append(faster(what, unit, ns["giou"], "SGD, torchvision's loss", ns["SGD, torchvision's loss"], least=least))
+        rows.append(
+            faster(what, unit, ns["giou"], "SGD, torchvision's loss", ns["SGD, torchvision's loss"], least=least)
+        )
         for name in one_thread.keys() & ns.keys():
             rows.append(faster(what, unit, ns["giou"], name, ns[name], most=2.7 if name.startswith("C,") else None))
         for name in ("sliced", "squared"):
-            rows.append(faster(f"{what}, a user's loss, {name}", unit, ns[name], "the built-in loss", ns["giou"], most=4))
+            rows.append(
+                faster(f"{what}, a user's loss, {name}", unit, ns[name], "the built-in loss", ns["giou"], most=4)
+            )
     registry.LOSSES.clear()
     registry.LOSSES.update(known)
     return rows
@@ -102,8 +106,13 @@ def _experiment():
 def _run(points, how, cache):
     """(seconds of the import, of all, peak bytes or None) of the experiment in a fresh process."""
     command = [sys.executable, "-c", EXPERIMENT, str(points), how]
-    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache, "TMPDIR": cache}  # torch keeps its compiled headers in the latter
-    answer = subprocess.run(command, env=environment, cwd=store.project_folder(), capture_output=True, text=True, check=True).stdout
+    environment = os.environ | {
+        "TORCHINDUCTOR_CACHE_DIR": cache,
+        "TMPDIR": cache,
+    }  # torch keeps its compiled headers in the latter
+    answer = subprocess.run(
+        command, env=environment, cwd=store.project_folder(), capture_output=True, text=True, check=True
+    ).stdout
     imported, seconds, memory = answer.split()
     return float(imported), float(seconds), None if memory == "None" else int(memory)
 

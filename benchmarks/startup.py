@@ -11,9 +11,15 @@ from benchmarks.timing import within
 
 def measure():
     """Rows of the table, see `timing`."""
-    torch, ours = (_seconds([sys.executable, "-c", code]) for code in ("import torch", "import torch, giou_repro; giou_repro.LOSSES"))
+    torch, ours = (
+        _seconds([sys.executable, "-c", code])
+        for code in ("import torch", "import torch, giou_repro; giou_repro.LOSSES")
+    )
     helped = _seconds([sys.executable, "-m", "giou_repro", "--help"])
-    return [within("import giou_repro and its losses, beyond torch", "s", max(0, ours - torch), 0.3), within("giou-repro --help", "s", helped, 0.5)]
+    return [
+        within("import giou_repro and its losses, beyond torch", "s", max(0, ours - torch), 0.3),
+        within("giou-repro --help", "s", helped, 0.5),
+    ]
 
 
 def _seconds(command, rounds=3):

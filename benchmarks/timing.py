@@ -117,4 +117,6 @@ def faster(what, unit, ours, peer, theirs, least=None, most=None):
 
 def within(what, unit, ours, most):
     """A row of the table: a number of ours that is to be at most `most`."""
-    return dict(what=what, unit=unit, ours=ours, peer="", theirs=None, ratio=None, aim=f"≤ {most:g} {unit}", met=ours <= most)
+    return dict(
+        what=what, unit=unit, ours=ours, peer="", theirs=None, ratio=None, aim=f"≤ {most:g} {unit}", met=ours <= most
+    )

@@ -39,7 +39,9 @@ class Files(Dataset):
         self.paths = [Path(folder) / f"{index}.jpg" for index in range(len(dataset))]
         for path, (image, truth) in zip(self.paths, (dataset[index] for index in range(len(dataset))), strict=True):
             write_jpeg(image, str(path))
-            self.truths.append({"boxes": truth["boxes"] * (SIZE / ORIGINAL), "labels": truth["labels"], "masks": truth["masks"]})
+            self.truths.append(
+                {"boxes": truth["boxes"] * (SIZE / ORIGINAL), "labels": truth["labels"], "masks": truth["masks"]}
+            )
 
     def __len__(self):
         return len(self.paths)
@@ -91,16 +93,30 @@ def measure(device="cpu"):
     dataset = datasets.load("shapes", "train", images=IMAGES, image_size=ORIGINAL)
     packed = batches.pack(dataset, SIZE, masks=True, device=device)
     with tempfile.TemporaryDirectory() as folder:
-        loader = DataLoader(Files(folder, dataset), BATCH, shuffle=True, num_workers=2, collate_fn=transposed, persistent_workers=True)
+        loader = DataLoader(
+            Files(folder, dataset), BATCH, shuffle=True, num_workers=2, collate_fn=transposed, persistent_workers=True
+        )
         for name in detectors.DETECTORS:
             config = loop.configure(detector=name, image_size=SIZE, batch_size=BATCH, learning_rate=1e-4)
             plain, fast = (detectors.build(name, len(dataset.classes), "giou", None, SIZE).to(device) for _ in range(2))
             _pool_as_torchvision(plain)
             state = loop.State(fast.to(memory_format=torch.channels_last), config)
-            pairs = [(ours(state, packed, config, device), reference(plain, loader, device)) for _ in range(ROUNDS + 1)][1:]
+            pairs = [
+                (ours(state, packed, config, device), reference(plain, loader, device)) for _ in range(ROUNDS + 1)
+            ][1:]
             mine, theirs = (statistics.median(values) for values in zip(*pairs, strict=True))
             ratio, aim = mine / theirs, AIMS[device.type]
-            rows.append((f"training {name}, an image", 1 / mine, "torchvision's reference loop", 1 / theirs, ratio, aim, ratio >= aim))
+            rows.append(
+                (
+                    f"training {name}, an image",
+                    1 / mine,
+                    "torchvision's reference loop",
+                    1 / theirs,
+                    ratio,
+                    aim,
+                    ratio >= aim,
+                )
+            )
     return rows
 
 
@@ -122,4 +138,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu")
     for what, mine, peer, theirs, ratio, aim, met in measure(parser.parse_args().device):
-        print(f"{what:<32}{1 / mine:7.1f} images/s   {peer} {1 / theirs:7.1f}   ratio {ratio:5.2f}   aim {aim}   {'met' if met else 'not met'}")
+        speeds = f"{what:<32}{1 / mine:7.1f} images/s   {peer} {1 / theirs:7.1f}   ratio {ratio:5.2f}"
+        print(f"{speeds}   aim {aim}   {'met' if met else 'not met'}")

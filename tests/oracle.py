@@ -78,7 +78,9 @@ def ciou(pair):
 
 
 def eiou(pair):
-    return 1 - pair.iou() + pair.centre() + share(pair.w - pair.wt, pair.cw) ** 2 + share(pair.h - pair.ht, pair.ch) ** 2
+    return (
+        1 - pair.iou() + pair.centre() + share(pair.w - pair.wt, pair.cw) ** 2 + share(pair.h - pair.ht, pair.ch) ** 2
+    )
 
 
 def siou(pair, theta=4):

@@ -39,7 +39,9 @@ def test_boxes_without_area():
     assert boxes.iou(point, tensor([2.0, 2, 2, 2])) == 0  # another point
     assert boxes.giou(point, tensor([2.0, 2, 2, 2])) == -1  # all of the enclosing box is empty
     assert boxes.iou(segment, segment) == 1
-    assert boxes.iou(segment, tensor([0.0, 1, 0, 3])).item() == pytest.approx(1 / 3)  # segments on one line: half of each in common
+    assert boxes.iou(segment, tensor([0.0, 1, 0, 3])).item() == pytest.approx(
+        1 / 3
+    )  # segments on one line: half of each in common
     assert boxes.iou(segment, tensor([-1.0, 1, 1, 1])) == 0  # crossing segments share no area
 
 
@@ -50,7 +52,9 @@ def test_a_long_flat_and_a_long_upright_box():
 
 def test_iou_of_crossing_thin_boxes_stays_below_one():
     generator = torch.Generator().manual_seed(0)
-    corners = (torch.rand(2, 20_000, 4, generator=generator) * 12 * 2.3 - 13.8).exp() * (torch.rand(2, 20_000, 4, generator=generator) - 0.5).sign()
+    corners = (torch.rand(2, 20_000, 4, generator=generator) * 12 * 2.3 - 13.8).exp() * (
+        torch.rand(2, 20_000, 4, generator=generator) - 0.5
+    ).sign()
     overlap = boxes.iou(*corners)  # coordinates from 1e-6 to 1e6, either sign
     assert (overlap.min() >= 0) and (overlap.max() <= 1 + 1e-6)
     torch.testing.assert_close(overlap.double(), boxes.iou(*corners.double()), rtol=2e-6, atol=0)
@@ -65,7 +69,9 @@ def test_pairs_come_from_broadcasting(random_boxes):
 def test_agrees_with_torchvision(random_boxes):
     a, b = random_boxes(300, seed=1), random_boxes(300, seed=2)
     torch.testing.assert_close(boxes.iou(a[:, None], b[None]), torchvision.ops.box_iou(a, b), atol=1e-14, rtol=0)
-    torch.testing.assert_close(boxes.giou(a[:, None], b[None]), torchvision.ops.generalized_box_iou(a, b), atol=1e-14, rtol=0)
+    torch.testing.assert_close(
+        boxes.giou(a[:, None], b[None]), torchvision.ops.generalized_box_iou(a, b), atol=1e-14, rtol=0
+    )
     torch.testing.assert_close(boxes.area(a), torchvision.ops.box_area(a))
 
 
@@ -104,7 +110,11 @@ def test_intervals_by_hand():
     assert around == 7
     apart = boxes.interval_overlap(*tensor([4.0, 3, 5, 6]))  # flipped, and a gap of 1
     assert [round(3 * share.item(), 5) for share in apart[:3]] == [0, 1, 1]
-    assert [share.item() for share in boxes.interval_overlap(*tensor([5.0, 5, 5, 5]))[:3]] == [1, 1, 1]  # the same point
+    assert [share.item() for share in boxes.interval_overlap(*tensor([5.0, 5, 5, 5]))[:3]] == [
+        1,
+        1,
+        1,
+    ]  # the same point
 
 
 def test_overlap_is_in_units_of_the_enclosing_box():

@@ -80,7 +80,7 @@ def test_wrong_input_is_named(loss):
         loss([0, 0, 1, 1], torch.zeros(4))
 
 
-# the unit square and one that is a quarter inside it: I = 1/4, U = 7/4, C = 9/4, centres (1/2, 1/2) apart, diagonal² 9/2
+# the unit square and one a quarter inside it: I = 1/4, U = 7/4, C = 9/4, centres (1/2, 1/2) apart, diagonal² 9/2
 QUARTER = tensor([0.0, 0, 1, 1]), tensor([0.5, 0.5, 1.5, 1.5])
 
 
@@ -113,7 +113,12 @@ def test_ciou_adds_the_aspect_term():
 
 def test_balanced_l1_pulls_at_a_distance_of_one():
     pred = tensor([1.0, 0, 5, 5], requires_grad=True)
-    assert torch.autograd.grad(LOSSES["balanced_l1"](pred, tensor([0.0, 0, 4, 5])), pred)[0].tolist() == [1.5, 0, 1.5, 0]
+    assert torch.autograd.grad(LOSSES["balanced_l1"](pred, tensor([0.0, 0, 4, 5])), pred)[0].tolist() == [
+        1.5,
+        0,
+        1.5,
+        0,
+    ]
 
 
 @every_loss
@@ -129,7 +134,10 @@ def test_inference_mode_and_compilation(loss):
 
 @pytest.mark.parametrize("name", ["giou", "ciou", "l1"])
 def test_large_batches_are_made_a_block_at_a_time(name, random_boxes, monkeypatch):
-    pred, target = random_boxes(90, seed=1).reshape(9, 10, 4).requires_grad_(), random_boxes(90, seed=2).reshape(9, 10, 4)
+    pred, target = (
+        random_boxes(90, seed=1).reshape(9, 10, 4).requires_grad_(),
+        random_boxes(90, seed=2).reshape(9, 10, 4),
+    )
     loss, outer = LOSSES[name], torch.rand(9, 10, dtype=torch.float64)
     expected = loss.function(pred, target)
     monkeypatch.setattr(_fast, "BOXES_PER_BLOCK", 20)
@@ -158,7 +166,14 @@ def test_value_and_gradient_compiled_and_transformed(random_boxes):
 
 @pytest.mark.parametrize(
     ("name", "keyword"),
-    [("alpha_giou", "alpha"), ("alpha_iou", "alpha"), ("inner_giou", "ratio"), ("focal_eiou", "gamma"), ("siou", "theta"), ("balanced_l1", "alpha")],
+    [
+        ("alpha_giou", "alpha"),
+        ("alpha_iou", "alpha"),
+        ("inner_giou", "ratio"),
+        ("focal_eiou", "gamma"),
+        ("siou", "theta"),
+        ("balanced_l1", "alpha"),
+    ],
 )
 def test_keywords_out_of_range_are_named(name, keyword):
     for wrong in (0, -1, math.nan, "3"):
@@ -166,7 +181,10 @@ def test_keywords_out_of_range_are_named(name, keyword):
             LOSSES[name](*QUARTER, **{keyword: wrong})
 
 
-@pytest.mark.parametrize(("name", "oracle"), [("giou", torchvision.ops.generalized_box_iou_loss), ("diou", torchvision.ops.distance_box_iou_loss)])
+@pytest.mark.parametrize(
+    ("name", "oracle"),
+    [("giou", torchvision.ops.generalized_box_iou_loss), ("diou", torchvision.ops.distance_box_iou_loss)],
+)
 def test_agrees_with_torchvision(name, oracle, random_boxes):
     pred, target = random_boxes(500, seed=1).requires_grad_(), random_boxes(500, seed=2)
     ours, theirs = LOSSES[name](pred, target), oracle(pred, target, eps=0)
@@ -177,7 +195,9 @@ def test_agrees_with_torchvision(name, oracle, random_boxes):
 
 def test_ciou_agrees_with_torchvision(random_boxes):
     pred, target = random_boxes(500, seed=1), random_boxes(500, seed=2)
-    torch.testing.assert_close(LOSSES["ciou"](pred, target), torchvision.ops.complete_box_iou_loss(pred, target), atol=2e-6, rtol=0)
+    torch.testing.assert_close(
+        LOSSES["ciou"](pred, target), torchvision.ops.complete_box_iou_loss(pred, target), atol=2e-6, rtol=0
+    )
 
 
 def test_disjoint_boxes_iou_has_no_gradient_giou_grows_the_box_towards_it():

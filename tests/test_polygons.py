@@ -39,7 +39,9 @@ def test_cubes():
     assert polygons.box_iou(cube, half).item() == pytest.approx(1 / 15)
     assert polygons.box_giou(cube, half).item() == pytest.approx(1 / 15 - (27 / 8 - 15 / 8) / (27 / 8))
     assert polygons.box_giou(cube, cube) == 1
-    assert polygons.box_giou(tensor([0.0, 1.0]), tensor([3.0, 4.0])).item() == pytest.approx(-0.5)  # intervals: half of the hull is empty
+    assert polygons.box_giou(tensor([0.0, 1.0]), tensor([3.0, 4.0])).item() == pytest.approx(
+        -0.5
+    )  # intervals: half of the hull is empty
 
 
 def test_a_square_and_a_diamond():
@@ -74,7 +76,9 @@ def test_rotating_both_changes_nothing():
 def test_axis_aligned_polygons_intersect_like_boxes(random_boxes):
     a, b = random_boxes(300, seed=1), random_boxes(300, seed=2)
     torch.testing.assert_close(polygons.polygon_iou(corners(a), corners(b)), boxes.iou(a, b), atol=1e-12, rtol=0)
-    assert (polygons.polygon_giou(corners(a), corners(b)) >= boxes.giou(a, b) - 1e-12).all()  # the hull is inside the enclosing box
+    assert (
+        polygons.polygon_giou(corners(a), corners(b)) >= boxes.giou(a, b) - 1e-12
+    ).all()  # the hull is inside the enclosing box
 
 
 def test_agrees_with_scipy():
@@ -85,9 +89,11 @@ def test_agrees_with_scipy():
         planes = np.concatenate([ConvexHull(polygon[k]).equations for polygon in (a, b)])
         assert hulls[k].item() == pytest.approx(ConvexHull(torch.cat((a, b), -2)[k]).volume, rel=1e-12)
         if ours[k] > 1e-6:
-            # a point well inside: the mean of the intersection's vertices by SciPy needs one, ours is found by linear programming
+            # SciPy's intersection needs a point well inside, which linear programming finds
             inner = _inner_point(planes)
-            assert ours[k].item() == pytest.approx(ConvexHull(HalfspaceIntersection(planes, inner).intersections).volume, rel=1e-9)
+            assert ours[k].item() == pytest.approx(
+                ConvexHull(HalfspaceIntersection(planes, inner).intersections).volume, rel=1e-9
+            )
     assert (ours > 1e-6).sum() > 20
 
 
@@ -95,7 +101,12 @@ def _inner_point(planes):
     from scipy.optimize import linprog
 
     norms = np.linalg.norm(planes[:, :2], axis=1)
-    found = linprog([0, 0, -1], np.column_stack((planes[:, :2], norms)), -planes[:, 2], bounds=[(None, None), (None, None), (0, None)])
+    found = linprog(
+        [0, 0, -1],
+        np.column_stack((planes[:, :2], norms)),
+        -planes[:, 2],
+        bounds=[(None, None), (None, None), (0, None)],
+    )
     return found.x[:2]
 
 

@@ -9,7 +9,9 @@ from giou_repro.runs.store import project_folder
 
 def test_nothing_of_ours_goes_wrong(tmp_path):
     script, output = project_folder() / "benchmarks" / "robustness.py", tmp_path / "table.txt"
-    subprocess.run([sys.executable, script, "--boxes", "2000", "--output", output], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, script, "--boxes", "2000", "--output", output], check=True, stdout=subprocess.DEVNULL
+    )
     lines = [line.rsplit(maxsplit=7) for line in output.read_text().splitlines()[1 : len(LOSSES) + 4]]
     rows = {name.strip(): numbers for name, *numbers in lines}
     assert set(LOSSES) <= set(rows)

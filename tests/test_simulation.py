@@ -50,7 +50,9 @@ def test_published_gradients_agree_with_octave(published, number, name):
 
 
 def test_cases_are_those_of_the_paper():
-    start, target = ([column[0] for column in columns] for columns in descent._cases(BESIDE, "cxcywh", torch.float64, "cpu"))
+    start, target = (
+        [column[0] for column in columns] for columns in descent._cases(BESIDE, "cxcywh", torch.float64, "cpu")
+    )
     assert len(start[0]) == 343
     square = SQUARES - 1
     assert [column[square].item() for column in start] == [12.5, 10, 1, 1]
@@ -58,7 +60,9 @@ def test_cases_are_those_of_the_paper():
     first, last = (case_number(1, *where) - 1 for where in ((1, 1, 1), (7, 7, 7)))
     assert (first, last) == (0, 342)
     assert start[2][0].item() == pytest.approx(0.5 * math.sqrt(0.5))  # shape 1/2 x 2, half the area
-    np.testing.assert_allclose((start[2] * start[3])[:49].reshape(7, 7), np.repeat([[0.5], [0.67], [0.75], [1], [1.33], [1.5], [2]], 7, 1))
+    np.testing.assert_allclose(
+        (start[2] * start[3])[:49].reshape(7, 7), np.repeat([[0.5], [0.67], [0.75], [1], [1.33], [1.5], [2]], 7, 1)
+    )
 
 
 def test_points_fill_the_disc_and_follow_the_seed():
@@ -74,7 +78,9 @@ def test_one_exact_step_by_hand():
     path = quiet(["l2"], points=BESIDE, steps=1, schedule="constant", trajectories=[SQUARES]).trajectories
     assert path.x.tolist() == pytest.approx([12.5, 11.5])
     assert path.w.tolist() == [1, 1]
-    halved = quiet(["l2"], points=BESIDE, steps=1, schedule="constant", trajectories=[SQUARES], iou_factor=False).trajectories
+    halved = quiet(
+        ["l2"], points=BESIDE, steps=1, schedule="constant", trajectories=[SQUARES], iou_factor=False
+    ).trajectories
     assert halved.x.tolist() == pytest.approx([12.5, 12.0])
 
 
@@ -82,7 +88,9 @@ def test_one_exact_step_by_hand():
 @pytest.mark.parametrize("name", ["giou", "l1", "ciou"])
 def test_exact_gradients_agree_with_a_plain_loop(name, encoding):
     run = quiet([name], points=BESIDE, steps=15, dtype="float64", trajectories=[7, SQUARES], encoding=encoding)
-    start, target = ([column[0] for column in columns] for columns in descent._cases(BESIDE, encoding, torch.float64, "cpu"))
+    start, target = (
+        [column[0] for column in columns] for columns in descent._cases(BESIDE, encoding, torch.float64, "cpu")
+    )
     for case, path in run.trajectories.groupby("case"):
         state, goal = (torch.stack([column[case - 1] for column in columns]) for columns in (start, target))
         for k in range(15):
@@ -92,12 +100,26 @@ def test_exact_gradients_agree_with_a_plain_loop(name, encoding):
             (gradient,) = torch.autograd.grad(LOSSES[name](*arguments), state)
             rate = 0.1 if k < 12 else 0.01 if k < 13 else 0.001  # 80 % and 90 % of 15 steps are 12 and 13.5
             state = (state - rate * (2 - boxes.iou(decoded, decoded_goal)) * gradient).detach()
-        np.testing.assert_allclose(path[["x", "y", "w", "h"]].iloc[-1], boxes.convert(state, encoding, "cxcywh"), rtol=1e-12)
+        np.testing.assert_allclose(
+            path[["x", "y", "w", "h"]].iloc[-1], boxes.convert(state, encoding, "cxcywh"), rtol=1e-12
+        )
 
 
 def test_adam_agrees_with_torch():
-    run = quiet(["giou"], points=BESIDE, steps=10, dtype="float64", trajectories=[SQUARES], optimizer="adam", schedule="constant", iou_factor=False)
-    state, goal = torch.tensor([12.5, 10, 1, 1]).double().requires_grad_(), torch.tensor([9.5, 9.5, 10.5, 10.5]).double()
+    run = quiet(
+        ["giou"],
+        points=BESIDE,
+        steps=10,
+        dtype="float64",
+        trajectories=[SQUARES],
+        optimizer="adam",
+        schedule="constant",
+        iou_factor=False,
+    )
+    state, goal = (
+        torch.tensor([12.5, 10, 1, 1]).double().requires_grad_(),
+        torch.tensor([9.5, 9.5, 10.5, 10.5]).double(),
+    )
     adam = torch.optim.Adam([state], lr=0.1)
     for _ in range(10):
         adam.zero_grad()
@@ -291,10 +313,15 @@ def test_every_repair_together_is_the_derivative(random_boxes, ascent, name, rep
 
 @pytest.mark.parametrize(
     ("start", "published", "value", "exact"),
-    [((12, 10), 0, 1 / 9, -2 / 9), ((12, 12), -4 / 27, -5 / 27, -2 / 27)],  # level with the target, and diagonal from it
+    [
+        ((12, 10), 0, 1 / 9, -2 / 9),
+        ((12, 12), -4 / 27, -5 / 27, -2 / 27),
+    ],  # level with the target, and diagonal from it
 )
 def test_pull_in_x_on_a_unit_square_by_published_giou_and_its_repairs(start, published, value, exact):
-    box, target = (tuple(torch.tensor(side, dtype=torch.float64) for side in (*centre, 1, 1)) for centre in (start, (10, 10)))
+    box, target = (
+        tuple(torch.tensor(side, dtype=torch.float64) for side in (*centre, 1, 1)) for centre in (start, (10, 10))
+    )
     pulls = [giou_ascent(box, target, repairs)[0].item() for repairs in ((), {"value"}, {"value", "derivative"})]
     assert pulls == pytest.approx([published, value, exact], abs=1e-12)
 
