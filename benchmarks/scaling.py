@@ -18,9 +18,9 @@ from giou_repro import boxes
 from giou_repro.experiments import plotting
 from giou_repro.registry import LOSSES, loss
 from giou_repro.runs import store
-from giou_repro.simulation import descent
+from giou_repro.simulation import CASES_PER_POINT, simulate
 
-CASES = descent.CASES_PER_POINT
+CASES = CASES_PER_POINT
 
 
 def main():
@@ -37,13 +37,13 @@ def main():
 
 def _simulations():
     """Rows (against, size, seconds, megabytes) of the engine, compiled before the clock starts."""
-    descent.simulate(
+    simulate(
         ["giou"], n_points=500, steps=1, compile=True, progress=False
     )  # the compiler's own memory is there from here on
     run = {
-        "cases": lambda points: descent.simulate(["giou"], n_points=points, steps=20, compile=True, progress=False),
-        "steps": lambda steps: descent.simulate(["giou"], n_points=500, steps=steps, compile=True, progress=False),
-        "losses": lambda count: descent.simulate(_copies(count), n_points=5, steps=20, compile=False, progress=False),
+        "cases": lambda points: simulate(["giou"], n_points=points, steps=20, compile=True, progress=False),
+        "steps": lambda steps: simulate(["giou"], n_points=500, steps=steps, compile=True, progress=False),
+        "losses": lambda count: simulate(_copies(count), n_points=5, steps=20, compile=False, progress=False),
     }
     before = resident()
     sizes = {

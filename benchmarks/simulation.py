@@ -12,7 +12,7 @@ from benchmarks import peers
 from benchmarks.timing import device_seconds, faster, medians, within
 from giou_repro import boxes, registry
 from giou_repro.runs import store
-from giou_repro.simulation import descent
+from giou_repro.simulation import CASES_PER_POINT, cases, simulate
 
 POINTS, STEPS, PEER_STEPS = 1000, 200, 5
 EXPERIMENT = """
@@ -51,7 +51,7 @@ def _steps():
     known = dict(registry.LOSSES)
     for function in (sliced, squared):
         registry.loss(function.__name__)(function)
-    start, target = descent._cases(descent._draw_points(POINTS, 0), "cxcywh", torch.float32, torch.device("cpu"))
+    start, target = cases.boxes_and_targets(cases.draw_points(POINTS, 0), "cxcywh", torch.float32, torch.device("cpu"))
     start, target = torch.stack(start).flatten(1), torch.stack(target).flatten(1)
     rows_of, columns_of = (start.t().contiguous(), target.t().contiguous()), (start.numpy(), target.numpy())
     functions = {name: _engine(name) for name in ("giou", "sliced", "squared")}
@@ -62,12 +62,12 @@ def _steps():
     if kernel:
         one_thread["C, all steps in registers"] = lambda: kernel(*columns_of, STEPS)
     steps |= {"NumPy, analytic gradient": PEER_STEPS, "C, all steps in registers": STEPS}
-    cases, rows = POINTS * descent.CASES_PER_POINT, []
+    count, rows = POINTS * CASES_PER_POINT, []
     for threads, least in ((1, 25), (2, 40)):
         if threads > (os.cpu_count() or 1):
             continue
         seconds = medians(functions | (one_thread if threads == 1 else {}), rounds=3, threads=threads)
-        ns = {name: value / cases / steps[name] * 1e9 for name, value in seconds.items()}
+        ns = {name: value / count / steps[name] * 1e9 for name, value in seconds.items()}
         what, unit = f"simulation, GIoU, {threads} thread{'s' * (threads > 1)}", "ns a case and step"
         rows.append(
             faster(what, unit, ns["giou"], "SGD, torchvision's loss", ns["SGD, torchvision's loss"], least=least)
@@ -84,7 +84,7 @@ def _steps():
 
 
 def _engine(name):
-    return lambda: descent.simulate([name], n_points=POINTS, steps=STEPS, compile=True, progress=False)
+    return lambda: simulate([name], n_points=POINTS, steps=STEPS, compile=True, progress=False)
 
 
 def _experiment():
@@ -120,5 +120,5 @@ def _run(points, how, cache):
 def measure_on_gpu():
     """The four-loss experiment on a GPU, in device time, after a first run has compiled it."""
     names = ("iou", "giou", "diou", "ciou")
-    seconds = device_seconds(lambda: descent.simulate(names, device="cuda", progress=False), rounds=3)
+    seconds = device_seconds(lambda: simulate(names, device="cuda", progress=False), rounds=3)
     return [within("four losses, 1,715,000 cases, 200 steps, GPU", "ms", seconds * 1e3, 60)]

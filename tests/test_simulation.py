@@ -13,7 +13,7 @@ import torch
 from giou_repro import boxes
 from giou_repro.experiments import convergence
 from giou_repro.registry import LOSSES, loss
-from giou_repro.simulation import case_number, descent, simulate
+from giou_repro.simulation import case_number, cases, descent, simulate, step
 from giou_repro.simulation.compiled import keep_compiled_code
 from giou_repro.simulation.diou_code import PUBLISHED, diou_ascent, giou_ascent
 
@@ -34,8 +34,8 @@ def octave_points():
 
 @pytest.fixture(scope="module")
 def published():
-    cases = OCTAVE[(OCTAVE[:, 0] == 1) & (OCTAVE[:, 1] == 1), 2].astype(int)
-    return quiet(list(PUBLISHED), gradients="published", points=octave_points(), dtype="float64", trajectories=cases)
+    numbers = OCTAVE[(OCTAVE[:, 0] == 1) & (OCTAVE[:, 1] == 1), 2].astype(int)
+    return quiet(list(PUBLISHED), gradients="published", points=octave_points(), dtype="float64", trajectories=numbers)
 
 
 @pytest.mark.parametrize(("number", "name"), list(enumerate(PUBLISHED, 1)))
@@ -51,7 +51,7 @@ def test_published_gradients_agree_with_octave(published, number, name):
 
 def test_cases_are_those_of_the_paper():
     start, target = (
-        [column[0] for column in columns] for columns in descent._cases(BESIDE, "cxcywh", torch.float64, "cpu")
+        [column[0] for column in columns] for columns in cases.boxes_and_targets(BESIDE, "cxcywh", torch.float64, "cpu")
     )
     assert len(start[0]) == 343
     square = SQUARES - 1
@@ -66,11 +66,11 @@ def test_cases_are_those_of_the_paper():
 
 
 def test_points_fill_the_disc_and_follow_the_seed():
-    points = descent._draw_points(20_000, seed=0)
+    points = cases.draw_points(20_000, seed=0)
     radius = np.linalg.norm(points - 10, axis=1)
     assert radius.max() <= 3
     assert (radius < 1.5).mean() == pytest.approx(1 / 4, abs=0.01)  # a quarter of the area
-    assert not np.array_equal(points, descent._draw_points(20_000, seed=1))
+    assert not np.array_equal(points, cases.draw_points(20_000, seed=1))
 
 
 def test_one_exact_step_by_hand():
@@ -89,7 +89,7 @@ def test_one_exact_step_by_hand():
 def test_exact_gradients_agree_with_a_plain_loop(name, encoding):
     run = quiet([name], points=BESIDE, steps=15, dtype="float64", trajectories=[7, SQUARES], encoding=encoding)
     start, target = (
-        [column[0] for column in columns] for columns in descent._cases(BESIDE, encoding, torch.float64, "cpu")
+        [column[0] for column in columns] for columns in cases.boxes_and_targets(BESIDE, encoding, torch.float64, "cpu")
     )
     for case, path in run.trajectories.groupby("case"):
         state, goal = (torch.stack([column[case - 1] for column in columns]) for columns in (start, target))
@@ -130,7 +130,7 @@ def test_adam_agrees_with_torch():
 
 def test_tables():
     run = quiet(["iou", "l1"], n_points=3, steps=4, trajectories=[5])
-    assert list(run.curves.columns) == ["loss", "step", "error", *descent.CURVE_COLUMNS]
+    assert list(run.curves.columns) == ["loss", "step", "error", *descent.MEASURES]
     assert list(run.final.columns) == ["loss", "point", "x", "y", "error", "mean_iou"]
     assert (len(run.curves), len(run.final), len(run.trajectories)) == (2 * 5, 2 * 3, 2 * 5)
     curve = run.curves[run.curves.loss == "iou"]
@@ -186,8 +186,8 @@ def with_an_if(pred, target):
 
 def test_a_users_loss_runs_in_the_engine(user_module):
     loss("mine")(on_boxes)
-    assert not descent._takes_columns(LOSSES["mine"])
-    assert descent._takes_columns(LOSSES["giou"])
+    assert not step.takes_columns(LOSSES["mine"])
+    assert step.takes_columns(LOSSES["giou"])
     loss("by_rows")(on_rows)
     run = quiet(["mine", "by_rows"], points=BESIDE, dtype="float64")
     mine, by_rows = (run.curves[run.curves.loss == name].mean_iou.to_numpy() for name in ("mine", "by_rows"))
@@ -304,7 +304,7 @@ def test_published_giou_stalls_where_the_exact_one_arrives():
 )
 def test_every_repair_together_is_the_derivative(random_boxes, ascent, name, repairs):
     box, target = (boxes.convert(boxes.columns(random_boxes(1000, seed)), "xyxy", "cxcywh") for seed in (0, 1))
-    (exact, _), (of_iou, _) = (descent._exact(LOSSES[loss], "cxcywh")[0](box, target) for loss in (name, "iou"))
+    (exact, _), (of_iou, _) = (step._exact(LOSSES[loss], "cxcywh")[0](box, target) for loss in (name, "iou"))
     doubled = exact if name == "giou" else of_iou  # in w and h, on purpose
     expected = *exact[:2], *(term + again for term, again in zip(exact[2:], doubled[2:], strict=True))
     for ours, theirs in zip(ascent(box, target, repairs), expected, strict=True):

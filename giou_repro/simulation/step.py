@@ -1,0 +1,160 @@
+"""One gradient step of the simulation: its direction for any loss, the update, and what is measured on the way.
+
+Boxes are four columns (rows, n); a clock is (rate, Adam's two bias corrections) of one step.
+"""
+
+import functools
+import math
+
+import numpy as np
+import torch
+
+from giou_repro import boxes
+from giou_repro.registry import LOSSES
+from giou_repro.simulation import diou_code
+from giou_repro.simulation.compiled import Compiled
+
+ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
+
+
+def clock(steps: int, step_size: float, schedule) -> torch.Tensor:
+    """(steps + 1, 3): rate and Adam's two bias corrections for each step; a last row of rate 0 only measures."""
+    if not isinstance(step_size, int | float | np.number) or not (step_size > 0 and math.isfinite(step_size)):
+        raise ValueError(f"step_size must be a positive number, got {step_size!r}")
+    k = np.arange(1, steps + 1)
+    if isinstance(schedule, str):
+        if schedule not in ("paper", "constant"):
+            raise ValueError(f"schedule must be 'paper', 'constant' or a list of {steps} factors, got {schedule!r}")
+        divisor = np.where(k * 10 <= steps * 8, 1, np.where(k * 10 <= steps * 9, 10, 100)) if schedule == "paper" else 1
+        rates = step_size / divisor * np.ones(steps)
+    else:
+        rates = step_size * np.asarray(schedule, dtype=np.float64)
+        if rates.shape != (steps,) or not np.isfinite(rates).all():
+            raise ValueError(f"schedule must have one finite factor for each of the {steps} steps, got {schedule!r}")
+    corrections = [1 - beta**k for beta in ADAM_BETAS]
+    return torch.from_numpy(np.stack((np.append(rates, 0), *(np.append(c, 1) for c in corrections)), 1))
+
+
+def stepper(name, gradients, encoding, iou_factor, optimizer, compiling, device):
+    """The step of a loss, the IoU it measures, and how many columns the optimizer remembers. Compiled steps are kept
+    for later calls."""
+    key = (LOSSES[name].function, LOSSES[name].space, name, gradients, encoding, iou_factor, optimizer, device)
+    step, overlap, slots, compiled = _made(*key)
+    if compiling:
+        compiled.warned = False
+    return compiled if compiling else step, overlap, slots
+
+
+@functools.lru_cache(maxsize=64)
+def _made(function, space, name, gradients, encoding, iou_factor, optimizer, device):
+    direction, overlap, stacked = _published(name) if gradients == "published" else _exact(LOSSES[name], encoding)
+    update, slots = OPTIMIZERS[optimizer]
+    step = _step(direction, encoding, iou_factor, update)
+    return step, overlap, slots, Compiled(step, name, device, stacked)
+
+
+def _published(name):
+    """As `_exact`, of the DIoU authors' code, for columns in centre and size. Its IoU is 0 for flipped boxes too."""
+    return (
+        lambda state, target: (diou_code.PUBLISHED[name](state, target), diou_code.iou(state, target)),
+        diou_code.iou,
+        False,
+    )
+
+
+def _exact(loss, encoding):
+    """For columns in `encoding`: (the direction −∂loss/∂state by automatic differentiation, IoU), IoU alone, and
+    whether the loss needs its boxes stacked."""
+    decode = encoding if loss.space == "coordinates" else "xyxy"
+    stacked = not takes_columns(loss)
+    function = _on_stacked(loss.function) if stacked else loss.function
+
+    def overlap(state, target):
+        decoded = boxes.convert(state, encoding, "xyxy"), boxes.convert(target, encoding, "xyxy")
+        return boxes.overlap(*decoded).iou
+
+    def direction(state, target):
+        goal = boxes.convert(target, encoding, decode)
+
+        def objective(moving):
+            return function(boxes.convert(moving, encoding, decode), goal).sum()
+
+        gradient, iou = _gradient(objective, lambda moving: overlap(moving, target), state)
+        return tuple(-g for g in gradient), iou
+
+    return direction, overlap, stacked
+
+
+def _gradient(objective, measured, state):
+    """(the derivative of `objective` by each column of `state`, `measured` of it): in the form the compiler can follow,
+    in which both are of the same terms, so that it computes them once; or in the one every loss supports."""
+    if torch.compiler.is_compiling():
+        return torch.func.grad(lambda moving: (objective(moving), measured(moving)), has_aux=True)(state)
+    with torch.enable_grad():
+        moving = tuple(column.detach().requires_grad_() for column in state)
+        return torch.autograd.grad(objective(moving), moving, materialize_grads=True), measured(state)
+
+
+def takes_columns(loss):
+    """Whether the loss gives the same on four columns as on (..., 4) boxes, as any written with ``boxes.columns`` does:
+    the fast path."""
+    pred = torch.tensor([[0.0, 0, 2, 1], [1, 0, 3, 3], [0, 0, 1, 1]])
+    target = torch.tensor([[0.5, 0, 2, 2], [1, 0, 3, 3], [4, 4, 5, 7]])
+    with torch.enable_grad():
+        expected = loss(pred.clone().requires_grad_(), target).detach()
+    try:
+        value = loss.function(pred.unbind(-1), target.unbind(-1))
+    except Exception:  # a user's function may fail in any way on columns
+        return False
+    alike = isinstance(value, torch.Tensor) and value.shape == expected.shape
+    return alike and torch.allclose(value, expected, equal_nan=True)
+
+
+def _on_stacked(function):
+    """A function of (N, 4) boxes as one of columns. Stacked on the first dimension, the columns stay contiguous."""
+
+    def stacked(columns):
+        return torch.stack([column.reshape(-1) for column in columns]).movedim(0, -1)
+
+    return lambda pred, target: function(stacked(pred), stacked(target))
+
+
+def _plain(direction, factor, memory, clock):
+    rate = clock[0] * factor
+    return tuple(rate * d for d in direction), memory
+
+
+def _adam(direction, factor, memory, clock):
+    rate, first_correction, second_correction = clock.unbind()
+    (b1, b2), gradient = ADAM_BETAS, [factor * d for d in direction]
+    first = tuple(b1 * m + (1 - b1) * g for m, g in zip(memory[:4], gradient, strict=True))
+    second = tuple(b2 * v + (1 - b2) * g * g for v, g in zip(memory[4:], gradient, strict=True))
+    means, scales = (m / first_correction for m in first), ((v / second_correction).sqrt() + ADAM_EPS for v in second)
+    return tuple(rate * m / scale for m, scale in zip(means, scales, strict=True)), first + second
+
+
+OPTIMIZERS = {"plain": (_plain, 0), "adam": (_adam, 8)}  # the update, and how many columns it remembers
+
+
+def _step(direction, encoding, iou_factor, update):
+    """One step as a pure function of columns (rows, n): (state, memory, target, clock) -> (next state, next memory,
+    measures).
+
+    The measures, (8, rows), are sums over each row of the state before the step.
+    """
+
+    def step(state, memory, target, clock):
+        ascent, iou = direction(state, target)
+        move, memory = update(ascent, 2 - iou if iou_factor else 1, memory, clock)
+        errors = _errors(state, target, encoding)
+        shares = ((iou > threshold).to(iou.dtype) for threshold in (0.5, 0.75, 0.9))
+        measures = torch.stack([measure.sum(-1) for measure in (*errors, iou, *shares)])
+        return tuple(s + m for s, m in zip(state, move, strict=True)), memory, measures
+
+    return step
+
+
+def _errors(state, target, encoding):
+    """|x − x*|, |y − y*|, |w − w*|, |h − h*| of each case."""
+    state, target = boxes.convert(state, encoding, "cxcywh"), boxes.convert(target, encoding, "cxcywh")
+    return [(s - t).abs() for s, t in zip(state, target, strict=True)]
