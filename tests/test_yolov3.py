@@ -14,25 +14,25 @@ def model():
 
 
 def test_there_are_10647_predictions_at_416_pixels(model):
-    assert len(model.places) == 3 * (52**2 + 26**2 + 13**2) == 10647
+    assert len(model.cells) == 3 * (52**2 + 26**2 + 13**2) == 10647
 
 
 @pytest.mark.parametrize(("anchor", "stride"), [(0, 8), (2, 8), (3, 16), (5, 16), (6, 32), (8, 32)])
 def test_a_box_shaped_as_an_anchor_is_answered_by_it_in_the_cell_of_its_centre(model, anchor, stride):
     width, height = ANCHORS[anchor]
-    place = model.places[
+    place = model.cells[
         model._assign(torch.tensor([[200.0 - width / 2, 100 - height / 2, 200 + width / 2, 100 + height / 2]]))[0]
     ]
     assert place.tolist() == [200 // stride, 100 // stride, stride, width, height]
 
 
 def test_a_centre_on_the_far_edge_belongs_to_the_last_cell(model):
-    place = model.places[model._assign(torch.tensor([[406.0, 409.5, 426, 422.5]]))[0]]
+    place = model.cells[model._assign(torch.tensor([[406.0, 409.5, 426, 422.5]]))[0]]
     assert place[:3].tolist() == [51, 51, 8]
 
 
 def test_zero_raw_outputs_decode_to_the_anchor_in_the_middle_of_its_cell(model):
-    decoded = model.decode(model.encoding(torch.zeros(10647, 7)), model.places)
+    decoded = model.decode(model.encoding(torch.zeros(10647, 7)), model.cells)
     assert decoded[0].tolist() == [4 - 5, 4 - 6.5, 4 + 5, 4 + 6.5]
 
 
@@ -41,8 +41,8 @@ def test_a_perfect_prediction_costs_the_box_loss_nothing(loss):
     model = detectors.build("yolov3", 2, loss, image_size=96)
     truth = torch.tensor([[20.0, 30, 44, 62]])
     index = model._assign(truth)
-    column, row, stride, width, height = model.places[index[0]].tolist()
-    raw = torch.zeros(1, len(model.places), 7)
+    column, row, stride, width, height = model.cells[index[0]].tolist()
+    raw = torch.zeros(1, len(model.cells), 7)
     offset = torch.tensor([32 / stride - column, 46 / stride - row])
     raw[0, index[0], :2], raw[0, index[0], 2:4] = offset.logit(), torch.tensor([24 / width, 32 / height]).log()
     losses, positives = model._losses(raw, [{"boxes": truth, "labels": torch.tensor([1])}])
@@ -51,11 +51,11 @@ def test_a_perfect_prediction_costs_the_box_loss_nothing(loss):
 
 
 def test_background_is_what_overlaps_no_truth_by_more_than_half(model):
-    raw = torch.zeros(1, len(model.places), 7)
-    target = {"boxes": model.decode(model.encoding(raw[0]), model.places)[:1], "labels": torch.tensor([0])}
+    raw = torch.zeros(1, len(model.cells), 7)
+    target = {"boxes": model.decode(model.encoding(raw[0]), model.cells)[:1], "labels": torch.tensor([0])}
     background = model._background(raw, [target])
     assert not background[0, 0] and background[0, 1]  # itself; its neighbour, 8 of 10 pixels further: IoU 2/18
-    assert background.sum() == len(model.places) - 1
+    assert background.sum() == len(model.cells) - 1
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -8,12 +8,12 @@ count, sum of IoU, number disjoint from their target. `model.divided_by` says fo
 model(images)``, a list of dicts with boxes (k, 4), scores (k,), labels (k,), and masks (k, S, S).
 """
 
-import difflib
 import importlib
 from typing import NamedTuple
 
 from giou_repro.detectors.box_loss import BoxLoss
 from giou_repro.registry import LOSSES, select
+from giou_repro.spelling import unknown
 
 
 class Family(NamedTuple):
@@ -26,9 +26,7 @@ class Family(NamedTuple):
 
 
 DETECTORS = {
-    "yolov3": Family(
-        "yolov3", boxes=5.0, coordinates=5.0
-    ),  # with the terms divided by the positives; l2 and GIoU both gain on 1 and 2
+    "yolov3": Family("yolov3", boxes=5.0, coordinates=5.0),  # terms divided by positives: 5 beats 1 and 2, ℓ2 and GIoU
     "faster_rcnn": Family("rcnn", boxes=10.0, coordinates=1.0),  # the GIoU paper's
     "mask_rcnn": Family("rcnn", boxes=10.0, coordinates=1.0),
     "retinanet": Family("dense", boxes=1.0, coordinates=1.0),
@@ -36,7 +34,7 @@ DETECTORS = {
 }
 
 
-def build(name, num_classes, box_loss="giou", box_weight=None, image_size=416, backbone=None):
+def build(name: str, num_classes: int, box_loss="giou", box_weight=None, image_size=416, backbone=None):
     """The detector `name` of DETECTORS for `num_classes` classes and squares of `image_size` pixels, a multiple of 32.
 
     `box_loss` is a name in LOSSES, a ``module:function`` or a Loss; `box_weight` None is the family's own, see
@@ -51,30 +49,23 @@ def build(name, num_classes, box_loss="giou", box_weight=None, image_size=416, b
             f"{name}: image_size must be a multiple of 32, the coarsest stride of the backbones, got {image_size!r}"
         )
     loss = LOSSES[select([box_loss])[0]] if isinstance(box_loss, str) else box_loss
-    family = DETECTORS[name]
-    weight = getattr(family, loss.space) if box_weight is None else box_weight
-    make = getattr(importlib.import_module(f"giou_repro.detectors.{family.module}"), name)
-    return make(
-        num_classes,
-        BoxLoss(loss, weight, image_size=(image_size, image_size)),
-        image_size=image_size,
-        backbone=backbone,
-    )
+    weight = getattr(DETECTORS[name], loss.space) if box_weight is None else box_weight
+    make = getattr(importlib.import_module(f"giou_repro.detectors.{DETECTORS[name].module}"), name)
+    box_loss = BoxLoss(loss, weight, image_size=(image_size, image_size))
+    return make(num_classes, box_loss, image_size=image_size, backbone=backbone)
 
 
-def check(name, backbone=None):
+def check(name: str, backbone: str | None = None) -> None:
     """Raise ValueError where there is no detector `name`, or none with this backbone; the message names the closest."""
     if name not in DETECTORS:
-        close = difflib.get_close_matches(name, DETECTORS, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"unknown detector {name!r}; {hint}The detectors are {', '.join(DETECTORS)}")
+        raise ValueError(unknown("detector", name, DETECTORS))
     if backbone is not None and not (name == "yolov3" and backbone == "darknet53"):
         from giou_repro.detectors import backbones
 
         backbones.check(backbone)
 
 
-def pretrained(backbone):
+def pretrained(backbone: str | None) -> bool:
     """Whether the backbone of this name, or None for a detector's own, begins with weights of an earlier training."""
     architecture, _, weights = (backbone or "tiny").partition(":")
     return weights != "none" and (bool(weights) or architecture == "efficientnet_lite0")

@@ -10,21 +10,21 @@ from giou_repro.registry import LOSSES, Loss, select
 class BoxLoss:
     """A loss of LOSSES with the weight it has in a detector.
 
-    `loss` is a name in LOSSES, a ``module:function`` of the user, or a `Loss`; `weight` multiplies it. `known` are
-    things the detector knows, as ``image_size=(width, height)``: each is handed to a loss that takes a keyword of that
-    name. Raises ValueError for an unknown loss, or a weight that is not a positive number.
+    `loss` is a name in LOSSES, a ``module:function`` of the user, or a `Loss`; `weight` multiplies it. `settings` of
+    the detector, as ``image_size=(width, height)``, are passed on to a loss that takes a keyword of that name. Raises
+    ValueError for an unknown loss, or a weight that is not a positive number.
     """
 
-    def __init__(self, loss, weight=1.0, **known):
+    def __init__(self, loss, weight=1.0, **settings):
         if not isinstance(weight, int | float) or not 0 < weight < float("inf"):
             raise ValueError(f"the box loss weight must be a number above 0, got {weight!r}")
         self.loss = loss if isinstance(loss, Loss) else LOSSES[select([loss])[0]]
         self.weight = weight
         keywords = getattr(self.loss.function, "__kwdefaults__", None) or {}
-        self.options = {name: value for name, value in known.items() if name in keywords}
+        self.options = {name: value for name, value in settings.items() if name in keywords}
 
     def __call__(self, encoded_pred, encoded_target, pred_boxes, target_boxes):
-        """The weighted loss (n,) of each positive, and what is to be known of the n positives.
+        """The weighted loss (n,) of each positive, and the measures of the n positives.
 
         A "coordinates" loss compares the encodings (n, 4), whatever the detector regresses; a "boxes" loss the decoded
         xyxy boxes (n, 4). All is computed in float32, under autocast too. The second result holds three detached 0-d

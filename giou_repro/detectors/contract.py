@@ -1,5 +1,5 @@
 """What torchvision's detectors need to keep the contract of this package: images and targets as they are, one set of
-names."""
+names, float32 where it matters."""
 
 import torch
 from torch import nn
@@ -9,19 +9,46 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 SCORE_THRESHOLD = 0.01  # AP wants the long tail of detections; torchvision's 0.05 and 0.2 are for looking at
 DETECTIONS = 100  # an image, as COCO counts
-NAMES = {
-    **{
-        "loss_classifier": "classification",
-        "loss_box_reg": "box",
-        "loss_mask": "mask",
-        "loss_objectness": "objectness",
-    },
-    **{"loss_rpn_box_reg": "rpn_box", "bbox_regression": "box", "bbox_ctrness": "centerness"},
+POSITIVES = ("count", "iou", "disjoint", "samples")  # what a box loss leaves among torchvision's losses
+NAMES = {  # of torchvision's losses → of the contract
+    "loss_classifier": "classification",
+    "loss_box_reg": "box",
+    "loss_mask": "mask",
+    "loss_objectness": "objectness",
+    "loss_rpn_box_reg": "rpn_box",
+    "bbox_regression": "box",
+    "bbox_ctrness": "centerness",
 }
 
 
-class AsIs(GeneralizedRCNNTransform):
-    """In torchvision's place for resizing and normalising: squares of one size (B, 3, S, S) pass, the backbone
+class Contract(nn.Module):
+    """Before a detector of torchvision among the base classes: in training it gives (losses, positives)."""
+
+    def forward(self, images, targets=None):
+        outputs = super().forward(images, targets)
+        if not self.training:
+            return outputs
+        positives = {name: outputs.pop(name) for name in POSITIVES if name in outputs}
+        return {NAMES.get(name, name): value for name, value in outputs.items()}, positives
+
+
+class InFloat32:
+    """Before a head of torchvision among the base classes: its outputs leave autocast, before boxes are decoded."""
+
+    def forward(self, features):
+        return _in_float32(super().forward(features))
+
+
+def _in_float32(outputs):
+    if isinstance(outputs, torch.Tensor):
+        return outputs.float()
+    if isinstance(outputs, dict):
+        return {name: _in_float32(value) for name, value in outputs.items()}
+    return [_in_float32(value) for value in outputs]
+
+
+class NoTransform(GeneralizedRCNNTransform):
+    """In place of torchvision's resizing and normalising: squares of one size (B, 3, S, S) pass, the backbone
     normalises them.
 
     Raises TypeError for images that are not floating point, ValueError for another shape.
@@ -51,23 +78,6 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, features):
         return super().forward(features.contiguous()).contiguous(memory_format=torch.channels_last)
-
-
-def in_float32(outputs):
-    """A dict, list or tuple of tensors in float32: what heads give under autocast, before boxes are decoded from it."""
-    if isinstance(outputs, torch.Tensor):
-        return outputs.float()
-    return (
-        {name: in_float32(each) for name, each in outputs.items()}
-        if isinstance(outputs, dict)
-        else [in_float32(each) for each in outputs]
-    )
-
-
-def losses_and_positives(outputs):
-    """torchvision's dict of losses, in which the box loss has left its positives → (losses, positives)."""
-    positives = {name: outputs[name] for name in ("count", "iou", "disjoint", "samples") if name in outputs}
-    return {NAMES.get(name, name): value for name, value in outputs.items() if name not in positives}, positives
 
 
 def anchor_sizes(image_size):

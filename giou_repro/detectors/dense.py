@@ -12,57 +12,26 @@ from giou_repro.detectors.contract import (
     DETECTIONS,
     SCORE_THRESHOLD,
     Anchors,
-    AsIs,
+    Contract,
     GroupNorm,
+    InFloat32,
+    NoTransform,
     anchor_sizes,
-    in_float32,
-    losses_and_positives,
 )
 
 NORM = partial(GroupNorm, 32)
 
 
-def _positives(targets, deltas, anchors, matched):
-    """Over the batch's positives: deltas, anchors and true boxes (n, 4) each, and the index (n,) of their image.
-
-    deltas (B, A, 4); anchors and matched a list of B, (A, 4) and (A,): the index of the true box that an anchor answers
-    for, below 0 for none.
-    """
-    matched = torch.stack(matched)
-    image, anchor = torch.where(matched >= 0)
-    truth = torch.cat([target["boxes"][each[each >= 0]] for target, each in zip(targets, matched, strict=True)])
-    return deltas[image, anchor], torch.stack(anchors)[image, anchor], truth, image
-
-
-class _RetinaHead(RetinaNetHead):
-    """torchvision's head with the box loss given; it leaves count, iou and disjoint among the losses."""
-
-    def __init__(self, box_loss, *sizes):
-        super().__init__(*sizes, norm_layer=NORM)
-        self.box_loss = box_loss
-
-    def forward(self, features):
-        return in_float32(super().forward(features))
-
-    def compute_loss(self, targets, head_outputs, anchors, matched_idxs):
-        deltas, anchors, truth, image = _positives(targets, head_outputs["bbox_regression"], anchors, matched_idxs)
-        coder = self.regression_head.box_coder
-        each, positives = self.box_loss(
-            deltas, coder.encode_single(truth, anchors), coder.decode_single(deltas, anchors), truth
-        )
-        share = 1 / image.bincount(minlength=len(targets)).clamp(min=1)  # each image counts alike, as in torchvision
-        classification = self.classification_head.compute_loss(targets, head_outputs, matched_idxs)
-        return {"classification": classification, "box": (each * share[image]).sum() / len(targets), **positives}
-
-
-class RetinaNet(detection.RetinaNet):
+class RetinaNet(Contract, detection.RetinaNet):
     """torchvision's RetinaNet under this package's contract; images (B, 3, S, S) in 0..1."""
 
     divided_by = dict.fromkeys(("classification", "box"), "images")
 
-    def forward(self, images, targets=None):
-        outputs = super().forward(images, targets)
-        return losses_and_positives(outputs) if self.training else outputs
+
+class FCOS(Contract, detection.FCOS):
+    """torchvision's FCOS under this package's contract; images (B, 3, S, S) in 0..1."""
+
+    divided_by = dict.fromkeys(("classification", "box", "centerness"), "count")
 
 
 def retinanet(num_classes, box_loss, image_size, backbone=None):
@@ -72,23 +41,55 @@ def retinanet(num_classes, box_loss, image_size, backbone=None):
     A coordinate loss compares (dx/w, dy/h, log dw, log dh) to the anchor, an overlap loss decoded boxes. Each image's
     sum over positives is divided by their number.
     """
-    pyramid = backbones.Pyramid(*_scaled(image_size, backbone))
+    pyramid = _pyramid(image_size, backbone)
     sizes = tuple(tuple(size * 2 ** (third / 3) for third in range(3)) for size in anchor_sizes(image_size))
     anchors = Anchors(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
-    head = _RetinaHead(box_loss, pyramid.out_channels, anchors.num_anchors_per_location()[0], num_classes)
-    model = RetinaNet(
-        pyramid,
-        num_classes,
-        anchor_generator=anchors,
-        head=head,
-        score_thresh=SCORE_THRESHOLD,
-        detections_per_img=DETECTIONS,
-    )
-    model.transform, model.box_loss = AsIs(), box_loss
+    head = _RetinaNetHead(box_loss, pyramid.out_channels, anchors.num_anchors_per_location()[0], num_classes)
+    return _detector(RetinaNet, pyramid, num_classes, anchors, head)
+
+
+def fcos(num_classes, box_loss, image_size, backbone=None):
+    """FCOS: one point a cell, centre sampling, centerness.
+
+    A coordinate loss compares the distances from the point to the four edges over the stride, an overlap loss decoded
+    boxes. The sum over positives is divided by the batch's number of positives.
+    """
+    pyramid = _pyramid(image_size, backbone)
+    anchors = Anchors(tuple((stride,) for stride in pyramid.strides), ((1.0,),) * len(pyramid.strides))
+    return _detector(FCOS, pyramid, num_classes, anchors, _FCOSHead(box_loss, pyramid.out_channels, 1, num_classes))
+
+
+def _pyramid(image_size, backbone):
+    """Below 256 pixels the tiny backbone and stride 4, from there ResNet-50 and the papers' stride 8."""
+    small = image_size < 256
+    return backbones.Pyramid(backbone or ("tiny" if small else "resnet50"), finest=4 if small else 8)
+
+
+def _detector(family, pyramid, num_classes, anchors, head):
+    limits = {"score_thresh": SCORE_THRESHOLD, "detections_per_img": DETECTIONS}
+    model = family(pyramid, num_classes, anchor_generator=anchors, head=head, **limits)
+    model.transform, model.box_loss = NoTransform(), head.box_loss
     return model
 
 
-class _FCOSHead(FCOSHead):
+class _RetinaNetHead(InFloat32, RetinaNetHead):
+    """torchvision's head with the box loss given; it leaves count, iou and disjoint among the losses."""
+
+    def __init__(self, box_loss, *sizes):
+        super().__init__(*sizes, norm_layer=NORM)
+        self.box_loss = box_loss
+
+    def compute_loss(self, targets, head_outputs, anchors, matched_idxs):
+        deltas, anchors, truth, image = _positives(targets, head_outputs["bbox_regression"], anchors, matched_idxs)
+        coder = self.regression_head.box_coder
+        encoded, decoded = coder.encode_single(truth, anchors), coder.decode_single(deltas, anchors)
+        losses, positives = self.box_loss(deltas, encoded, decoded, truth)
+        share = 1 / image.bincount(minlength=len(targets)).clamp(min=1)  # each image counts alike, as in torchvision
+        classification = self.classification_head.compute_loss(targets, head_outputs, matched_idxs)
+        return {"classification": classification, "box": (losses * share[image]).sum() / len(targets), **positives}
+
+
+class _FCOSHead(InFloat32, FCOSHead):
     """torchvision's head with its GIoU loss exchanged for the box loss given; it leaves count, iou and disjoint among
     the losses."""
 
@@ -98,51 +99,21 @@ class _FCOSHead(FCOSHead):
         self.regression_head = FCOSRegressionHead(channels, anchors, norm_layer=NORM)
         self.box_loss = box_loss
 
-    def forward(self, features):
-        return in_float32(super().forward(features))
-
     def compute_loss(self, targets, head_outputs, anchors, matched_idxs):
-        losses = super().compute_loss(targets, head_outputs, anchors, matched_idxs)
+        torchvisions = super().compute_loss(targets, head_outputs, anchors, matched_idxs)
         deltas, anchors, truth, _ = _positives(targets, head_outputs["bbox_regression"], anchors, matched_idxs)
-        each, positives = self.box_loss(
-            deltas, self.box_coder.encode(anchors, truth), self.box_coder.decode(deltas, anchors), truth
-        )
-        return losses | {"bbox_regression": each.sum() / max(1, len(each))} | positives
+        encoded, decoded = self.box_coder.encode(anchors, truth), self.box_coder.decode(deltas, anchors)
+        losses, positives = self.box_loss(deltas, encoded, decoded, truth)
+        return torchvisions | {"bbox_regression": losses.sum() / max(1, len(losses))} | positives
 
 
-class FCOS(detection.FCOS):
-    """torchvision's FCOS under this package's contract; images (B, 3, S, S) in 0..1."""
+def _positives(targets, deltas, anchors, matched):
+    """Over the batch's positives: deltas, anchors and true boxes (n, 4) each, and the index (n,) of their image.
 
-    divided_by = dict.fromkeys(("classification", "box", "centerness"), "count")
-
-    def forward(self, images, targets=None):
-        outputs = super().forward(images, targets)
-        return losses_and_positives(outputs) if self.training else outputs
-
-
-def fcos(num_classes, box_loss, image_size, backbone=None):
-    """FCOS: one point a cell, centre sampling, centerness.
-
-    A coordinate loss compares the distances from the point to the four edges over the stride, an overlap loss decoded
-    boxes. The sum over positives is divided by the batch's number of positives.
+    deltas (B, A, 4); anchors and matched a list of B, (A, 4) and (A,): the index of the true box that an anchor answers
+    for, below 0 for none.
     """
-    pyramid = backbones.Pyramid(*_scaled(image_size, backbone))
-    anchors = Anchors(tuple((stride,) for stride in pyramid.strides), ((1.0,),) * len(pyramid.strides))
-    head = _FCOSHead(box_loss, pyramid.out_channels, 1, num_classes)
-    model = FCOS(
-        pyramid,
-        num_classes,
-        anchor_generator=anchors,
-        head=head,
-        score_thresh=SCORE_THRESHOLD,
-        detections_per_img=DETECTIONS,
-    )
-    model.transform, model.box_loss = AsIs(), box_loss
-    return model
-
-
-def _scaled(image_size, backbone):
-    """(backbone, finest stride of its pyramid): below 256 pixels the tiny one and stride 4, from there ResNet-50 and
-    the papers' stride 8."""
-    small = image_size < 256
-    return backbone or ("tiny" if small else "resnet50"), 4 if small else 8
+    matched = torch.stack(matched)  # (B, A)
+    image, anchor = torch.where(matched >= 0)  # (n,) each, by image
+    truth = torch.cat([target["boxes"][index[index >= 0]] for target, index in zip(targets, matched, strict=True)])
+    return deltas[image, anchor], torch.stack(anchors)[image, anchor], truth, image
