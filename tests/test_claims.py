@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from giou_repro import simulate
-from giou_repro.experiments import comparison, convergence, landscape, metric
+from giou_repro.experiments import comparison, convergence, landscape, metric, metric_properties
 from giou_repro.report import claims
 from giou_repro.report.claims import CONDITION, FAILS, HOLDS, UNDECIDED, UNTESTED
 from giou_repro.report.publish import published_runs
@@ -64,7 +64,7 @@ def real(tmp_path_factory):
     first = dict(
         figure_1=metric.figure_1(["l1"]),
         spread=metric.spread([], [7.0], 2_000, 0),
-        properties=metric.properties(2_000, 0),
+        properties=metric_properties.properties(2_000, 0),
     )
     first |= dict(ranges=metric.ranges([metric.pairs(kind, 2_000, 0) for kind in ("equal", "corners")]))
     first |= dict(rank_correlation=metric.rank_correlation([0.001, 1.0], 200, 10, 0))

@@ -1,16 +1,21 @@
-"""What notebook 03 reads off simulations. Every function returns a pandas table; errors are those of one case, in the
-boxes' unit."""
+"""Notebook 03: what the simulation does with each loss. Errors are those of one case, in the boxes' unit."""
 
 import itertools
 
 import numpy as np
 import pandas as pd
+import torch
+from matplotlib import pyplot as plt
+from matplotlib.colors import LogNorm
 from scipy import stats
 
-from giou_repro.experiments import statistics
+from giou_repro import boxes, registry
+from giou_repro.experiments import statistics, style
 from giou_repro.simulation import CASES_PER_POINT, CENTRE, COMPILE_FROM, SHAPES, case_number, diou_code, simulate
+from giou_repro.simulation.descent import Simulation
 
 STARTS = {"horizontal": (12.5, 10.0), "vertical": (10.0, 12.5), "diagonal": (12.0, 12.0)}  # centres of the single boxes
+UNIT_SQUARE = (9.5, 9.5, 10.5, 10.5)  # their target
 OUTPUTS = (  # without which a run of the notebook is not complete
     *(f"{table}_{run}.csv" for table in ("curves", "final") for run in ("published", "exact", "exact_corners")),
     *("standings.csv", "against_paper.csv", "alignment.csv", "points.csv", "differences.csv", "step_sizes.csv"),
@@ -20,40 +25,100 @@ OUTPUTS = (  # without which a run of the notebook is not complete
 )
 
 
-def curves(result):
-    """The learning curves of a Simulation with errors for one case, so that runs of different size compare."""
-    cases = result.settings["n_points"] * CASES_PER_POINT
-    errors = {name: result.curves[name] / cases for name in ("error", "error_x", "error_y", "error_w", "error_h")}
-    return result.curves.assign(**errors)
+def curves(simulation: Simulation) -> pd.DataFrame:
+    """The learning curves with errors for one case, so that simulations of different size compare."""
+    cases = simulation.settings["n_points"] * CASES_PER_POINT
+    errors = {name: simulation.curves[name] / cases for name in ("error", "error_x", "error_y", "error_w", "error_h")}
+    return simulation.curves.assign(**errors)
 
 
-def standings(result):
-    """Where each loss ended: loss, error, mean_iou, iou_50, iou_75, iou_90, and half_step, the first step with half the
-    error of the start."""
+def standings(simulation: Simulation) -> pd.DataFrame:
+    """Where each loss ended: loss, half_step (the first step with half the error of the start), error, mean_iou,
+    iou_50, iou_75, iou_90."""
     rows = []
-    for name, curve in curves(result).groupby("loss", sort=False):
+    for name, curve in curves(simulation).groupby("loss", sort=False):
         half = curve.step[curve.error <= curve.error.iloc[0] / 2].min()
-        rows.append(
-            {"loss": name, "half_step": half}
-            | curve.iloc[-1][["error", "mean_iou", "iou_50", "iou_75", "iou_90"]].to_dict()
-        )
+        end = curve.iloc[-1][["error", "mean_iou", "iou_50", "iou_75", "iou_90"]]
+        rows.append({"loss": name, "half_step": half} | end.to_dict())
     return pd.DataFrame(rows)
 
 
-def paper_curves(losses):
+def ranking(table: pd.DataFrame, measure: str) -> str:
+    """The losses of a table with a column's value, best first: the least error, or the highest of any other column."""
+    order = table.sort_values(measure, ascending=measure == "error")
+    return ", ".join(f"{registry.label(row.loss)} ({getattr(row, measure):.3f})" for row in order.itertuples())
+
+
+def paper_curves(losses: list[str]) -> pd.DataFrame:
     """The DIoU paper's convergence figure as read off the picture (to ± 0.009): loss, step, error."""
     table = pd.DataFrame(diou_code.CURVE).melt("step", var_name="loss", value_name="error").dropna()
     return table[table.loss.isin(losses)].assign(error=lambda t: t.error * 1e6 / diou_code.CURVE_CASES)
 
 
-def against_paper(result):
-    """Our published-gradient curves beside the paper's: loss, step, paper, ours, difference."""
-    paper = paper_curves(result.settings["losses"]).rename(columns={"error": "paper"})
-    ours = curves(result)[["loss", "step", "error"]].rename(columns={"error": "ours"})
+def against_paper(simulation: Simulation) -> pd.DataFrame:
+    """The curves of a simulation with published gradients beside the paper's: loss, step, paper, ours, difference."""
+    paper = paper_curves(simulation.settings["losses"]).rename(columns={"error": "paper"})
+    ours = curves(simulation)[["loss", "step", "error"]].rename(columns={"error": "ours"})
     return paper.merge(ours, on=["loss", "step"]).assign(difference=lambda t: t.ours - t.paper)
 
 
-def alignment(final, beyond=2.0):
+@style.styled
+def plot_convergence(panels: dict[str, pd.DataFrame], measure: str = "error", paper: pd.DataFrame | None = None):
+    """`curves` against the step, a panel a title; circles in the first panel are `paper_curves`."""
+    labels = {"error": "coordinate error of a case", "mean_iou": "mean IoU", "iou_75": "share above IoU .75"}
+    figure, (axes,) = style.panels(1, len(panels), 4.4, 3.6, sharey=True)
+    for axis, (title, table) in zip(axes, panels.items(), strict=True):
+        style.draw_losses(axis, table, "step", measure)
+        axis.set(title=title, xlabel="step")
+    axes[0].set_ylabel(labels[measure])
+    axes[0].set_ylim(bottom=0)
+    if paper is not None:
+        plt.setp(axes[0].lines, marker="")  # the circles are the paper's
+        circle = dict(linestyle="", marker="o", markersize=5, markerfacecolor="white")
+        for name, dots in paper.groupby("loss", sort=False):
+            axes[0].plot(dots.step, dots.error, color=style.color(name), **circle)
+        axes[0].plot([], [], color="black", label="read off the paper", **circle)
+    style.legend_below(figure, axes, 8)
+    return figure
+
+
+def describe_convergence(standings: pd.DataFrame, against: pd.DataFrame) -> str:
+    """From `standings` with a column "run" ("published", "exact"), of overlap losses only, and `against_paper`."""
+    words = [
+        f"With {run} gradients the final error orders them {ranking(part, 'error')}."
+        for run, part in standings.groupby("run", sort=False)
+    ]
+    if len(against):
+        largest = against.loc[against.difference.abs().idxmax()]
+        words.append(
+            "Our published curves differ from the paper's picture by "
+            f"{against.difference.abs().median():.3f} in the median and by {abs(largest.difference):.3f} at most "
+            f"({registry.label(largest.loss)}, step {largest.step}, where the paper has {largest.paper:.2f})."
+        )
+    return f"**What we see.** {' '.join(words)}"
+
+
+@style.styled
+def plot_surfaces(panels: dict[str, pd.DataFrame]):
+    """Mean final error of a case at each anchor point: a row a title, from Simulation.final."""
+    columns = max(table.loss.nunique() for table in panels.values())
+    figure, axes = style.panels(len(panels), columns, 2.7, 2.7, sharex=True, sharey=True)
+    errors = pd.concat(panels.values()).error / CASES_PER_POINT
+    norm = LogNorm(max(np.nanquantile(errors, 0.02), 1e-4), np.nanmax(errors))
+    for row, (title, table) in zip(axes, panels.items(), strict=True):
+        for axis in row[table.loss.nunique() :]:
+            axis.set_visible(False)
+        for axis, (name, part) in zip(row, table.groupby("loss", sort=False), strict=False):
+            size = np.clip(9000 / len(part), 2.5, 60)
+            look = dict(norm=norm, s=size, linewidth=0, rasterized=True)
+            dots = axis.scatter(part.x, part.y, c=part.error / CASES_PER_POINT, **look)
+            axis.set(title=f"{registry.label(name)}, {title}", aspect="equal", xlim=(6.8, 13.2), ylim=(6.8, 13.2))
+            axis.grid(False)
+    figure.colorbar(dots, ax=axes, label="mean final error of a case", shrink=0.8)
+    return figure
+
+
+def alignment(final: pd.DataFrame, beyond: float = 2.0) -> pd.DataFrame:
     """Final error of starts beside, above or below the targets, and of starts diagonally from them: loss, aligned,
     diagonal, low, high, points.
 
@@ -71,13 +136,24 @@ def alignment(final, beyond=2.0):
         low, high = np.nan, np.nan
         if min(len(aligned), len(diagonal)) >= statistics.LEAST:
             low, high = stats.ttest_ind(aligned, diagonal, equal_var=False).confidence_interval(statistics.LEVEL)
-        rows.append(
-            dict(loss=name, aligned=aligned.mean(), diagonal=diagonal.mean(), low=low, high=high, points=len(part))
-        )
+        means = dict(loss=name, aligned=aligned.mean(), diagonal=diagonal.mean())
+        rows.append(means | dict(low=low, high=high, points=len(part)))
     return pd.DataFrame(rows)
 
 
-def by_point(final):
+def describe_alignment(table: pd.DataFrame) -> str:
+    """From `alignment` with a column "run"."""
+    words = "; ".join(
+        f"{registry.label(row.loss)} with {row.run} gradients ({row.aligned:.3f} against {row.diagonal:.3f})"
+        for row in table[table.aligned > 1.5 * table.diagonal].itertuples()
+    )
+    return (
+        "**What we see.** Of the starts more than 2 from the targets' centre, those beside, above or below them end "
+        f"with at least half as much error again as the diagonal ones for: {words or 'none'} (claim Z3)."
+    )
+
+
+def by_point(final: pd.DataFrame) -> pd.DataFrame:
     """The final error of a case, over the anchor points: loss, points, error, low, high (95 % of the mean), worst (the
     mean of the worst point)."""
     rows = []
@@ -88,7 +164,7 @@ def by_point(final):
     return pd.DataFrame(rows)
 
 
-def differences(final):
+def differences(final: pd.DataFrame) -> pd.DataFrame:
     """The final error of a case under one loss less that under another, point by point: loss, against, points,
     difference, low, high (95 %)."""
     errors = final.pivot(index="point", columns="loss", values="error")[list(final.loss.unique())] / CASES_PER_POINT
@@ -101,7 +177,149 @@ def differences(final):
     return pd.DataFrame(rows)
 
 
-def apart(losses, n_points, gradients, seed=0, **options):
+def step_sizes(losses: list[str], sizes: list[float], n_points: int, **options) -> pd.DataFrame:
+    """Where each loss ends for each step size: the columns of `standings` and step_size. `options` are simulate's."""
+    work = len(sizes) * n_points * CASES_PER_POINT * options.get("steps", 200)  # one compiled step serves every size
+    options = {"compile": True if work >= COMPILE_FROM else "auto"} | options
+    tables = [standings(simulate(losses, n_points, step_size=size, **options)).assign(step_size=size) for size in sizes]
+    return pd.concat(tables, ignore_index=True)
+
+
+@style.styled
+def plot_step_sizes(table: pd.DataFrame):
+    """Final error and mean IoU against the step size."""
+    figure, (axes,) = style.panels(1, 2, 4.4, 3.5)
+    for axis, measure in zip(axes, ("error", "mean_iou"), strict=True):
+        style.draw_losses(axis, table, "step_size", measure)
+        axis.axvline(0.1, color="0.6", linewidth=0.9, linestyle="--")
+        axis.set(xscale="log", xlabel="step size (dashed: the paper's)")
+    axes[0].set(ylabel="final coordinate error of a case", yscale="log")
+    axes[1].set(ylabel="final mean IoU")
+    style.legend_below(figure, axes)
+    return figure
+
+
+def describe_step_sizes(table: pd.DataFrame) -> str:
+    orders = "; ".join(f"at {size:g}: {ranking(part, 'error')}" for size, part in table.groupby("step_size"))
+    finite = table.dropna(subset="error")
+    best = finite.loc[finite.groupby("loss", sort=False).error.idxmin()]
+    rates = ", ".join(f"{registry.label(row.loss)} at {row.step_size:g}" for row in best.itertuples())
+    diverged = sorted(set(table.loss) - set(finite.loss))
+    return (
+        f"**What we see.** Final error, least first, {orders}. Each at the best of these rates ({rates}): "
+        f"{ranking(best, 'error')}.{f' Diverged at every rate: {style.labels(diverged)}.' if diverged else ''}"
+    )
+
+
+def every_loss(losses, n_points: int, step_size: float, sizes: list[float], sweep_points: int, **options):
+    """Each loss at one step size, and at the one of `sizes` that leaves it the least error, found on `sweep_points`
+    anchor points.
+
+    The columns of `standings`, seconds (of the run at `step_size`), and best_size, best_error, best_iou_75: missing
+    where it diverged at every size. `options` are simulate's.
+    """
+    simulation = simulate(losses, n_points, step_size=step_size, **options)
+    swept = step_sizes(losses, sizes, sweep_points, **options).dropna(subset="error")
+    best = swept.loc[swept.groupby("loss").error.idxmin()]
+    best = best.rename(columns={"step_size": "best_size", "error": "best_error", "iou_75": "best_iou_75"})
+    best = best[["loss", "best_size", "best_error", "best_iou_75"]]
+    table = standings(simulation).merge(best, on="loss", how="left")
+    return table.assign(seconds=table.loss.map(simulation.settings["seconds"]))
+
+
+@style.styled
+def plot_every_loss(table: pd.DataFrame, step_size: float, ax=None):
+    """Final error of a case of each loss at one step size and at its own best, least on top."""
+    table = table.sort_values("best_error", ascending=False, na_position="first")
+    equal, best = table.error.clip(lower=1e-5), table.best_error.clip(lower=1e-5)
+    axis, rows = style.one_panel(ax, 8.2, 0.9 + 0.26 * len(table)), range(len(table))
+    axis.hlines(rows, best, equal, color="0.8", linewidth=1.5, zorder=1)
+    axis.scatter(equal, rows, s=34, facecolor="white", edgecolor="black", label=f"at step size {step_size:g}")
+    axis.scatter(best, rows, s=34, color="black", label="at its own best step size")
+    sizes = ["" if np.isnan(size) else f" ({size:g})" for size in table.best_size]
+    axis.set_yticks(rows, [registry.label(name) + size for name, size in zip(table.loss, sizes, strict=True)])
+    axis.set(xscale="log", xlabel="final coordinate error of a case (0.00001 or less at the left edge)")
+    axis.set_ylim(-0.7, len(table) - 0.3)
+    axis.grid(axis="y", visible=False)
+    style.legend_beside(axis)
+    return axis.figure
+
+
+def describe_every_loss(table: pd.DataFrame, step_size: float) -> str:
+    """Coordinate losses are left out: they regress the very coordinates that the error is measured in."""
+    overlap = table[[registry.LOSSES[name].space == "boxes" for name in table.loss]]
+    equal, best = overlap.dropna(subset="error"), overlap.assign(error=overlap.best_error).dropna(subset="error")
+    return (
+        f"**What we see.** Of the {len(overlap)} overlap losses, each at the best step size of the sweep, least error: "
+        f"{ranking(best.nsmallest(4, 'error'), 'error')}; most: {ranking(best.nlargest(3, 'error'), 'error')}. With "
+        f"step size {step_size:g} for all the first four are {ranking(equal.nsmallest(4, 'error'), 'error')}."
+    )
+
+
+def describe_encodings(panels: dict[str, pd.DataFrame], step: int) -> str:
+    """From `curves` by encoding: which loss leads after `step` steps, and at the end."""
+    words = []
+    for encoding, table in panels.items():
+        early, end = (table[table.step == at] for at in (step, table.step.max()))
+        best = [ranking(part, measure).split(",")[0] for part in (early, end) for measure in ("error", "mean_iou")]
+        words.append(
+            f"Regressing {encoding}, after {step} steps the least error is that of {best[0]} and the highest mean IoU "
+            f"that of {best[1]}; at the end {best[2]} and {best[3]}."
+        )
+    return (
+        f"**What we see.** {' '.join(words)}\n\n"
+        "The metric decides the winner here. The error this simulation sums *is* the ℓ1 loss of centre and size: a "
+        "coordinate loss descends the very quantity it is measured by, each coordinate by itself, with no network in "
+        "which the steps could conflict, and on boxes that all have about the same size. Neither reading says how a "
+        "detector would end, where weights share the errors and none reaches zero."
+    )
+
+
+def single_boxes(losses: list[str], gradients: str, **options) -> pd.DataFrame:
+    """A unit square from each of STARTS to a unit-square target: gradients, loss, start, step, x, y, w, h, iou."""
+    cases = {case_number(point, target=4, area=4, shape=4): start for point, start in enumerate(STARTS, 1)}
+    points = list(STARTS.values())
+    ways = simulate(losses, points=points, trajectories=list(cases), gradients=gradients, **options).trajectories
+    return ways.assign(gradients=gradients, start=ways.case.map(cases))
+
+
+@style.styled
+def plot_single_boxes(table: pd.DataFrame, frames=(0, 0.025, 0.1, 0.25, 0.5, 1)):
+    """One start: a row for each loss and kind of gradients, a picture for each of `frames` (shares of the steps)."""
+    rows = list(table.groupby(["gradients", "loss"], sort=False))
+    shown = sorted({round(frame * table.step.max()) for frame in frames})
+    centre, half = table[["x", "y"]].to_numpy(), table[["w", "h"]].abs().to_numpy() / 2
+    edges = np.concatenate((centre - half, centre + half))
+    edges = np.concatenate((edges[np.isfinite(edges).all(1)].clip(-20, 40), np.reshape(UNIT_SQUARE, (2, 2))))
+    low, high = edges.min(0) - 0.25, edges.max(0) + 0.25
+    height = 0.35 + 1.55 * min(np.divide(*(high - low)[::-1]), 1.3)
+    figure, axes = style.panels(len(rows), len(shown), 1.75, height, sharex=True, sharey=True)
+    for line, ((gradients, name), part) in zip(axes, rows, strict=True):
+        for axis, row in zip(line, part[part.step.isin(shown)].itertuples(), strict=True):
+            style.draw_box(axis, UNIT_SQUARE, style.TRUE, linewidth=3.5, label="target")
+            corners = (row.x - row.w / 2, row.y - row.h / 2, row.x + row.w / 2, row.y + row.h / 2)
+            style.draw_box(axis, corners, style.PREDICTED, linewidth=1.3, label="prediction")
+            axis.set_title(f"step {row.step}, IoU {row.iou:.2f}", fontsize=8)
+            axis.set(xlim=(low[0], high[0]), ylim=(high[1], low[1]))
+            style.hide_scales(axis)
+        line[0].set_ylabel(f"{registry.label(name)},\n{gradients}", fontsize=9)
+    style.legend_below(figure, axes)
+    return figure
+
+
+def describe_single_boxes(table: pd.DataFrame) -> str:
+    areas = table.assign(area=(table.w * table.h).abs()).groupby(["gradients", "loss", "start"], sort=False).area.max()
+    words = "; ".join(
+        f"{registry.label(loss)} {gradients}, {start}, {area:.1f}"
+        for (gradients, loss, start), area in areas[areas > 1.2].items()
+    )
+    return (
+        "**What we see.** Boxes that grew to more than 1.2 times their area on the way, and to how many: "
+        f"{words or 'none'}."
+    )
+
+
+def apart(losses: list[str], n_points: int, gradients: str, seed: int = 0, **options) -> pd.DataFrame:
     """What becomes of boxes that start apart from their target: one case at random at each anchor point; those that
     overlap are left out.
 
@@ -111,59 +329,33 @@ def apart(losses, n_points, gradients, seed=0, **options):
     """
     within = np.random.default_rng(seed).integers(1, CASES_PER_POINT + 1, n_points)
     cases = np.arange(n_points) * CASES_PER_POINT + within
-    paths = simulate(
-        losses, n_points, trajectories=cases.tolist(), gradients=gradients, seed=seed, **options
-    ).trajectories
-    target = np.array(SHAPES)[(paths.case - 1) // 49 % 7]
-    reach = [
-        np.maximum(paths[c] + paths[s].abs() / 2, centre + side / 2)
-        - np.minimum(paths[c] - paths[s].abs() / 2, centre - side / 2)
-        for c, s, centre, side in zip("xy", "wh", CENTRE, target.T, strict=True)
-    ]
-    paths = paths.assign(area=(paths.w * paths.h).abs(), hull=reach[0] * reach[1])
+    options = dict(trajectories=cases.tolist(), gradients=gradients, seed=seed) | options
+    ways = simulate(losses, n_points, **options).trajectories
+    size = ways[["w", "h"]].abs()
+    pred = np.column_stack((ways[["x", "y"]], size))
+    target = np.column_stack((np.tile(CENTRE, (len(ways), 1)), np.array(SHAPES)[(ways.case - 1) // 49 % 7]))
+    pred, target = (boxes.convert(torch.from_numpy(box), "cxcywh", "xyxy") for box in (pred, target))
+    ways = ways.assign(area=size.w * size.h, hull=boxes.area(boxes.enclosing(pred, target)))
     rows = []
-    for name, part in paths.groupby("loss", sort=False):
-        tables = {
-            key: part.pivot(index="case", columns="step", values=key).to_numpy() for key in ("iou", "area", "hull")
-        }
-        iou, area, hull = (table[tables["iou"][:, 0] == 0] for table in tables.values())
-        if not len(iou):
+    for name, part in ways.groupby("loss", sort=False):
+        part = part[part.case.isin(part.case[(part.step == 0) & (part.iou == 0)])]
+        if part.empty:
             continue
+        by_case = part.pivot(index="case", columns="step")
+        iou, area, hull = (by_case[measure].to_numpy() for measure in ("iou", "area", "hull"))
         met = np.where((iou > 0).any(1), (iou > 0).argmax(1), iou.shape[1] - 1)
         largest = np.where(np.arange(iou.shape[1]) <= met[:, None], area, 0).max(1) / area[:, 0]
         shrank = hull[np.arange(len(hull)), met] < hull[:, 0]
-        counts = dict(
-            cases=len(iou), solved=(iou[:, -1] > 0.5).sum(), grew=(largest > 1.1).sum(), hull_shrank=shrank.sum()
-        )
-        rows.append(dict(gradients=gradients, loss=name) | counts | dict(growth=np.median(largest)))
+        counts = dict(cases=len(iou), solved=(iou[:, -1] > 0.5).sum(), grew=(largest > 1.1).sum())
+        counts |= dict(hull_shrank=shrank.sum(), growth=np.median(largest))
+        rows.append(dict(gradients=gradients, loss=name) | counts)
     return pd.DataFrame(rows)
 
 
-def step_sizes(losses, sizes, n_points, **options):
-    """Where each loss ends for each step size: step_size and the columns of `standings`. `options` are simulate's."""
-    work = len(sizes) * n_points * CASES_PER_POINT * options.get("steps", 200)  # one compiled step serves every size
-    options = {"compile": True if work >= COMPILE_FROM else "auto"} | options
-    tables = [standings(simulate(losses, n_points, step_size=size, **options)).assign(step_size=size) for size in sizes]
-    return pd.concat(tables, ignore_index=True)
-
-
-def every_loss(losses, n_points, step_size, sizes, sweep_points, **options):
-    """Each loss at one step size, and at the one of `sizes` that leaves it the least error, found on `sweep_points`
-    anchor points.
-
-    The columns of `standings`, seconds (of the run at `step_size`), and best_size, best_error, best_iou_75: missing
-    where it diverged at every size. `options` are simulate's.
-    """
-    result = simulate(losses, n_points, step_size=step_size, **options)
-    swept = step_sizes(losses, sizes, sweep_points, **options).dropna(subset="error")
-    best = swept.loc[swept.groupby("loss").error.idxmin()]
-    best = best.rename(columns={"step_size": "best_size", "error": "best_error", "iou_75": "best_iou_75"})
-    table = standings(result).merge(best[["loss", "best_size", "best_error", "best_iou_75"]], on="loss", how="left")
-    return table.assign(seconds=table.loss.map(result.settings["seconds"]))
-
-
-def single_boxes(losses, gradients, **options):
-    """A unit square from each of STARTS to a unit-square target: gradients, loss, start, step, x, y, w, h, iou."""
-    cases = {case_number(point, target=4, area=4, shape=4): start for point, start in enumerate(STARTS, 1)}
-    result = simulate(losses, points=list(STARTS.values()), trajectories=list(cases), gradients=gradients, **options)
-    return result.trajectories.assign(gradients=gradients, start=result.trajectories.case.map(cases))
+def describe_apart(table: pd.DataFrame) -> str:
+    words = "; ".join(
+        f"{registry.label(row.loss)} {row.gradients} {row.solved / row.cases:.0%} ({row.grew / row.cases:.0%} grew, "
+        f"median {row.growth:.1f} times)"
+        for row in table.itertuples()
+    )
+    return f"**What we see.** Of the {table.cases.max()} boxes that start apart, these ended above IoU .5: {words}."

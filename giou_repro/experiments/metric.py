@@ -1,12 +1,14 @@
-"""What notebook 01 measures: how ℓn distance, IoU and GIoU of two boxes relate. Every function returns a pandas table,
-in float64."""
+"""Notebook 01, the figures: how ℓn distance, IoU and GIoU of two boxes relate. Everything is computed in float64."""
 
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.patches import Circle
 from scipy import stats
+from scipy.spatial import ConvexHull
 
 from giou_repro import boxes, polygons
+from giou_repro.experiments import style
 from giou_repro.registry import LOSSES
 
 OUTPUTS = (  # without which a run of the notebook is not complete
@@ -14,59 +16,91 @@ OUTPUTS = (  # without which a run of the notebook is not complete
     *("properties.csv", "losses.csv", "figures/figure_1.png", "figures/spread.png", "figures/spread_of_losses.png"),
     *("figures/rank_correlation.png", "figures/iou_against_giou.png", "figures/shorthand.png", "figures/rotation.png"),
 )
-TARGET = (0.0, 0.0, 10.0, 20.0)  # the paper's figure 1, panel (a), xyxy
+TARGET = (0.0, 0.0, 10.0, 20.0)  # of the paper's figure 1, panel (a), xyxy
+RADIUS = 7.0  # of the circle in it
 QUANTILES = {"low": 0.0, "q05": 0.05, "median": 0.5, "q95": 0.95, "high": 1.0}
 
 
-def figure_1(losses):
-    """The six pairs of the paper's figure 1: ours and the printed IoU, GIoU and distance, and the value of each loss.
+def tensor(values) -> torch.Tensor:
+    return torch.as_tensor(np.asarray(values, dtype=np.float64))
+
+
+def figure_1(losses: list[str]) -> pd.DataFrame:
+    """The six pairs of the paper's figure 1: our and the printed IoU, GIoU and distance, and the value of each loss.
 
     Panel (a): the free corner keeps its distance of 7 from the target's, the other one is at (−1, −1). Panel (b):
     centre and size. The prediction's coordinates were fitted to the paper's picture.
     """
     angles = np.deg2rad([188.6, -44, 90])
-    panel_a = [(-1, -1, 10 + 7 * np.cos(a), 20 + 7 * np.sin(a)) for a in angles]
-    panel_b = [(1.0, 1.0, 2.93, 20.0), (1.0, 1.0, 7.8, 15.13), (1.0, 1.0, 7.9, 24.97)]
-    target_b = (0.0, 0.0, 10.0, 20.0)
-    pred = torch.cat((_tensor(panel_a), boxes.convert(_tensor(panel_b), "cxcywh", "xyxy")))
-    target = torch.cat((_tensor([TARGET] * 3), boxes.convert(_tensor([target_b] * 3), "cxcywh", "xyxy")))
-    corners = _tensor(panel_a) - _tensor(TARGET)
+    corners = tensor([(-1, -1, 10 + RADIUS * np.cos(a), 20 + RADIUS * np.sin(a)) for a in angles])
+    centre_and_size = tensor([(1.0, 1.0, 2.93, 20.0), (1.0, 1.0, 7.8, 15.13), (1.0, 1.0, 7.9, 24.97)])
+    target = torch.cat((tensor([TARGET] * 3), boxes.convert(tensor([TARGET] * 3), "cxcywh", "xyxy")))
+    pred = torch.cat((corners, boxes.convert(centre_and_size, "cxcywh", "xyxy")))
+    error_a, error_b = corners - target[:3], centre_and_size - tensor(TARGET)
     table = pd.DataFrame(pred.numpy(), columns=["x1", "y1", "x2", "y2"])
     table[["target_x1", "target_y1", "target_x2", "target_y2"]] = target.numpy()
     table.insert(0, "panel", list("aaabbb"))
-    table["distance"] = [
-        *(corners[:, :2].norm(dim=-1) + corners[:, 2:].norm(dim=-1)).tolist(),
-        *(_tensor(panel_b) - _tensor(target_b)).abs().sum(-1).tolist(),
-    ]
+    distance_a = error_a[:, :2].norm(dim=-1) + error_a[:, 2:].norm(dim=-1)
+    table["distance"] = torch.cat((distance_a, error_b.abs().sum(-1))).numpy()
     table["printed_distance"] = [8.41] * 3 + [9.07] * 3
-    table["l2_of_corners"] = [*corners.norm(dim=-1).tolist(), *[np.nan] * 3]
+    table["l2_of_corners"] = [*error_a.norm(dim=-1).tolist(), *[np.nan] * 3]
     table["iou"], table["printed_iou"] = boxes.iou(pred, target).numpy(), [0.26, 0.49, 0.65, 0.27, 0.59, 0.66]
     table["giou"], table["printed_giou"] = boxes.giou(pred, target).numpy(), [0.23, 0.41, 0.65, 0.24, 0.59, 0.62]
-    for name in losses:
-        table[f"loss_{name}"] = LOSSES[name](pred, target).numpy()
-    return table
+    return table.assign(**{f"loss_{name}": LOSSES[name](pred, target).numpy() for name in losses})
 
 
-def circle(radius, n=720):
-    """IoU and GIoU against the angle (degrees) of the free corner, which circles the target's at `radius`; the other
-    corner is right."""
+@style.styled
+def plot_figure_1(table: pd.DataFrame):
+    figure, axes = style.panels(2, 3, 2.9, 3.3)
+    norms = {"a": "sum of corner distances", "b": "ℓ1 of centre and size"}
+    for axis, row in zip(axes.flat, table.to_dict("records"), strict=True):
+        target, pred = ([row[f"{prefix}{key}"] for key in ("x1", "y1", "x2", "y2")] for prefix in ("target_", ""))
+        if row["panel"] == "a":
+            axis.add_patch(Circle(target[2:], RADIUS, fill=False, color="0.6", linestyle="--"))
+            axis.plot(*pred[2:], "o", color=style.PREDICTED, markersize=4)
+        style.draw_box(axis, target, style.TRUE, label="target", linewidth=3.5)
+        style.draw_box(axis, pred, style.PREDICTED, label="prediction")
+        overlaps = f"({row['panel']}) IoU {row['iou']:.2f}, GIoU {row['giou']:.2f}"
+        axis.set_title(f"{overlaps}\n{norms[row['panel']]} {row['distance']:.2f}", fontsize=9)
+        axis.set(xlim=(target[0] - 4, target[2] + 8), ylim=(target[3] + 8, target[1] - 4))
+        style.hide_scales(axis)
+    style.legend_below(figure, axes)
+    return figure
+
+
+def describe_figure_1(table: pd.DataFrame) -> str:
+    same = all((table[key].round(2) == table[f"printed_{key}"]).all() for key in ("iou", "giou", "distance"))
+    a, b = table[table.panel == "a"], table[table.panel == "b"]
+    return (
+        f"**What we see.** The printed values are {'all' if same else '**not** all'} reproduced to their two digits. "
+        f"At one distance IoU runs from {a.iou.min():.2f} to {a.iou.max():.2f} in (a) and from {b.iou.min():.2f} to "
+        f"{b.iou.max():.2f} in (b).\n\n"
+        "*A note on the 8.41.* The paper calls panel (a)'s distance ‖·‖₂ = 8.41. It is the sum of the two corners' "
+        f"distances, 7 + √2 = {a.distance.iloc[0]:.2f}; the ℓ2 norm of the four differences is "
+        f"√51 = {a.l2_of_corners.iloc[0]:.2f}. Either is the same for all three predictions, so the argument stands."
+    )
+
+
+def circle(n: int = 720) -> pd.DataFrame:
+    """IoU and GIoU against the angle (degrees) of a free corner on the circle around its place; the other corner is
+    right."""
     angle = np.linspace(0, 360, n, endpoint=False)
-    free = np.array(TARGET[2:]) + radius * np.stack((np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))), 1)
-    pred, target = torch.cat((torch.zeros(n, 2).double(), _tensor(free)), 1), _tensor(TARGET)
-    return pd.DataFrame(dict(angle=angle, iou=boxes.iou(pred, target), giou=boxes.giou(pred, target)))
+    turn = np.stack((np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))), 1)
+    pred = tensor(np.concatenate((np.zeros((n, 2)), TARGET[2:] + RADIUS * turn), 1))
+    return pd.DataFrame(dict(angle=angle, iou=boxes.iou(pred, tensor(TARGET)), giou=boxes.giou(pred, tensor(TARGET))))
 
 
-def spread(losses, distances, n, seed):
-    """Quantiles of IoU, GIoU and each loss over `n` predictions at each ℓ1 and ℓ2 distance of their corners from a 10 x
-    20 target's.
+def spread(losses: list[str], distances, n: int, seed: int) -> pd.DataFrame:
+    """Quantiles of IoU, GIoU and each loss over `n` predictions at each ℓ1 and ℓ2 distance of their corners from the
+    target's.
 
     Columns: norm, distance, measure ("iou", "giou", or the loss's name as "loss_…"), low, q05, median, q95, high.
     """
-    rng, target, rows = np.random.default_rng(seed), _tensor(TARGET), []
+    rng, target, rows = np.random.default_rng(seed), tensor(TARGET), []
     for norm, order, draw in (("l1", 1, rng.laplace), ("l2", 2, rng.normal)):
         for distance in distances:
             direction = draw(size=(n, 4))
-            pred = target + distance * _tensor(direction / np.linalg.norm(direction, order, axis=1, keepdims=True))
+            pred = target + distance * tensor(direction / np.linalg.norm(direction, order, axis=1, keepdims=True))
             measures = {"iou": boxes.iou(pred, target), "giou": boxes.giou(pred, target)}
             measures |= {f"loss_{name}": LOSSES[name](pred, target) for name in losses}
             for measure, values in measures.items():
@@ -75,7 +109,56 @@ def spread(losses, distances, n, seed):
     return pd.DataFrame(rows)
 
 
-def rank_correlation(sizes, n, repeats, seed):
+@style.styled
+def plot_spread(circle: pd.DataFrame, spread: pd.DataFrame):
+    figure, (axes,) = style.panels(1, 3, 3.6, 3.3, sharey=True)
+    for measure, label in (("iou", "IoU"), ("giou", "GIoU")):
+        style.draw_loss(axes[0], measure, circle.angle, circle[measure], label=label)
+    title = f"corner on a circle of radius {RADIUS:g}"
+    axes[0].set(xlabel="angle of the free corner (°)", ylabel="IoU, GIoU", xticks=range(0, 361, 90), title=title)
+    axes[0].legend(loc="lower right")
+    for axis, norm in zip(axes[1:], ("l1", "l2"), strict=True):
+        iou, giou = (spread[(spread.norm == norm) & (spread.measure == measure)] for measure in ("iou", "giou"))
+        band = dict(color=style.color("iou"), linewidth=0)
+        axis.fill_between(iou.distance, iou.low, iou.high, alpha=0.2, label="IoU, all", **band)
+        axis.fill_between(iou.distance, iou.q05, iou.q95, alpha=0.35, label="IoU, 90 %", **band)
+        style.draw_loss(axis, "iou", iou.distance, iou["median"], label="IoU, median")
+        style.draw_loss(axis, "giou", giou.distance, giou["median"], label="GIoU, median")
+        for edge, label in (("low", "GIoU, lowest and highest"), ("high", None)):
+            axis.plot(giou.distance, giou[edge], color=style.color("giou"), linewidth=1, linestyle=":", label=label)
+        norm = style.norm_label(norm)
+        axis.set(xlabel=f"{norm} distance of the corners", title=f"at a fixed {norm} distance")
+    style.legend_below(figure, axes[1])
+    return figure
+
+
+def describe_spread(circle: pd.DataFrame, spread: pd.DataFrame) -> str:
+    at = spread[spread.measure == "iou"]
+    at = at[at.distance == at.distance.iloc[(at.distance - RADIUS).abs().argmin()]]
+    ranges = " and ".join(
+        f"at {style.norm_label(row.norm)} distance {row.distance:g} from {row.low:.2f} to {row.high:.2f}"
+        for row in at.itertuples()
+    )
+    return (
+        f"**What we see.** With one corner {RADIUS:g} away on a 10 × 20 box, IoU lies anywhere from "
+        f"{circle.iou.min():.2f} to {circle.iou.max():.2f}; with all four coordinates wrong, {ranges}. The distance "
+        "alone does not say whether a detection at threshold 0.5 counts (claim G1)."
+    )
+
+
+@style.styled
+def plot_spread_of_losses(spread: pd.DataFrame, ax=None):
+    """The 90 % range of each loss over its median, at a fixed ℓ2 distance of the corners."""
+    axis = style.one_panel(ax, 7.6, 3.8)
+    table = spread[(spread.norm == "l2") & spread.measure.str.startswith("loss_")]
+    table = table.assign(loss=table.measure.str.removeprefix("loss_"), spread=(table.q95 - table.q05) / table["median"])
+    style.draw_losses(axis, table, "distance", "spread")
+    axis.set(xlabel="ℓ2 distance of the corners", ylabel="90 % range over the median", ylim=(-0.05, None))
+    style.legend_beside(axis)
+    return axis.figure
+
+
+def rank_correlation(sizes: list[float], n: int, repeats: int, seed: int) -> pd.DataFrame:
     """How well the ℓ1 and ℓ2 distance ranks predictions by IoU, against the size of the error (claim B1).
 
     Errors of the corners have a random direction and a length uniform in [0, size], in units of the target's diagonal;
@@ -90,29 +173,60 @@ def rank_correlation(sizes, n, repeats, seed):
     for targets in ("one", "many"):
         for size in sizes:
             for norm, order in (("l1", 1), ("l2", 2)):
-                found = np.array([_one_correlation(rng, targets, size, order, n) for _ in range(repeats)])
-                low, high = np.quantile(found[:, 0], (0.025, 0.975))
-                entry = dict(targets=targets, norm=norm, size=size, spearman=found[:, 0].mean(), low=low, high=high)
-                rows.append(entry | dict(wrong_pairs=found[:, 1].mean()))
+                repeated = [_rank_once(rng, targets, size, order, n) for _ in range(repeats)]
+                spearman, wrong_pairs = np.transpose(repeated)
+                low, high = np.quantile(spearman, (0.025, 0.975))
+                row = dict(targets=targets, norm=norm, size=size, spearman=spearman.mean(), low=low, high=high)
+                rows.append(row | dict(wrong_pairs=wrong_pairs.mean()))
     return pd.DataFrame(rows)
 
 
-def _one_correlation(rng, targets, size, order, n):
+def _rank_once(rng, targets, size, order, n):
     extent = np.full((n, 2), [10.0, 20.0]) if targets == "one" else np.exp(rng.uniform(np.log(5), np.log(100), (n, 2)))
     target = np.concatenate((np.zeros((n, 2)), extent), 1)
     direction = rng.normal(size=(n, 4))
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
     error = direction * rng.uniform(0, size, (n, 1)) * np.linalg.norm(extent, axis=1, keepdims=True)
-    iou = boxes.iou(_tensor(target + error), _tensor(target)).numpy()
+    iou = boxes.iou(tensor(target + error), tensor(target)).numpy()
     distance = np.linalg.norm(error, order, axis=1)
-    shuffled = rng.permutation(n)
-    wrong = (distance < distance[shuffled]) & (iou < iou[shuffled]) | (distance > distance[shuffled]) & (
-        iou > iou[shuffled]
-    )
+    other = rng.permutation(n)
+    wrong = np.sign(distance - distance[other]) * np.sign(iou - iou[other]) > 0
     return stats.spearmanr(-distance, iou).statistic, wrong.mean()
 
 
-def pairs(kind, n, seed):
+@style.styled
+def plot_rank_correlation(table: pd.DataFrame):
+    figure, (axes,) = style.panels(1, 2, 4.4, 3.3)
+    for (targets, norm), part in table.groupby(["targets", "norm"]):
+        label = f"{style.norm_label(norm)}, {'one target' if targets == 'one' else 'targets of any size'}"
+        look = dict(linestyle={"one": "-", "many": "--"}[targets], markevery=1, label=label)
+        style.draw_loss(axes[0], norm, part["size"], part.spearman, **look)
+        axes[0].fill_between(part["size"], part.low, part.high, color=style.color(norm), alpha=0.15, linewidth=0)
+        style.draw_loss(axes[1], norm, part["size"], 100 * part.wrong_pairs, **look)
+    for axis in axes:
+        axis.set(xscale="log", xlabel="largest error (of the box's diagonal)")
+    axes[0].set(ylabel="Spearman's ρ of −distance and IoU", ylim=(None, 1.01))
+    axes[1].set(ylabel="pairs ranked wrongly by distance (%)", ylim=(0, 50))
+    style.legend_below(figure, axes)
+    return figure
+
+
+def describe_rank_correlation(table: pd.DataFrame) -> str:
+    l1 = table[table.norm == "l1"].sort_values("size")
+    one, many = (l1[l1.targets == targets] for targets in ("one", "many"))
+    tiny, large = one.iloc[0], one.iloc[-1]
+    better = "better" if tiny.low > large.high else "no better"
+    return (
+        f"**What we see.** For one target, ρ of ℓ1 distance and IoU is {tiny.spearman:.3f} (95 % range {tiny.low:.3f} "
+        f"to {tiny.high:.3f}) for errors up to {tiny['size']:g} of the diagonal and {large.spearman:.3f} "
+        f"({large.low:.3f} to {large.high:.3f}) for errors up to {large['size']:g}: distance ranks {better} as errors "
+        f"shrink. Yet even then {tiny.wrong_pairs:.0%} of the pairs are ranked wrongly, because a pixel costs more on "
+        f"a short side than on a long one; and over targets of many sizes ρ is {many.spearman.iloc[0]:.2f} for tiny "
+        f"errors and {many.spearman.iloc[-1]:.2f} for large ones."
+    )
+
+
+def pairs(kind: str, n: int, seed: int) -> pd.DataFrame:
     """IoU, GIoU and the shorthand IoU − (C − (A + B))/C of `n` random pairs.
 
     kind "equal": two unit squares with random centres. "corners": both boxes with random corners in the unit square.
@@ -125,147 +239,123 @@ def pairs(kind, n, seed):
         first, second = (np.sort(rng.random((n, 2, 2)), axis=1).reshape(n, 4) for _ in range(2))
     else:
         raise ValueError(f"kind must be 'equal' or 'corners', got {kind!r}")
-    a, b = _tensor(first), _tensor(second)
+    a, b = tensor(first), tensor(second)
     iou, hull = boxes.iou(a, b), boxes.area(boxes.enclosing(a, b))
     shorthand = iou - (hull - (boxes.area(a) + boxes.area(b))) / hull
     return pd.DataFrame(dict(kind=kind, iou=iou, giou=boxes.giou(a, b), shorthand=shorthand, overlap=iou > 0))
 
 
-def ranges(tables):
+def ranges(tables: list[pd.DataFrame]) -> pd.DataFrame:
     """Between which values GIoU lies (claim B2), for overlapping and for disjoint pairs of each kind: kind, overlap,
     pairs, lowest, highest."""
     groups = pd.concat(tables).groupby(["kind", "overlap"], sort=False).giou
     return groups.agg(pairs="count", lowest="min", highest="max").reset_index()
 
 
-def rotated_pair(angle):
+def _draw_pairs(axis, table, y):
+    small = dict(linestyle="", markerfacecolor="none", markeredgewidth=0.6)
+    for part, label, marker, color in (
+        (table[table.overlap], "overlapping", "o", style.OVERLAPPING),
+        (table[~table.overlap], "disjoint", "x", style.DISJOINT),
+    ):
+        axis.plot(part.giou, part[y], marker=marker, markersize=3.5, color=color, label=label, **small)
+
+
+@style.styled
+def plot_pairs(tables: list[pd.DataFrame]):
+    """The paper's correlation figure, a panel for each table of `pairs`."""
+    titles = {"equal": "two equal squares, random centres", "corners": "two boxes, random corners"}
+    figure, (axes,) = style.panels(1, len(tables), 4.2, 3.9, sharey=True)
+    for axis, table in zip(axes, tables, strict=True):
+        _draw_pairs(axis, table, "iou")
+        axis.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle="--", label="IoU = GIoU")
+        axis.set(xlabel="GIoU", title=titles[table.kind.iloc[0]], xlim=(-1.03, 1.03), ylim=(-0.03, 1.03))
+    axes[0].set_ylabel("IoU")
+    axes[0].legend(loc="upper left")
+    return figure
+
+
+def describe_pairs(equal: pd.DataFrame, corners: pd.DataFrame) -> str:
+    lowest = [table.giou[table.overlap].min() for table in (equal, corners)]
+    return (
+        f"**What we see.** Overlapping pairs go down to GIoU {lowest[0]:.2f} for equal squares (the bound is −1/2) and "
+        f"to {lowest[1]:.2f} for random corners (the bound is −1), from {len(equal):,} pairs each (claim B2). Where "
+        "IoU is 0, GIoU still decreases with distance."
+    )
+
+
+@style.styled
+def plot_shorthand(table: pd.DataFrame, ax=None):
+    """The shorthand of a table of `pairs` against GIoU."""
+    axis = style.one_panel(ax, 5, 4)
+    _draw_pairs(axis, table, "shorthand")
+    axis.plot([-1, 1], [-1, 1], color="black", linewidth=1, linestyle="--", label="equal")
+    axis.axhline(1, color="0.5", linewidth=0.8)
+    axis.set(xlabel="GIoU = IoU − (C − A∪B)/C", ylabel="shorthand, IoU − (C − (A + B))/C")
+    axis.legend(loc="upper left")
+    return axis.figure
+
+
+def describe_shorthand(table: pd.DataFrame) -> str:
+    gap = (table.shorthand - table.giou).groupby(table.overlap).max()
+    return (
+        f"**What we see.** For disjoint boxes the two agree (largest difference {abs(gap[False]):.0e}); for "
+        f"overlapping ones the shorthand is too high by up to {gap[True]:.2f} and reaches {table.shorthand.max():.2f}, "
+        "where no GIoU can be above 1. For identical boxes it gives 2."
+    )
+
+
+def rotated_pair(angle: float) -> tuple[torch.Tensor, torch.Tensor]:
     """A 4 x 1 rectangle turned by `angle` degrees, beside an upright 2 x 3 one: polygons (4, 2), (4, 2)."""
-    turned = polygons.rotated(_tensor([2.5, 0.5, 4, 1, np.deg2rad(angle)]))
-    return turned, polygons.rotated(_tensor([0, 0, 2, 3, 0]))
+    turned = polygons.rotated(tensor([2.5, 0.5, 4, 1, np.deg2rad(angle)]))
+    return turned, polygons.rotated(tensor([0, 0, 2, 3, 0]))
 
 
-def rotation(n):
+def rotation(n: int) -> pd.DataFrame:
     """IoU and GIoU of `rotated_pair` at `n` angles from 0° to 180°: as polygons with the convex hull as C, and by their
     bounding boxes.
 
     Columns: angle, iou, giou, box_iou, box_giou.
     """
     angles = np.linspace(0, 180, n)
-    turned, upright = (torch.stack(polygons) for polygons in zip(*map(rotated_pair, angles), strict=True))
+    turned, upright = map(torch.stack, zip(*map(rotated_pair, angles), strict=True))
     bounds = [torch.cat((polygon.amin(-2), polygon.amax(-2)), -1) for polygon in (turned, upright)]
     columns = dict(iou=polygons.polygon_iou(turned, upright), giou=polygons.polygon_giou(turned, upright))
     return pd.DataFrame(dict(angle=angles) | columns | dict(box_iou=boxes.iou(*bounds), box_giou=boxes.giou(*bounds)))
 
 
-def properties(n, seed):
-    """The properties the GIoU paper states (claims G2 to G5 and G8), each measured on `n` random boxes: claim,
-    property, measured, holds."""
-    rng = np.random.default_rng(seed)
-    a, b, c = (_random_boxes(rng, n) for _ in range(3))
-    iou, giou = boxes.iou(a, b), boxes.giou(a, b)
-    inner = _inside(rng, a)
-    free = _tensor(rng.normal(size=(n, 4)))
-    hull = boxes.enclosing(a, c)
-    detour = (1 - boxes.giou(a, b)) + (1 - boxes.giou(b, c)) - (1 - boxes.giou(a, c))
-    ac_apart = boxes.iou(a, c) == 0
-    through_hull = (1 - boxes.giou(a, hull)) + (1 - boxes.giou(hull, c)) - (1 - boxes.giou(a, c))
-    stretch = _tensor([3.0, 0.2, 3.0, 0.2])
-    far = boxes.giou(_tensor([0.0, 0, 1, 1]), _tensor([1e6, 1e6, 1e6 + 1, 1e6 + 1])).item()
-    apart = iou == 0
-    gradients = {name: _gradient(LOSSES[name], a[apart], b[apart]).abs().amax(-1) for name in ("iou", "giou")}
-    loss_iou, loss_giou = 1 - boxes.iou(free, b), 1 - boxes.giou(free, b)
-    rows = [
-        ("G2", "GIoU ≤ IoU: largest GIoU − IoU", (giou - iou).max(), (giou <= iou + 1e-12).all()),
-        ("G2", "−1 ≤ GIoU ≤ 1: smallest", giou.min(), giou.min() >= -1),
-        ("G2", "−1 ≤ GIoU ≤ 1: largest", giou.max(), giou.max() <= 1),
-        (
-            "G2",
-            "equal when one box contains the other: largest |GIoU − IoU|",
-            (boxes.giou(inner, a) - boxes.iou(inner, a)).abs().max(),
-            None,
-        ),
-        ("G2", "1 for equal boxes: largest |1 − GIoU|", (1 - boxes.giou(a, a)).abs().max(), None),
-        ("G2", "→ −1 as |A∪B|/|C| → 0: two unit squares a million apart, 1 + GIoU", 1 + far, None),
-        ("G3", "1 − GIoU keeps the triangle inequality: smallest detour", detour.min(), detour.min() >= -1e-12),
-        (
-            "G3",
-            "no detour through the hull of disjoint boxes: largest |detour|",
-            through_hull[ac_apart].abs().max(),
-            None,
-        ),
-        (
-            "G4",
-            "scale invariance, each axis by its own factor: largest change",
-            (boxes.giou(a * stretch, b * stretch) - giou).abs().max(),
-            None,
-        ),
-        ("G5", f"∂L_IoU = 0 on {int(apart.sum())} disjoint pairs: largest |∂L_IoU|", gradients["iou"].max(), None),
-        (
-            "G5",
-            "∂L_GIoU ≠ 0 on them: smallest of the largest components",
-            gradients["giou"].min(),
-            gradients["giou"].min() > 0,
-        ),
-        ("G8", "0 ≤ L_IoU ≤ 1 for predictions anywhere in R⁴: smallest", loss_iou.min(), loss_iou.min() >= 0),
-        ("G8", "0 ≤ L_IoU ≤ 1: largest", loss_iou.max(), loss_iou.max() <= 1),
-        ("G8", "0 ≤ L_GIoU ≤ 2 for predictions anywhere in R⁴: smallest", loss_giou.min(), loss_giou.min() >= 0),
-        ("G8", "0 ≤ L_GIoU ≤ 2: largest", loss_giou.max(), loss_giou.max() <= 2),
-    ]
-    table = pd.DataFrame(rows, columns=["claim", "property", "measured", "holds"])
-    table["measured"] = table.measured.astype(float)
-    table["holds"] = [
-        abs(value) < 1e-9 if holds is None else bool(holds)
-        for value, holds in zip(table.measured, table.holds, strict=True)
-    ]
-    return table
+@style.styled
+def plot_rotation(table: pd.DataFrame, angles=(0, 45, 90, 135)):
+    """The pair at four angles with its convex hull, and IoU and GIoU against the angle."""
+    figure = style.new_figure(figsize=(11.5, 4.6))
+    left, right = figure.subfigures(1, 2, width_ratios=(1.15, 1))
+    for axis, angle in zip(left.subplots(2, 2).flat, angles, strict=True):
+        shapes = [polygon.numpy() for polygon in rotated_pair(angle)]
+        corners = np.concatenate(shapes)
+        hull = corners[ConvexHull(corners).vertices]
+        axis.fill(*hull.T, facecolor="0.93", edgecolor="0.4", linestyle=":", label="convex hull")
+        for shape, color, label in zip(shapes, (style.PREDICTED, style.TRUE), ("turning", "upright"), strict=True):
+            axis.fill(*shape.T, facecolor="none", edgecolor=color, linewidth=1.8, label=label)
+        row = table.iloc[(table.angle - angle).abs().argmin()]
+        axis.set_title(f"{angle}°: IoU {row.iou:.2f}, GIoU {row.giou:.2f}", fontsize=9)
+        axis.set(xlim=(-1.4, 4.7), ylim=(-1.8, 2.7))
+        style.hide_scales(axis)
+    style.legend_below(left, axis)
+    axis = right.subplots()
+    for prefix, shape, line in (("", "polygons", "-"), ("box_", "bounding boxes", "--")):
+        for name, label in (("iou", f"IoU, {shape}"), ("giou", f"GIoU, {shape}")):
+            style.draw_loss(axis, name, table.angle, table[prefix + name], linestyle=line, label=label)
+    axis.set(xlabel="angle of the turning rectangle (°)", xticks=range(0, 181, 45), ylabel="IoU, GIoU")
+    style.legend_below(right, axis, 2)
+    return figure
 
 
-def compared(losses, n, seed):
-    """The same questions put to each loss, on `n` random boxes: what it costs, and what it is invariant to.
-
-    Columns: loss, lowest, highest (over predictions anywhere in R⁴), at_equal (largest value for equal boxes),
-    asymmetry, scaling (largest change when both boxes double), triangle (largest excess of the direct way over a
-    detour; above 0 it is not a metric), and blind (share of disjoint pairs without a gradient).
-    """
-    rng = np.random.default_rng(seed)
-    a, b, c = (_random_boxes(rng, n) for _ in range(3))
-    free, apart, rows = _tensor(rng.normal(size=(n, 4))), boxes.iou(a, b) == 0, []
-    for name in losses:
-        loss = LOSSES[name]
-        anywhere, direct = loss(free, b), loss(a, c)
-        blind = (_gradient(loss, a[apart], b[apart]).abs().amax(-1) < 1e-12).double().mean()
-        rows.append(
-            dict(
-                loss=name,
-                lowest=anywhere.min().item(),
-                highest=anywhere.max().item(),
-                at_equal=loss(a, a).abs().max().item(),
-                asymmetry=(loss(a, b) - loss(b, a)).abs().max().item(),
-                scaling=(loss(2 * a, 2 * b) - loss(a, b)).abs().max().item(),
-                triangle=(direct - loss(a, b) - loss(b, c)).max().item(),
-                blind=blind.item(),
-            )
-        )
-    return pd.DataFrame(rows)
-
-
-def _gradient(loss, pred, target):
-    pred = pred.clone().requires_grad_()
-    return torch.autograd.grad(loss(pred, target).sum(), pred)[0]
-
-
-def _random_boxes(rng, n):
-    """`n` boxes with centres uniform in a square of side 4 and sides log-uniform from 0.1 to 3."""
-    centre, size = rng.uniform(-2, 2, (n, 2)), np.exp(rng.uniform(np.log(0.1), np.log(3), (n, 2)))
-    return _tensor(np.concatenate((centre - size / 2, centre + size / 2), 1))
-
-
-def _inside(rng, outer):
-    """A random box inside each of the outer ones."""
-    shares = _tensor(np.sort(rng.random((len(outer), 2, 2)), axis=1).reshape(-1, 4))
-    low, size = outer[:, :2].repeat(1, 2), (outer[:, 2:] - outer[:, :2]).repeat(1, 2)
-    return low + shares * size
-
-
-def _tensor(values):
-    return torch.as_tensor(np.asarray(values, dtype=np.float64))
+def describe_rotation(table: pd.DataFrame) -> str:
+    best, best_box = table.loc[table.giou.idxmax()], table.loc[table.box_giou.idxmax()]
+    disjoint = table.iou < 1e-12
+    giou = table.giou[disjoint]
+    return (
+        f"**What we see.** As polygons, GIoU is highest ({best.giou:.2f}) at {best.angle:.0f}°; the upright boxes have "
+        f"theirs ({best_box.box_giou:.2f}) at {best_box.angle:.0f}°. IoU is 0 at {disjoint.mean():.0%} of the angles, "
+        f"where GIoU still runs from {giou.min():.2f} to {giou.max():.2f}."
+    )

@@ -27,7 +27,7 @@ STYLES = {  # colours after Okabe and Ito: told apart without colour vision, and
 COLORS = ("#CC79A7", "#882255", "#44AA99", "#332288", "#999933")  # of the other losses, in their order in LOSSES;
 LINES, MARKERS = ("-", "--", "-.", ":"), ("<", ">", "p", "h", "d", "8", "H")  # 5, 4 and 7 make 140 combinations
 PREDICTED, TRUE = "#222222", "#2CA02C"
-OVERLAPPING, DISJOINT = "#0072B2", "#D55E00"
+OVERLAPPING, DISJOINT, NO_GRADIENT = "#222222", "#CC3311", "#CC3311"  # no loss has these colours
 
 
 class Figure(matplotlib_figure.Figure):
@@ -53,7 +53,7 @@ def color(loss: str) -> str:
 def draw_loss(axis, loss: str, x, y, **options):
     """One line in the look of its loss, with about ten markers."""
     look = dict(zip(("color", "linestyle", "marker"), color_line_marker(loss), strict=True))
-    axis.plot(x, y, **look | dict(markersize=4, markevery=-(-len(x) // 10), label=registry.label(loss)) | options)
+    axis.plot(x, y, **look | dict(markersize=4, markevery=max(1, len(x) // 10), label=registry.label(loss)) | options)
 
 
 def draw_losses(axis, table, x: str, y: str, band: tuple[str, str] = (), **options):
@@ -86,6 +86,10 @@ def legend_below(figure, axes, columns: int = 7):
     pairs = [pair for axis in np.ravel(axes) for pair in zip(*axis.get_legend_handles_labels(), strict=True)]
     lines = {label: handle for handle, label in pairs}
     figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=max(1, min(len(lines), columns)))
+
+
+def legend_beside(axis):
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def draw_box(axis, corners, color: str, **options):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from giou_repro import losses
-from giou_repro.experiments import findings
+from giou_repro.experiments import convergence, findings
 from giou_repro.registry import LOSSES, label
 from giou_repro.report import claims
 from giou_repro.runs import store
@@ -281,7 +281,7 @@ def page(runs, ledger):
     every = runs.get("03_simulation", Path()) / "every_loss.csv"
     if every.is_file():
         step_size = store.Run(every.parent).parameters["step_size"]
-        lines.append(findings.every_loss(pd.read_csv(every), step_size).removeprefix("**What we see.** "))
+        lines.append(convergence.describe_every_loss(pd.read_csv(every), step_size).removeprefix("**What we see.** "))
     found = (f"{verdict}: {', '.join(part.id)}" for verdict, part in ledger.groupby("verdict", sort=False))
     lines.append(f"The papers' {len(ledger)} claims. {'; '.join(found)}.")
     text = PAGE.format(lines="\n".join(f"{number}. {line}" for number, line in enumerate(lines, 1)))
