@@ -99,7 +99,9 @@ def imported_by(module):
         *(
             "experiments.plotting",
             "experiments.findings",
+            "experiments.style",
             "experiments.metric",
+            "experiments.metric_properties",
             "experiments.landscape",
             "experiments.convergence",
             "simulation.descent",

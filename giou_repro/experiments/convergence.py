@@ -250,7 +250,7 @@ def describe_every_loss(table: pd.DataFrame, step_size: float) -> str:
     overlap = table[[registry.LOSSES[name].space == "boxes" for name in table.loss]]
     equal, best = overlap.dropna(subset="error"), overlap.assign(error=overlap.best_error).dropna(subset="error")
     return (
-        f"**What we see.** Of the {len(overlap)} overlap losses, each at the best step size of the sweep, least error: "
+        f"**What we see.** Of the {len(overlap)} overlap losses, each at the best step size that was tried, least error: "
         f"{ranking(best.nsmallest(4, 'error'), 'error')}; most: {ranking(best.nlargest(3, 'error'), 'error')}. With "
         f"step size {step_size:g} for all the first four are {ranking(equal.nsmallest(4, 'error'), 'error')}."
     )
