@@ -11,8 +11,16 @@ from scipy import stats
 
 from giou_repro import boxes, registry
 from giou_repro.experiments import statistics, style
-from giou_repro.simulation import CASES_PER_POINT, CENTRE, COMPILE_FROM, SHAPES, case_number, diou_code, simulate
-from giou_repro.simulation.descent import Simulation
+from giou_repro.simulation import (
+    CASES_PER_POINT,
+    CENTRE,
+    COMPILE_FROM,
+    SHAPES,
+    Simulation,
+    case_number,
+    diou_code,
+    simulate,
+)
 
 STARTS = {"horizontal": (12.5, 10.0), "vertical": (10.0, 12.5), "diagonal": (12.0, 12.0)}  # centres of the single boxes
 UNIT_SQUARE = (9.5, 9.5, 10.5, 10.5)  # their target
@@ -250,9 +258,9 @@ def describe_every_loss(table: pd.DataFrame, step_size: float) -> str:
     overlap = table[[registry.LOSSES[name].space == "boxes" for name in table.loss]]
     equal, best = overlap.dropna(subset="error"), overlap.assign(error=overlap.best_error).dropna(subset="error")
     return (
-        f"**What we see.** Of the {len(overlap)} overlap losses, each at the best step size that was tried, least error: "
-        f"{ranking(best.nsmallest(4, 'error'), 'error')}; most: {ranking(best.nlargest(3, 'error'), 'error')}. With "
-        f"step size {step_size:g} for all the first four are {ranking(equal.nsmallest(4, 'error'), 'error')}."
+        f"**What we see.** Of the {len(overlap)} overlap losses, each at the best step size that was tried, least "
+        f"error: {ranking(best.nsmallest(4, 'error'), 'error')}; most: {ranking(best.nlargest(3, 'error'), 'error')}. "
+        f"With step size {step_size:g} for all the first four are {ranking(equal.nsmallest(4, 'error'), 'error')}."
     )
 
 
