@@ -15,7 +15,7 @@ import torch
 from benchmarks.robustness import well_scaled
 from benchmarks.timing import peak_resident, resident
 from giou_repro import boxes
-from giou_repro.experiments import plotting
+from giou_repro.experiments import style
 from giou_repro.registry import LOSSES, loss
 from giou_repro.runs import store
 from giou_repro.simulation import CASES_PER_POINT, simulate
@@ -30,9 +30,27 @@ def main():
     folder.mkdir(exist_ok=True)
     store.write_atomic(folder / "scaling.csv", table.to_csv(index=False))
     buffer = io.BytesIO()
-    plotting.scaling(table).savefig(buffer, format="png", metadata={"Software": None})
+    _plot(table).savefig(buffer, format="png", metadata={"Software": None})
     store.write_atomic(folder / "scaling.png", buffer.getvalue())
     print(table.to_string(index=False))
+
+
+@style.styled
+def _plot(table):
+    """Time (top) and memory (bottom) against what grows; grey: in proportion."""
+    groups = list(table.groupby("against", sort=False))
+    figure, axes = style.panels(2, len(groups), 2.7, 2.5, sharex="col", sharey="row")
+    for (against, part), (above, below) in zip(groups, axes.T, strict=True):
+        sizes, seconds = part["size"], part.seconds
+        look = dict(color="#0072B2", marker="o", markersize=3)
+        above.plot(sizes, seconds.clip(lower=1e-3), **look)
+        above.plot(sizes, seconds.iloc[-1] * sizes / sizes.iloc[-1], color="0.6", linestyle=":")
+        below.plot(sizes, part.megabytes.clip(lower=1), **look)
+        below.set(xscale="log", yscale="log", xlabel=against)
+        above.set_yscale("log")
+    axes[0, 0].set_ylabel("CPU time (s)")
+    axes[1, 0].set_ylabel("memory beyond the start (MB)")
+    return figure
 
 
 def _simulations():

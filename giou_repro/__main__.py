@@ -260,7 +260,7 @@ def _train(options):
 
 
 def _train_into(run, config, sets):
-    from giou_repro.experiments import findings, plotting
+    from giou_repro.experiments import detector
     from giou_repro.runs import store
     from giou_repro.training import loop
 
@@ -271,9 +271,9 @@ def _train_into(run, config, sets):
         trained = loop.train(config, run, sets)
         if run:
             loop.save(trained, run)
-            run.save_figure("curves", plotting.training_curves(trained.curves, trained.loss))
-            run.save_figure("detections", plotting.detections(trained.val, trained.detections, trained.names))
-            run.save_figure("thresholds", plotting.thresholds(trained.thresholds))
+            run.save_figure("curves", detector.plot_curves(trained.curves, trained.loss))
+            run.save_figure("detections", detector.plot_detections(trained.val, trained.detections, trained.names))
+            run.save_figure("thresholds", detector.plot_thresholds(trained.thresholds))
             run.close("complete")
     except BaseException as error:
         reason = store.describe(error, run.folder if run else "the results")
@@ -285,7 +285,7 @@ def _train_into(run, config, sets):
         print(f"giou-repro: {reason if store.is_full(error) else error}", file=sys.stderr)
         return 1
     if run:
-        print(findings.trained(trained.evaluation.iloc[0], trained.curves).replace("**", "").replace("`", ""))
+        print(detector.describe_training(trained.evaluation.iloc[0], trained.curves).replace("**", "").replace("`", ""))
         _print_outputs(run)
     return 0
 

@@ -1,5 +1,6 @@
 """The comparison: which runs are found, which belong together, and the paper's tables made of them."""
 
+import io
 import itertools
 import json
 
@@ -8,7 +9,7 @@ import pandas as pd
 import pytest
 
 from giou_repro.__main__ import main
-from giou_repro.experiments import comparison, findings, plotting
+from giou_repro.experiments import comparison
 from giou_repro.runs import store
 from giou_repro.training import loop
 
@@ -58,7 +59,7 @@ def test_of_equal_runs_the_newest_counts_and_unfinished_ones_do_not(tmp_path):
     assert runs.AP.tolist() == [0.3]
 
 
-def test_no_run_is_told_with_the_remedy(tmp_path):
+def test_where_there_is_no_run_the_message_has_the_remedy(tmp_path):
     with pytest.raises(FileNotFoundError, match="giou-repro train"):
         comparison.gather(tmp_path)
 
@@ -122,9 +123,9 @@ def test_a_loss_of_a_module_that_is_gone_keeps_its_numbers_and_name(tmp_path, ca
     assert runs.loss.tolist() == ["l2", "gone:giou", "mine"]  # the package's giou is another
     assert f"{runs.run[2]}: its loss gone:mine could not be imported" in capsys.readouterr().out
     paired = comparison.paired(runs)
-    assert "mine +0.100" in findings.paired(paired)
-    assert "mine" in [text.get_text() for text in plotting.every_run(runs).axes[0].get_xticklabels()]
-    assert "mine − ℓ2 (n 1)" in [text.get_text() for text in plotting.paired(paired).axes[0].get_yticklabels()]
+    assert "mine +0.100" in comparison.describe_paired(paired)
+    assert "mine" in [text.get_text() for text in comparison.plot_every_run(runs).axes[0].get_xticklabels()]
+    assert "mine − ℓ2 (n 1)" in [text.get_text() for text in comparison.plot_paired(paired).axes[0].get_yticklabels()]
 
 
 def test_a_kept_comparison_is_gathered_as_its_trainings_were(tmp_path):
@@ -246,6 +247,123 @@ def test_a_search_of_the_weight_stands_beside_the_comparison_and_not_in_it(tmp_p
     runs, _, _ = comparison.gather(tmp_path)
     assert comparison.at_one_weight(runs).AP.tolist() == [0.5]
     assert comparison.weights(runs).weight.tolist() == [1, 10, 1, 10]
+
+
+def test_every_difference_is_described_with_its_verdict():
+    rows = [
+        ("AP", "giou", 0.008, "better"),
+        ("AP50", "giou", -0.009, "worse"),
+        ("AP", "ciou", 0.001, "undecided"),
+        ("mean_iou", "ciou", 0.002, "undecided"),
+    ]
+    table = pd.DataFrame(rows, columns=["measure", "loss", "difference", "verdict"])
+    table = table.assign(
+        setting="cells", against="l2", n=10, low=table.difference - 0.001, high=table.difference + 0.001
+    )
+    words = comparison.describe_paired(table)
+    assert "**cells** (4 differences)" in words
+    assert (
+        "- against ℓ2 (n = 10), **better**: AP: GIoU +0.008 (+0.007 to +0.009)\n"
+        "- against ℓ2 (n = 10), **worse**: AP50: GIoU -0.009" in words
+    )
+    assert "**undecided**: AP: CIoU +0.001 (+0.000 to +0.002); mean IoU: CIoU +0.002 (+0.001 to +0.003)\n" in words
+    few = comparison.describe_paired(table[:1].assign(n=2, low=np.nan, high=np.nan, verdict="too few seeds"))
+    assert (
+        "- against ℓ2 (n = 2), **too few seeds**: AP: GIoU +0.008\n"
+        "- mean IoU is not compared: a training found no object" in few
+    )
+
+
+@pytest.fixture
+def swept():
+    """Two losses at three weights, six seeds; l2 has one weight the other lacks. Seeds 0 and 1 like weight 2 of giou,
+    the others weight 1."""
+    rows = [
+        ("giou", weight, seed, (0.5 if seed < 2 else 0.1) if weight == 2 else 0.3)
+        for weight in (1, 2, 4)
+        for seed in range(6)
+    ]
+    rows += [("l2", weight, seed, 0.2 + weight / 100) for weight in (1, 2, 8) for seed in range(6)]
+    table = pd.DataFrame(rows, columns=["loss", "weight", "seed", "AP"])
+    return table.assign(setting="cells", dataset="bccd", detector="yolov3")
+
+
+def test_the_best_weight_is_chosen_on_other_seeds(swept):
+    best = comparison.at_best_weight(swept)
+    assert sorted(best.seed.unique()) == [2, 3, 4, 5]
+    assert best.groupby("loss").weight.unique().map(list).to_dict() == {"giou": [2], "l2": [8]}
+    assert best.AP[best.loss == "giou"].tolist() == [0.1] * 4  # the price of an honest selection, shown
+
+
+def test_no_best_weight_without_a_seed_left_or_a_seed_of_all_weights(swept):
+    assert comparison.at_best_weight(swept[swept.seed == 0]).empty
+    assert comparison.at_best_weight(swept[(swept.weight == 1) == (swept.seed < 3)]).empty
+
+
+def test_a_single_weight_keeps_all_seeds(swept):
+    assert len(comparison.at_one_weight(swept[swept.weight == 1])) == 12
+
+
+def test_equal_weights_are_those_all_losses_have(swept):
+    chosen = comparison.at_one_weight(swept)
+    assert chosen.groupby("setting", sort=False).size().to_dict() == {
+        "cells, weight 1": 12,
+        "cells, weight 2": 12,
+        "cells, best weights": 8,
+    }
+
+
+def test_without_a_shared_weight_or_seeds_nothing_can_be_compared(swept):
+    apart = swept[(swept.weight == swept.loss.map({"giou": 4, "l2": 8})) | (swept.weight == 2) & (swept.loss == "l2")]
+    with pytest.raises(ValueError, match="no weight is shared by all losses"):
+        comparison.at_one_weight(apart[apart.seed == 0])
+
+
+def test_weights_have_n_and_an_interval_from_three(swept):
+    table = comparison.weights(swept[swept.seed < 2]).set_index(["loss", "weight"])
+    assert table.loc[("giou", 2), "mean"] == 0.5
+    assert (table.n == 2).all()
+    assert table.low.isna().all()
+    assert comparison.weights(swept).low.notna().all()
+    assert comparison.weights(swept[swept.weight == 1]).empty
+
+
+def test_every_figure_of_the_comparison_is_drawn_twice_alike(swept):
+    losses = swept[swept.weight == 1].assign(weight=1.0)
+    table = family(["l1", "l2", "iou", "giou"])
+    paired = comparison.paired(table)
+    epochs = pd.concat(losses.assign(epoch=e, classification=1 / e, mean_iou=losses.AP) for e in (1, 2, 3))
+    matches = pd.concat(losses.assign(criterion=c, threshold=t) for c in ("iou", "giou") for t in (0.5, 0.75))
+    drawings = [
+        lambda: comparison.plot_every_run(table.assign(AP_giou=table.AP)),
+        lambda: comparison.plot_paired(paired),
+        lambda: comparison.plot_curves(epochs),
+        lambda: comparison.plot_thresholds(matches),
+        lambda: comparison.plot_weights(comparison.weights(swept)),
+    ]
+    for draw in drawings:
+        assert png(draw()) == png(draw())
+
+
+def png(figure):
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def test_a_full_dot_is_a_difference_beyond_chance():
+    table = comparison.paired(family(["l2", "giou"]))
+    axes = comparison.plot_paired(table).axes
+    fills = [axis.collections[1].get_facecolor()[0].tolist()[:3] for axis in axes]
+    assert [fill == [1, 1, 1] for fill in fills] == [False, False, False, True]  # AP, AP50, AP75; mean IoU is undecided
+
+
+def test_thresholds_show_the_gain_over_the_baseline():
+    table = pd.DataFrame(
+        dict(setting="one", loss=["l2", "giou"] * 2, criterion=["iou"] * 2 + ["giou"] * 2, threshold=0.5)
+    ).assign(AP=[0.3, 0.35, 0.2, 0.2])
+    gains = comparison.plot_thresholds(table).axes[2].lines
+    assert [line.get_ydata().round(6).tolist() for line in gains] == [[0], [0.05]]
 
 
 def test_the_evidence_travels_with_the_table(tmp_path):

@@ -97,8 +97,8 @@ def imported_by(module):
     "module",
     [
         *(
-            "experiments.plotting",
-            "experiments.findings",
+            "experiments.detector",
+            "experiments.statistics",
             "experiments.style",
             "experiments.metric",
             "experiments.metric_properties",

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from giou_repro.experiments import comparison, findings, statistics
+from giou_repro.experiments import comparison, statistics
 from giou_repro.registry import label
 from giou_repro.runs import store
 
@@ -374,7 +374,7 @@ def _measured(groups, rows, measure):
     tables = []
     for name, part in rows.groupby("setting", sort=False):
         pairs = part[["loss", "against"]].to_numpy().tolist()
-        tables.append(statistics.compare(groups[name], measure, pairs, by=("setting",)))
+        tables.append(statistics.compare(groups[name], measure, pairs))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -396,7 +396,7 @@ def _g9(tables, parameters):
     each = []
     for measure, part in chain.groupby("measure", sort=False):
         counts = part.verdict.value_counts().sort_index()
-        each.append(f"in {findings.measure(measure)} {', '.join(f'{n} {verdict}' for verdict, n in counts.items())}")
+        each.append(f"in {comparison.measure_label(measure)} {', '.join(f'{n} {verdict}' for verdict, n in counts.items())}")
     row, words = gains.iloc[0], f"Of the chain's {len(in_ap)} differences: {'; '.join(each)}. "
     words += f"{row.setting}: GIoU {row.difference:+.3f} AP to {label(row.against)}."
     return _found(row.difference, (row.low, row.high), row.n, verdict, words)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from giou_repro.experiments import comparison, findings
+from giou_repro.experiments import comparison
 from giou_repro.registry import label
 from giou_repro.report import claims, publish
 from giou_repro.runs import store
@@ -96,10 +96,19 @@ def ledger(found):
     return table[(table.run != "") | ~table.id.duplicated()]
 
 
+def describe_ledger(table):
+    """The verdicts of `ledger`, by whose runs they are."""
+    words = []
+    for whose, part in table.groupby("whose", sort=False):
+        each = (f"{len(ids)} {verdict} ({', '.join(ids)})" for verdict, ids in part.groupby("verdict", sort=False).id)
+        words.append(f"{whose.capitalize()}: {'; '.join(each)}.")
+    return f"**What we see.** {' '.join(words)}"
+
+
 def page(found, beside):
     """The page as HTML text, from `sources`; links are relative to the folder `beside`."""
     table, detectors = ledger(found), {whose: publish.detector_settings(runs) for whose, runs in found.items()}
-    summary = findings.ledger(table).removeprefix("**What we see.** ")
+    summary = describe_ledger(table).removeprefix("**What we see.** ")
     ours = "".join(_reproduced(whose, found[whose], detectors[whose]) for whose in found)
     parts = [
         f"<h1>Which box-regression loss to use, measured</h1><p>{_text(QUESTION)}</p><p>{_text(summary)}</p>",
@@ -224,7 +233,7 @@ def _means(group):
     for loss, part in group.groupby("loss", sort=False):
         cells = [_text(label(loss)), ("n", ", ".join(f"{w:g}" for w in part.weight.unique())), ("n", len(part))]
         rows.append(cells + [("n", _number(part[measure].mean())) for measure in measures])
-    return _table(["loss", "weight", "n", *map(findings.measure, measures)], rows)
+    return _table(["loss", "weight", "n", *map(comparison.measure_label, measures)], rows)
 
 
 def _paper_tables(detectors):
@@ -246,7 +255,7 @@ def _paper_tables(detectors):
                 ("n", _number(ours[protocol + measure].mean()) if len(ours) and protocol + measure in ours else "–"),
             ]
         rows.append([*cells, ("n", f"{len(ours)} {ours.whose.iloc[0]}" if len(ours) else "–")])
-    head = [part for measure in comparison.MEASURES for part in (findings.measure(measure), "ours")]
+    head = [part for measure in comparison.MEASURES for part in (comparison.measure_label(measure), "ours")]
     note = "Numbers “as recalled” were not read in the paper: they are shown and decide nothing. Ours on VOC are in the VOC 2007 protocol."
     note = note if groups else f"No detector runs to set beside them yet. {note}"
     return f'<h3>The GIoU paper\'s detector tables</h3><p class="note">{note}</p>' + _table(

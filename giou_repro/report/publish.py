@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from giou_repro import losses
-from giou_repro.experiments import convergence, findings
+from giou_repro.experiments import comparison, convergence
 from giou_repro.registry import LOSSES, label
 from giou_repro.report import claims
 from giou_repro.runs import store
@@ -232,8 +232,8 @@ def verdicts(table, numbers=False):
     for against, part in table[decided].groupby("against", sort=False):
         words = []
         for (measure, verdict), rows in part.groupby(["measure", "verdict"], sort=False):
-            each = (label(row.loss) + f" {findings.interval(row)}" * numbers for row in rows.itertuples())
-            words.append(f"{findings.measure(measure)} {verdict}: {', '.join(each)}")
+            each = (label(row.loss) + f" {comparison.difference_label(row)}" * numbers for row in rows.itertuples())
+            words.append(f"{comparison.measure_label(measure)} {verdict}: {', '.join(each)}")
         sentences.append(f"Against {label(against)}: {'; '.join(words)}.")
     for verdict, part in table[~decided].groupby("verdict", sort=False):
         which = f"{'All' if len(part) == len(table) else 'The other'} {len(part)} comparisons"
@@ -245,9 +245,9 @@ def difference_table(table):
     """Every difference of a setting, with interval and verdict, as text: (head, rows), a row a pair of losses."""
     measures, rows = list(table.measure.unique()), []
     for (loss, against), part in table.groupby(["loss", "against"], sort=False):
-        found = {row.measure: f"{findings.interval(row)} {row.verdict}" for row in part.itertuples()}
+        found = {row.measure: f"{comparison.difference_label(row)} {row.verdict}" for row in part.itertuples()}
         rows.append([label(loss), label(against), *(found[measure] for measure in measures)])
-    return ["loss", "against", *map(findings.measure, measures)], rows
+    return ["loss", "against", *map(comparison.measure_label, measures)], rows
 
 
 # ---- the page

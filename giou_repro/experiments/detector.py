@@ -1,0 +1,74 @@
+"""Notebook 05: how one training went, what its detector finds, and its AP by IoU and by GIoU."""
+
+import numpy as np
+import pandas as pd
+
+from giou_repro.experiments import style
+
+BEHIND_TEXT = {"facecolor": "black", "alpha": 0.55, "pad": 0.6, "linewidth": 0}
+
+
+@style.styled
+def plot_curves(table: pd.DataFrame, loss: str):
+    """Box loss, mean IoU of the positives and AP by epoch (loop.Trained.curves)."""
+    figure, (axes,) = style.panels(1, 3)
+    labels = {"box": "weighted box loss", "mean_iou": "mean IoU of positives", "AP": "AP (validation)"}
+    draw_curves(axes, table.assign(loss=loss), labels)
+    for axis in axes:
+        axis.set_ylim(bottom=0)
+    style.legend_below(figure, axes)
+    return figure
+
+
+def draw_curves(axes, table: pd.DataFrame, labels: dict[str, str]):
+    """A column of the table by epoch in each of `axes`, a line a loss."""
+    for axis, (column, label) in zip(axes, labels.items(), strict=True):
+        style.draw_losses(axis, table.dropna(subset=column), "epoch", column)
+        axis.set(xlabel="epoch", ylabel=label)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+
+
+@style.styled
+def plot_detections(images, detections, class_names, rows: int = 2, columns: int = 4, score: float = 0.3):
+    """Validation images (batches.Packed), evenly drawn from the set, each once: true boxes, and detections above
+    `score`."""
+    figure, axes = style.panels(rows, columns, width=2.6, height=2.7)
+    drawn = np.unique(np.linspace(0, len(images) - 1, rows * columns).round().astype(int))
+    for axis in axes.flat:
+        style.hide_scales(axis)
+    for axis, index in zip(axes.flat, drawn, strict=False):
+        axis.imshow(images.images[index].permute(1, 2, 0).cpu().numpy())
+        for corners in images.truths[index]["boxes"].tolist():
+            style.draw_box(axis, corners, "#00E05A", linewidth=2.4)
+        found = (detections[index][key].tolist() for key in ("boxes", "labels", "scores"))
+        for corners, label, confidence in (row for row in zip(*found, strict=True) if row[2] >= score):
+            style.draw_box(axis, corners, "#FF3DBE", linewidth=1.1)
+            words = f"{class_names[label]} {confidence:.2f}"
+            axis.text(corners[0], corners[1] - 1, words, fontsize=5, color="white", bbox=BEHIND_TEXT)
+    return figure
+
+
+@style.styled
+def plot_thresholds(table: pd.DataFrame, ax=None):
+    """AP against the threshold of the match, by IoU and by GIoU (columns criterion, threshold, AP)."""
+    axis = style.one_panel(ax, 4, 2.9)
+    for criterion, line in (("iou", "-"), ("giou", "--")):
+        part, label = table[table.criterion == criterion], f"by {'GIoU' if criterion == 'giou' else 'IoU'}"
+        axis.plot(part.threshold, part.AP, color="#222222", linestyle=line, marker="o", markersize=3, label=label)
+    axis.set(xlabel="threshold of a match", ylabel="AP", ylim=(0, None))
+    axis.legend()
+    return axis.figure
+
+
+def describe_training(evaluation: pd.Series, curves: pd.DataFrame) -> str:
+    """What one training run came to."""
+    if evaluation.isna().AP:
+        return "The validation images have no object that counts, so there is no AP."
+    row, start, end = evaluation, curves.mean_iou.iloc[0], curves.mean_iou.iloc[-1]
+    return (
+        f"**AP {row.AP:.3f}** (AP50 {row.AP50:.3f}, AP75 {row.AP75:.3f}; by GIoU {row.AP_giou:.3f}) after "
+        f"{int(curves.epoch.iloc[-1])} epochs. The positives' mean IoU went from {start:.2f} in the first epoch to "
+        f"{end:.2f} in the last; {row.disjoint:.1%} of them were disjoint from their target. "
+        f"{row.images_per_second:.0f} images a second. "
+        "One run says nothing about which loss is better: that takes `06_compare_losses`."
+    )

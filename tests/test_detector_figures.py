@@ -1,0 +1,51 @@
+"""Notebook 05's pictures and sentence."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from matplotlib import pyplot as plt
+
+from giou_repro.experiments import detector
+
+CURVES = pd.DataFrame(dict(epoch=[1, 2], loss=[3.0, 2.0], box=[1.0, 0.5], mean_iou=[0.2, 0.6], AP=[None, 0.4]))
+
+
+@dataclass
+class Validation:
+    images: torch.Tensor
+    truths: list
+
+    def __len__(self):
+        return len(self.images)
+
+
+def test_curves_are_of_the_loss_and_start_at_zero():
+    axes = detector.plot_curves(CURVES, "giou").axes
+    assert [len(axis.lines[0].get_xdata()) for axis in axes] == [2, 2, 1]  # AP is not measured in every epoch
+    assert [axis.get_ylim()[0] for axis in axes] == [0, 0, 0]
+    assert axes[0].lines[0].get_label() == "GIoU"
+
+
+def test_detections_above_the_score_are_drawn_and_no_image_twice():
+    box = torch.tensor([[1.0, 1, 5, 5]])
+    validation = Validation(torch.zeros(3, 3, 8, 8), [{"boxes": box}] * 3)
+    found = {"boxes": box.repeat(2, 1), "labels": torch.tensor([0, 0]), "scores": torch.tensor([0.9, 0.1])}
+    axes = detector.plot_detections(validation, [found] * 3, ["cell"]).axes
+    assert [len(axis.images) for axis in axes] == [1, 1, 1, 0, 0, 0, 0, 0]
+    assert [text.get_text() for text in axes[0].texts] == ["cell 0.90"] and len(axes[0].patches) == 2
+
+
+def test_thresholds_are_drawn_into_given_axes():
+    axis = plt.figure().subplots()
+    table = pd.DataFrame(dict(criterion=["iou", "iou", "giou"], threshold=[0.5, 0.6, 0.5], AP=[0.6, 0.5, 0.7]))
+    assert detector.plot_thresholds(table, axis) is axis.figure
+    assert [line.get_label() for line in axis.lines] == ["by IoU", "by GIoU"]
+
+
+def test_the_sentence_follows_the_numbers():
+    row = pd.Series(dict(AP=0.4, AP50=0.6, AP75=0.3, AP_giou=0.35, disjoint=0.1, images_per_second=12.0))
+    words = detector.describe_training(row, CURVES)
+    assert words.startswith("**AP 0.400** (AP50 0.600, AP75 0.300; by GIoU 0.350) after 2 epochs.")
+    assert "from 0.20 in the first epoch to 0.60 in the last; 10.0% of them were disjoint" in words
+    assert "no object that counts" in detector.describe_training(row * float("nan"), CURVES)
