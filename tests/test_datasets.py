@@ -19,7 +19,8 @@ from torchvision.ops import masks_to_boxes
 
 from giou_repro.__main__ import main
 from giou_repro.data import datasets, generated
-from giou_repro.data.defects import ACTIONS, decode, header
+from giou_repro.data.defects import ACTIONS
+from giou_repro.data.pictures import decode, header
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 real = pytest.mark.skipif(not REAL.is_dir(), reason="no real data sets beside the checkout")
@@ -98,7 +99,8 @@ def xml(*objects, size=(WIDTH, HEIGHT), filename=None):
         corners = "".join(
             f"<{tag}>{value}</{tag}>" for tag, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=False)
         )
-        text += f"<object><name>{name}</name><difficult>{box[4] if len(box) > 4 else 0}</difficult><bndbox>{corners}</bndbox></object>"
+        difficult = box[4] if len(box) > 4 else 0
+        text += f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>{corners}</bndbox></object>"
     return text + "</annotation>"
 
 

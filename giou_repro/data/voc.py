@@ -1,72 +1,59 @@
-"""Pascal VOC folders: which splits they have, and what their XML files say. `datasets.load` opens them.
+"""Pascal VOC folders: their splits, and the annotations of their XML files. `datasets.load` opens them.
 
 A year is a folder with Annotations/<id>.xml, JPEGImages/<id>.jpg (.jpeg, .png) and ImageSets/Main/<split>.txt;
 annotations/ and images/, or all in one folder, as other tools leave them, will do, and so will a folder of several
 years.
 """
 
-import hashlib
 import math
 import os
+import re
+import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from giou_repro.data.defects import (
+from giou_repro.data.annotations import (
+    Annotations,
     Object,
     Picture,
-    Unreadable,
-    defect,
     number,
-    parse_xml,
     read_text,
     similar_classes,
     stated_size,
     within,
 )
+from giou_repro.data.defects import Defect, Unreadable
 
+LAYOUT = "Pascal VOC annotations (Annotations/*.xml)"
 CLASSES = (
-    *(
-        "aeroplane",
-        "bicycle",
-        "bird",
-        "boat",
-        "bottle",
-        "bus",
-        "car",
-        "cat",
-        "chair",
-        "cow",
-        "diningtable",
-        "dog",
-        "horse",
-        "motorbike",
-    ),
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car"),
+    *("cat", "chair", "cow", "diningtable", "dog", "horse", "motorbike"),
     *("person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
 XML_FOLDERS = ("Annotations", "annotations", "annots", ".")
 IMAGE_FOLDERS = ("JPEGImages", "images", "Images", ".")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
-LIST_BYTES = 2**28
+LARGEST_XML = 4 * 2**20  # bytes
 
 
-def sources(path):
-    """split → [(folder of a year, its list of ids, None for all there is)], "all" first; empty where `path` holds no
-    XML files."""
+def sources(path: Path) -> dict[str, Callable]:
+    """split → its reader, `read` but for the classes, "all" first; empty where `path` holds no XML files."""
+    if path.is_file():
+        return {}
     path = path / "VOCdevkit" if (path / "VOCdevkit").is_dir() else path
-    years = (
-        [path]
-        if _xml_folder(path)
-        else [folder for folder in sorted(path.iterdir()) if folder.is_dir() and _xml_folder(folder)]
-    )
-    found = {"all": [(year, None) for year in years]} if years else {}
+    folders = [path] if _xml_folder(path) else [folder for folder in sorted(path.iterdir()) if folder.is_dir()]
+    years = [folder for folder in folders if _xml_folder(folder)]
+    parts = defaultdict(list, {"all": [(year, None) for year in years]} if years else {})
     for year in years:
         lists = _lists(year)
         for file in lists:
-            found.setdefault(file.stem, []).append((year, file))
+            parts[file.stem].append((year, file))
         if year != path and not lists:
-            found[year.name] = [(year, None)]
-    return found
+            parts[year.name] = [(year, None)]
+    return {split: partial(read, years, part) for split, part in parts.items()}
 
 
 def _xml_folder(folder):
@@ -74,141 +61,134 @@ def _xml_folder(folder):
 
 
 def _lists(year):
-    """The lists of ids in ImageSets/Main, but not aeroplane_train beside train, which tells where one is to be seen."""
+    """The lists of ids in ImageSets/Main, without those of one class (aeroplane_train beside train)."""
     files = sorted((year / "ImageSets" / "Main").glob("*.txt"))
     names = {file.stem for file in files}
     return [file for file in files if "_" not in file.stem or file.stem.rpartition("_")[2] not in names]
 
 
-def read(years, source, classes=None):
-    """What a split says: (name, classes, pictures, defects, sha256 of the annotations so far).
+def read(years: list[Path], part: list[tuple], classes: tuple | None = None) -> Annotations:
+    """The annotations of a split.
 
-    years: `sources(path)["all"]`;  source: the split's own entry there;  classes: the names to take, or None for the
-    VOC 20 where all names in all years are of them, and else those names in order, so that every split has the same.
+    years: all folders;  part: the split's (folder, list of ids, or None for all there is);  classes: the names to take,
+    or None for the VOC 20 where all names in all years are of them, and else those names in order, so that every split
+    has the same.
     """
-    annotations = {year: _annotations(year) for year, _ in years}
-    found = sorted(
-        {name for year in annotations.values() for annotation in year.values() for name in _names(annotation)}
+    parsed = {year: {file.stem: _parsed(file) for file in sorted(_xml_folder(year).glob("*.xml"))} for year in years}
+    roots = [root for annotations in parsed.values() for root, _, _ in annotations.values() if root is not None]
+    names = sorted({name for root in roots for item in root.findall("object") if (name := _text(item, "name"))})
+    split = Annotations(
+        "+".join(dict.fromkeys(year.resolve().name for year, _ in part)),
+        tuple(classes or (CLASSES if set(names) <= set(CLASSES) else names)),
+        defects=similar_classes(names, years[0].name),
+        inclusive=True,
     )
-    classes = tuple(classes or (CLASSES if set(found) <= set(CLASSES) else found))
-    defects, content, pictures = similar_classes(found, years[0][0].name), hashlib.sha256(), []
-    for year, listing in source:
+    for year, listing in part:
         images = _images(year)
-        for id in _ids(year, listing, images, annotations[year], defects):
-            picture = _picture(id, annotations[year].get(id), images, classes, defects, content)
-            if picture:
-                pictures.append(picture)
-    return "+".join(dict.fromkeys(year.resolve().name for year, _ in source)), classes, pictures, defects, content
+        for id in _ids(year, listing, images, parsed[year], split.defects):
+            _add_picture(split, id, parsed[year].get(id), images)
+    return split
 
 
-def _annotations(year):
-    """id → (root, text, defects) of its XML, or the `Unreadable` that it raised."""
-    annotations = {}
-    for file in sorted(_xml_folder(year).glob("*.xml")):
-        try:
-            annotations[file.stem] = parse_xml(file)
-        except Unreadable as error:
-            annotations[file.stem] = error
-    return annotations
+def _parsed(file):
+    """(root element, text, defects) of an XML file; None for the root where it cannot be used.
+
+    An XML that declares a document type or an entity, by which XML reads other files and grows without bound, never
+    reaches the parser.
+    """
+    try:
+        text, defects = read_text(file, "malformed annotation", LARGEST_XML)
+        if re.search(r"<!\s*(DOCTYPE|ENTITY)", text, re.IGNORECASE):
+            return None, text, [Defect("hostile XML", file.name, "(it declares a document type or an entity)")]
+        root = ElementTree.fromstring(text.strip())
+        if root.tag.lower() != "annotation":
+            raise ValueError(f"it is a <{root.tag:.40}>, not an <annotation>")
+        return root, text, defects
+    except Unreadable as error:
+        return None, "", error.defects
+    except (ElementTree.ParseError, ValueError) as error:
+        return None, text, [Defect("malformed annotation", file.name, f"({error})")]
 
 
-def _names(annotation):
-    if isinstance(annotation, Unreadable):
-        return []
-    return [name for item in annotation[0].findall("object") if (name := _words(item, "name"))]
-
-
-def _words(element, tag):
+def _text(element, tag):
     return (element.findtext(tag) or "").strip()
 
 
 def _images(year):
     """id → the image files of that name, from the first folder that has any."""
-    found = defaultdict(list)
+    images = defaultdict(list)
     for folder in (*(year / name for name in IMAGE_FOLDERS), _xml_folder(year)):
-        if not found and folder.is_dir():
+        if not images and folder.is_dir():
             for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
                 if entry.name.lower().endswith(SUFFIXES) and entry.is_file():
-                    found[entry.name.rpartition(".")[0]].append(Path(entry.path))
-    return found
+                    images[entry.name.rpartition(".")[0]].append(Path(entry.path))
+    return images
 
 
-def _ids(year, listing, images, annotations, defects):
+def _ids(year, listing, images, parsed, defects):
     """The ids of a list, each once; without a list those of all annotations, images and lists of the year."""
     if listing is None:
-        return sorted({id for file in _lists(year) for id in _lines(file, [])} | set(images) | set(annotations))
+        return sorted({id for file in _lists(year) for id in _lines(file, [])} | set(images) | set(parsed))
     ids = {}
     for id in _lines(listing, defects):
         if id in ids:
-            defects.append(defect("listed twice", listing.name, object=id))
+            defects.append(Defect("listed twice", listing.name, object=id))
         ids[id] = None
-    return list(ids)
+    return ids
 
 
 def _lines(listing, defects):
     try:
-        text, found = read_text(listing, LIST_BYTES, "empty list")
+        text, encoding = read_text(listing, "empty list")
     except Unreadable as error:
         defects += error.defects
         return []
-    defects += found
+    defects += encoding
     lines = (line.strip() for line in text.splitlines())
     return [line.rpartition(".")[0] if line.lower().endswith(SUFFIXES) else line for line in lines if line]
 
 
-def _picture(id, annotation, images, classes, defects, content):
-    """The `Picture` of an id, or None where it has no annotation or no image; adds to `defects` and to the sha256
-    `content`."""
-    if annotation is None:
-        defects.append(defect("missing annotation", f"{id}.xml"))
-        return None
-    if isinstance(annotation, Unreadable):
-        defects += annotation.defects
-        return None
-    root, text, found = annotation
-    file, misled = _image(id, _words(root, "filename"), images)
-    defects += found + misled
-    if file is None:
-        return None
-    content.update(text.encode(errors="replace"))
-    objects, found = _objects(root, classes, file.name)
-    defects += found
-    return Picture(
-        file, file.name, None, stated_size(root.findtext("size/width"), root.findtext("size/height")), objects
-    )
+def _add_picture(split, id, parsed, images):
+    """Add the picture of an id to the annotations of a split, or the defects for which it is skipped."""
+    root, text, defects = parsed or (None, "", [Defect("missing annotation", f"{id}.xml")])
+    split.defects += defects
+    file = None if root is None else _image(id, _text(root, "filename"), images, split.defects)
+    if file:
+        split.content.update(text.encode(errors="replace"))
+        size = stated_size(root.findtext("size/width"), root.findtext("size/height"))
+        split.pictures.append(
+            Picture(file, file.name, None, size, _objects(root, split.classes, file.name, split.defects))
+        )
 
 
-def _image(id, filename, images):
-    """(the image of an id, the defects of that): by the id, as VOC means it, or else by the name that the XML gives."""
-    candidates = images.get(id, [])
+def _image(id, filename, images, defects):
+    """The image of an id, or None: by the id, as VOC means it, or else by the name that the XML gives."""
+    by_id = images.get(id, [])
     if filename and not within(Path(), filename):
-        if not candidates:
-            return None, [defect("path out of the folder", f"{id}.xml", f"({filename!r})")]
-        return candidates[0], [defect("misleading filename", f"{id}.xml", f"({filename!r} is out of the folder)")]
-    named = [file for file in images.get(filename.rpartition(".")[0], []) if file.name == filename]
-    if not candidates and not named:
-        return None, [defect("missing image", f"{id}.xml", f"({filename or id} is not there)")]
-    return next((file for file in candidates if file in named), (candidates or named)[0]), []
+        kind = "misleading filename" if by_id else "path out of the folder"
+        defects.append(Defect(kind, f"{id}.xml", f"({filename!r})"))
+        return by_id[0] if by_id else None
+    by_name = [file for file in images.get(filename.rpartition(".")[0], []) if file.name == filename]
+    if not by_id and not by_name:
+        defects.append(Defect("missing image", f"{id}.xml", f"({filename or id} is not there)"))
+    return next(iter([file for file in by_id if file in by_name] + by_id + by_name), None)
 
 
-def _objects(root, classes, file):
-    """The objects of an annotation, boxes as they stand there, and the defects of those that cannot be taken."""
-    objects, defects = [], []
+def _objects(root, classes, file, defects):
+    """The objects of an annotation, boxes as written."""
+    objects = []
     for index, item in enumerate(root.findall("object"), 1):
-        name, box = _words(item, "name"), item.find("bndbox")
+        name, box = _text(item, "name"), item.find("bndbox")
         title = f"object {index}{name and f' ({name})'}"
         missing = [tag for tag in CORNERS if box is None or box.find(tag) is None]
         if not name or missing:
-            defects.append(defect("missing tag", file, f"<{', '.join(missing) or 'name'}>", title))
+            defects.append(Defect("missing tag", file, f"<{', '.join(missing) or 'name'}>", title))
         elif name not in classes:
-            defects.append(defect("unknown class", file, object=title))
+            defects.append(Defect("unknown class", file, object=title))
         else:
             corners = tuple(number(box.findtext(tag)) for tag in CORNERS)
             if any(math.isfinite(value) and value != round(value) for value in corners):
-                defects.append(defect("fractional coordinate", file, f"{corners}", title))
-            objects.append(
-                Object(
-                    title, classes.index(name), corners, difficult=_words(item, "difficult").lower() in ("1", "true")
-                )
-            )
-    return objects, defects
+                defects.append(Defect("fractional coordinate", file, f"{corners}", title))
+            difficult = _text(item, "difficult").lower() in ("1", "true")
+            objects.append(Object(title, classes.index(name), corners, difficult))
+    return objects

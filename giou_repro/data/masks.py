@@ -1,0 +1,69 @@
+"""COCO's segmentations, polygons and run lengths: checked when a data set is opened, drawn when an image is read."""
+
+import math
+
+import numpy as np
+
+from giou_repro.data.annotations import Object, number
+
+
+def checked_segmentation(segmentation, width: int, height: int) -> list | dict | None:
+    """A COCO segmentation as `mask` takes it: polygons, arrays (2k,) of x, y in turn, or compressed run lengths.
+
+    None where there is none. Raises ValueError with the reason where it cannot be drawn.
+    """
+    if not segmentation:
+        return None
+    if isinstance(segmentation, dict):
+        return _checked_runs(segmentation, width, height)
+    if not isinstance(segmentation, list):
+        raise ValueError(f"neither polygons nor runs, but {type(segmentation).__name__}")
+    return [_checked_polygon(polygon, max(width, height)) for polygon in segmentation]
+
+
+def _checked_polygon(polygon, side):
+    if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+        raise ValueError("a polygon is not a list of three or more x, y pairs")
+    points = np.array([number(value) for value in polygon])
+    if not np.isfinite(points).all():
+        raise ValueError("a polygon's coordinate is not a number")
+    return points.clip(-side, 2 * side)
+
+
+def _checked_runs(runs, width, height):
+    coco_mask, size, counts = _coco_mask(), [height, width], runs.get("counts")
+    if runs.get("size") != size:
+        raise ValueError(f"its runs are for size {runs.get('size')}, the image has {size}")
+    try:
+        if not isinstance(counts, list):
+            runs = dict(size=size, counts=counts.encode())
+        elif sum(counts) != height * width or min(counts) < 0:
+            raise ValueError(f"its runs count {sum(counts)} pixels, the image has {height * width}")
+        else:
+            runs = coco_mask.frPyObjects(dict(size=size, counts=counts), height, width)
+        coco_mask.decode(runs)
+    except (TypeError, AttributeError, UnicodeError, RuntimeError) as error:
+        raise ValueError(f"its runs cannot be read: {error}") from None
+    return runs
+
+
+def mask(item: Object, width: int, height: int) -> np.ndarray:
+    """The mask bool (H, W) of an object; its box filled where it has no segmentation."""
+    runs = item.segmentation
+    if runs is None:
+        x1, y1, x2, y2 = item.box
+        filled = np.zeros((height, width), dtype=bool)
+        filled[math.floor(y1) : math.ceil(y2), math.floor(x1) : math.ceil(x2)] = True
+        return filled
+    coco_mask = _coco_mask()
+    if isinstance(runs, list):
+        runs = coco_mask.merge(coco_mask.frPyObjects([polygon.tolist() for polygon in runs], height, width))
+    return coco_mask.decode(runs).astype(bool)
+
+
+def _coco_mask():
+    try:
+        import faster_coco_eval.core.mask  # an extra: boxes do without it
+    except ImportError:
+        raise ImportError("masks need faster-coco-eval: pip install 'giou-repro[detection]'") from None
+    return faster_coco_eval.core.mask
