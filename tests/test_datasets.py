@@ -1,4 +1,4 @@
-"""Data sets: what is read, what is wrong with it, what is done about that, and that nothing of it ends a reading."""
+"""Data sets: what is read, which defects it has, what is done about them, and that no defect ends the reading."""
 
 import io
 import json
@@ -45,15 +45,15 @@ def picture(path, mode="RGB", **options):
 
 def test_one_seed_gives_one_set_and_its_splits_differ():
     first, again, more = (
-        generated.generate("train", 3, 4),
-        generated.generate("train", 3, 4),
-        generated.generate("train", 3, 9),
+        generated.Scenes("train", 3, 4),
+        generated.Scenes("train", 3, 4),
+        generated.Scenes("train", 3, 9),
     )
     for i in range(4):
         assert torch.equal(first[i][0], again[i][0])
         assert torch.equal(first[i][0], more[i][0])
         assert all(torch.equal(first[i][1][key], more[i][1][key]) for key in ("boxes", "labels", "masks"))
-    for other in (generated.generate("val", 3, 4), generated.generate("train", 4, 4)):
+    for other in (generated.Scenes("val", 3, 4), generated.Scenes("train", 4, 4)):
         assert not torch.equal(first[0][0], other[0][0])
         assert other.checksum != first.checksum == again.checksum
 
@@ -162,7 +162,7 @@ def test_a_broken_voc_box_is_repaired_or_dropped_and_its_neighbour_stays(tmp_pat
     assert ds[0][1]["boxes"].tolist() == [[0, 0, 5, 5], *left]
 
 
-def test_equal_boxes_are_taken_once_and_near_ones_are_told(tmp_path):
+def test_equal_boxes_are_taken_once_and_near_ones_are_reported(tmp_path):
     voc(tmp_path, {"a": xml(SOUND, SOUND, ("door", *SOUND[1:]), ("cell", 11, 6, 30, 26))})
     ds = datasets.load(tmp_path, "all")
     assert [(one.kind, one.object, one.detail) for one in ds.defects] == [
@@ -352,7 +352,7 @@ def test_pictures_in_both_are_counted_by_file_and_by_content(tmp_path):
     assert datasets.in_both(first, first) == 3 and datasets.in_both(first, second[3:]) == 0
 
 
-def test_the_checksum_tells_of_a_changed_annotation_or_image(tmp_path):
+def test_the_checksum_follows_a_changed_annotation_or_image(tmp_path):
     voc(tmp_path, {"a": xml(SOUND), "b": xml(SOUND)})
     first = datasets.load(tmp_path, "all").checksum
     assert datasets.load(tmp_path, "all").checksum == first
@@ -695,7 +695,7 @@ def test_damaged_files_of_any_kind_never_raise_anything_else(tmp_path):
 # ---- the command
 
 
-def test_the_command_lists_defects_and_its_status_tells(tmp_path, capsys):
+def test_the_command_lists_defects_and_its_exit_status_reports_them(tmp_path, capsys):
     sound = voc(tmp_path / "sound", {"a": xml(SOUND)})
     broken = voc(tmp_path / "broken", {"a": xml(SOUND, ("cell", 5, 5, 5, 9)), "b": LAUGHS}, train=["a", "absent"])
     assert main(["data", "check", str(sound)]) == 0

@@ -1,24 +1,25 @@
 """What the readers of Pascal VOC and COCO share: annotated images and objects, and text, numbers and paths from files
 that others wrote."""
 
-import hashlib
+import contextlib
 import math
 import os
 import re
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from giou_repro.data.defects import Defect, Unreadable
 
 LARGEST_FILE = 2**31  # bytes
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
 class Object(NamedTuple):
     """One annotated object: its title in reports, its class, its xyxy box (as annotated until `repair_objects`), flags.
 
-    area: COCO's own, or None;  segmentation: see `masks.checked_segmentation`, or None.
+    area: COCO's own, or NaN;  segmentation: see `masks.checked_segmentation`, or None.
     """
 
     title: str
@@ -26,7 +27,7 @@ class Object(NamedTuple):
     box: tuple
     difficult: bool = False
     crowd: bool = False
-    area: float | None = None
+    area: float = math.nan
     segmentation: list | dict | None = None
 
 
@@ -34,14 +35,14 @@ class Object(NamedTuple):
 class Picture:
     """One image file with its annotations.
 
-    name: in reports;  stated: the annotated size (width, height), or None. Set when its header is read: width, height,
-    `turned`, whether EXIF's orientation is followed, and `state`, the file's size, time and place on the disk.
+    name: in reports;  stated: the annotated width and height, NaN or 0 where there is none. Set when the header is
+    read: width, height, `turned`, whether EXIF's orientation is followed, and `state`, the file's size and time.
     """
 
     file: Path
     name: str
     id: int | None
-    stated: tuple | None
+    stated: tuple
     objects: list
     width: int = 0
     height: int = 0
@@ -49,28 +50,7 @@ class Picture:
     state: os.stat_result | None = None
 
 
-@dataclass
-class Annotations:
-    """The annotations of a split: the data set's name, its classes, pictures, defects so far and sha256 so far.
-
-    inclusive: whether boxes are Pascal VOC's integers; see `defects.repair_objects`.
-    """
-
-    name: str
-    classes: tuple
-    pictures: list = field(default_factory=list)
-    defects: list = field(default_factory=list)
-    content: Any = field(default_factory=hashlib.sha256)
-    inclusive: bool = False
-
-
-def stated_size(width: Any, height: Any) -> tuple[float, float] | None:
-    """(width, height) as annotated; None where there is none, or zeros, as some tools write."""
-    size = (number(width), number(height))
-    return size if all(0 < value < math.inf for value in size) else None
-
-
-def similar_classes(names: Any, file: str) -> list[Defect]:
+def similar_classes(names: list[str], file: str) -> list[Defect]:
     """Defects of class names that differ in case, spaces or hyphens alone."""
     groups = defaultdict(list)
     for name in names:
@@ -82,7 +62,7 @@ def similar_classes(names: Any, file: str) -> list[Defect]:
     ]
 
 
-def number(value: Any) -> float:
+def number(value: object) -> float:
     """A float of a number or its text; NaN, which `repair_objects` drops, for anything else."""
     try:
         return float(value)
@@ -103,21 +83,16 @@ def read_text(path: Path, kind: str, largest: int = LARGEST_FILE) -> tuple[str, 
         reason = error.strerror
     if reason:
         raise Unreadable(Defect(kind, path.name, f"({reason})"))
-    try:
-        return content.decode("utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"), []
-    except UnicodeDecodeError as error:
-        encodings = rb"gb\w+|big5|shift_jis|euc-\w+|windows-\d+|iso-8859-\d+"
-        declared = re.match(rb"\s*<\?xml[^>]*encoding=[\"'](" + encodings + rb")[\"']", content, re.IGNORECASE)
-        if declared:
-            return content.decode(declared[1].decode(), errors="replace"), []
-        detail = f"({error.reason} at byte {error.start}: not UTF-8)"
-        return content.decode("latin-1"), [Defect("encoding", path.name, detail)]
+    declared = re.findall(r"<\?xml[^>]*encoding=[\"']([\w-]+)", content[:200].decode("latin-1"))
+    for encoding in ("utf-16" if content.startswith(UTF16_MARKS) else "utf-8-sig", *declared):
+        with contextlib.suppress(UnicodeError, LookupError):
+            return content.decode(encoding), []
+    return content.decode("latin-1"), [Defect("encoding", path.name, "(not UTF-8)")]
 
 
 def within(folder: Path, name: str) -> Path | None:
     """The path that `name` gives in `folder`; None where the name leads out of it (links are the user's own)."""
-    name = name.replace("\\", "/")
-    parts = PurePosixPath(name).parts
-    if not parts or "\0" in name or name.startswith("/") or ".." in parts or re.match(r"[A-Za-z]:", name):
+    path = PurePosixPath(name.replace("\\", "/"))
+    if not path.parts or path.is_absolute() or ".." in path.parts or re.match("[A-Za-z]:", name):
         return None
-    return folder.joinpath(*parts)
+    return folder / path

@@ -21,7 +21,6 @@ training.
 import hashlib
 import os
 import re
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,7 +30,7 @@ from giou_repro.boxes import area
 from giou_repro.data import coco, generated, voc
 from giou_repro.data.annotations import Picture
 from giou_repro.data.defects import Defect, Unreadable, summary
-from giou_repro.data.folder import Folder, open_folder
+from giou_repro.data.folder import Folder
 from giou_repro.runs import store
 
 __all__ = [
@@ -47,8 +46,11 @@ __all__ = [
     "summary",
 ]
 
-DOWNLOADS = {"voc2007": "VOC2007", "voc2012": "VOC2012"}
-FORMATS = (voc, coco)  # each has LAYOUT, and sources(path): split → its reader of `Annotations`
+DOWNLOADS = {
+    "voc2007": {"trainval": "2007", "test": "2007-test"},  # split → torchvision's year
+    "voc2012": {"trainval": "2012"},
+}
+FORMATS = (voc, coco)  # each has LAYOUT, and sources(path): split → its reader, from classes to a `Folder`
 
 
 def load(
@@ -74,17 +76,17 @@ def load(
     image, and `Unreadable`, a ValueError that lists the defects, where nothing of it can be used.
     """
     if dataset == "shapes":
-        return generated.generate(split, seed, images, image_size)
+        return generated.Scenes(split, seed, images, image_size)
     path = _path(dataset)
     sources = _sources(path)
     name, first, last = _part(split)
-    annotations = _pick(sources, name, path)(classes)
-    pictures, count = annotations.pictures, len(annotations.pictures)
-    annotations.pictures = pictures[round(first / 100 * count) : round(last / 100 * count)]
-    if pictures and not annotations.pictures:
+    ds = _pick(sources, name, path)(classes)
+    count = len(ds)
+    ds.pictures = ds.pictures[round(first / 100 * count) : round(last / 100 * count)]
+    if count and not len(ds):
         remedy = f"take a larger part, as {name}[:80%] or {name}[80%:]"
         raise ValueError(f"{path}: {split!r} holds none of the {count} images of {name!r}; {remedy}")
-    ds = open_folder(split, annotations)
+    ds.open(split)
     if not len(ds):
         about = f"{path}: no image of split {split!r} can be used; the splits are {', '.join(sources)}\n"
         raise Unreadable(*(ds.defects or [Defect("missing image", path.name, "(it lists none)")]), about=about)
@@ -115,15 +117,13 @@ def download(name: str) -> Path:
         from torchvision.datasets import VOCDetection
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"a download needs {error.name}: pip install 'giou-repro[detection]'") from None
-    folder = str(store.project_folder() / "data")
-    VOCDetection(folder, year=name[3:], image_set="trainval", download=True)
-    if name == "voc2007":
-        VOCDetection(folder, year="2007-test", image_set="test", download=True)
+    for split, year in DOWNLOADS[name].items():
+        VOCDetection(str(store.project_folder() / "data"), year=year, image_set=split, download=True)
     return _downloaded(name)
 
 
 def _downloaded(name):
-    return store.project_folder() / "data" / "VOCdevkit" / DOWNLOADS[name]
+    return store.project_folder() / "data" / "VOCdevkit" / name.upper()
 
 
 def _path(dataset):
@@ -136,7 +136,7 @@ def _path(dataset):
     raise FileNotFoundError(f"no data set at {path}; give shapes, {names}, a Pascal VOC folder or a COCO JSON")
 
 
-def _sources(path: Path) -> dict[str, Callable]:
+def _sources(path):
     """split → its reader, by the first format that the path has."""
     for data_format in FORMATS:
         sources = data_format.sources(path)
@@ -175,19 +175,13 @@ def _pick(sources, split, path):
 
 def in_both(first: list[Picture], second: list[Picture]) -> int:
     """How many of the pictures `second` are in `first` too: the same file, or another one with the same bytes."""
-    files = {(picture.state.st_dev, picture.state.st_ino) for picture in first}
-    others = [picture for picture in second if (picture.state.st_dev, picture.state.st_ino) not in files]
-    sizes = {picture.state.st_size for picture in first} & {picture.state.st_size for picture in others}
+    sizes = {picture.state.st_size for picture in first} & {picture.state.st_size for picture in second}
     digests = {_digest(picture) for picture in first if picture.state.st_size in sizes}
-    copies = [picture for picture in others if picture.state.st_size in sizes and _digest(picture) in digests]
-    return len(second) - len(others) + len(copies)
+    return sum(picture.state.st_size in sizes and _digest(picture) in digests for picture in second)
 
 
 def _digest(picture):
-    try:
-        return hashlib.sha256(picture.file.read_bytes()).digest()
-    except OSError:  # reported when the image is read
-        return picture.file
+    return hashlib.sha256(picture.file.read_bytes()).digest()
 
 
 def check(ds: "Folder | generated.Scenes") -> pd.DataFrame:
@@ -210,7 +204,7 @@ def check(ds: "Folder | generated.Scenes") -> pd.DataFrame:
             ds.defects += defects
             if target:
                 table = pd.DataFrame({key: target[key].numpy() for key in ("labels", "difficult", "crowd")})
-                tables.append(table.assign(image=len(tables), side=area(target["boxes"]).sqrt().numpy()))
+                tables.append(table.assign(image=len(tables), side=area(target["boxes"]).sqrt().tolist()))
     objects = pd.concat(tables) if tables else pd.DataFrame(columns=["labels", "difficult", "crowd", "image", "side"])
     parts = {name: objects[objects.labels == label] for label, name in enumerate(ds.classes)}
     rows = [

@@ -1,13 +1,13 @@
 """A data set in files: its pictures measured and their annotations repaired when it is opened, decoded one by one."""
 
 import hashlib
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 
 from giou_repro.boxes import area
-from giou_repro.data.annotations import Annotations, Picture
+from giou_repro.data.annotations import Picture
 from giou_repro.data.defects import Defect, Unreadable, repair_objects
 from giou_repro.data.masks import checked_segmentation, mask
 from giou_repro.data.pictures import decode, header
@@ -15,24 +15,58 @@ from giou_repro.data.pictures import decode, header
 
 @dataclass
 class Folder:
-    """A split of a data set in files; `datasets` describes what `ds[i]` gives."""
+    """A split of a data set in files; `datasets` describes what `ds[i]` gives.
+
+    A format's reader fills it with annotations, `open` checks their images. inclusive: whether boxes are Pascal VOC's
+    integers, see `defects.repair_objects`;  content: sha256 over the annotations, and by `open` over the images' names
+    and sizes.
+    """
 
     name: str
-    split: str
     classes: tuple
-    pictures: list
-    defects: list
-    checksum: str
-    has_masks: bool
+    inclusive: bool = False
+    pictures: list = field(default_factory=list)
+    defects: list = field(default_factory=list)
+    content: "hashlib._Hash" = field(default_factory=hashlib.sha256, repr=False)
+    split: str = ""
+    has_masks: bool = False
 
     def __len__(self):
         return len(self.pictures)
+
+    @property
+    def checksum(self) -> str:
+        return self.content.hexdigest()
 
     @property
     def stamp(self) -> str:
         """sha256 over the checksum and the time of each image file: it identifies copies of the pixels."""
         times = [picture.state.st_mtime_ns for picture in self.pictures]
         return hashlib.sha256(repr((self.checksum, times)).encode()).hexdigest()
+
+    def open(self, split: str) -> None:
+        """Keep the pictures whose file can be read, and repair their objects."""
+        annotated, self.pictures, self.split = self.pictures, [], split
+        without_mask = []
+        for picture in annotated:
+            try:
+                self.defects += _measure(picture)
+            except Unreadable as error:
+                self.defects += error.defects
+                continue
+            size = picture.width, picture.height
+            picture.objects, defects = repair_objects(picture.objects, *size, picture.name, self.inclusive)
+            malformed, missing = _check_masks(picture)
+            self.defects += defects + malformed
+            without_mask += missing
+            self.content.update(f"{picture.name} {picture.state.st_size}\n".encode(errors="replace"))
+            self.pictures.append(picture)
+        self.content.update(repr(self.classes).encode(errors="replace"))
+        self.has_masks = any(item.segmentation for picture in self.pictures for item in picture.objects)
+        self.defects += without_mask if self.has_masks else []
+        if any(picture.id is None for picture in self.pictures):
+            for index, picture in enumerate(self.pictures):
+                picture.id = index
 
     def __getitem__(self, index):
         picture = self.pictures[index]
@@ -47,7 +81,7 @@ class Folder:
 def _target(picture, has_masks):
     objects = picture.objects
     boxes = torch.tensor([item.box for item in objects], dtype=torch.float32).reshape(-1, 4)
-    own_area = torch.tensor([np.nan if item.area is None else item.area for item in objects], dtype=torch.float32)
+    own_area = torch.tensor([item.area for item in objects], dtype=torch.float32)
     target = dict(
         image_id=picture.id,
         boxes=boxes,
@@ -63,34 +97,7 @@ def _target(picture, has_masks):
     return target
 
 
-def open_folder(split: str, annotations: Annotations) -> Folder:
-    """The data set of all pictures whose file can be read, their objects repaired; it goes on with `annotations`'
-    defects and sha256."""
-    pictures, defects, without_mask = [], annotations.defects, []
-    for picture in annotations.pictures:
-        try:
-            defects += _measure(picture)
-        except Unreadable as error:
-            defects += error.defects
-            continue
-        size = picture.width, picture.height
-        picture.objects, repairs = repair_objects(picture.objects, *size, picture.name, annotations.inclusive)
-        malformed, missing = _check_masks(picture)
-        defects += repairs + malformed
-        without_mask += missing
-        annotations.content.update(f"{picture.name} {picture.state.st_size}\n".encode(errors="replace"))
-        pictures.append(picture)
-    has_masks = any(item.segmentation for picture in pictures for item in picture.objects)
-    defects += without_mask if has_masks else []
-    if any(picture.id is None for picture in pictures):
-        for index, picture in enumerate(pictures):
-            picture.id = index
-    annotations.content.update(repr(annotations.classes).encode(errors="replace"))
-    checksum = annotations.content.hexdigest()
-    return Folder(annotations.name, split, annotations.classes, pictures, defects, checksum, has_masks)
-
-
-def _measure(picture: Picture):
+def _measure(picture: Picture) -> list[Defect]:
     """Set the state, size and orientation of a picture from its file and its annotated size; the defects of them.
 
     EXIF's orientation is followed only where the annotated size is that of the turned picture: that is how its
@@ -99,18 +106,20 @@ def _measure(picture: Picture):
     width, height, mode, orientation = header(picture.file)
     picture.state = picture.file.stat()
     picture.turned = orientation >= 5 and width != height and picture.stated == (height, width)
-    picture.width, picture.height = (height, width) if picture.turned else (width, height)
-    size = f"{picture.width}x{picture.height}"
-    kinds = {}
-    if orientation != 1:
-        kinds["turned by EXIF" if picture.turned else "EXIF not followed"] = f"(orientation {orientation})"
-    if picture.stated is None:
-        kinds["missing size"] = f"(it is {size})"
-    elif picture.stated != (picture.width, picture.height):
-        kinds["size mismatch"] = "(annotated {:g}x{:g}, it is {})".format(*picture.stated, size)
-    if mode != "RGB":
-        kinds["not RGB"] = f"(mode {mode})"
-    return [Defect(kind, picture.name, detail) for kind, detail in kinds.items()]
+    size = picture.width, picture.height = (height, width) if picture.turned else (width, height)
+    stated = all(0 < side < math.inf for side in picture.stated)
+    kinds = [
+        ("turned by EXIF", picture.turned, f"(orientation {orientation})"),
+        ("EXIF not followed", orientation != 1 and not picture.turned, f"(orientation {orientation})"),
+        ("missing size", not stated, "(it is {}x{})".format(*size)),
+        (
+            "size mismatch",
+            stated and picture.stated != size,
+            "(annotated {:g}x{:g}, it is {}x{})".format(*picture.stated, *size),
+        ),
+        ("not RGB", mode != "RGB", f"(mode {mode})"),
+    ]
+    return [Defect(kind, picture.name, detail) for kind, applies, detail in kinds if applies]
 
 
 def _check_masks(picture):

@@ -1,4 +1,4 @@
-"""Generated scenes: plain shapes on cluttered ground, with masks, drawn from a seed; a data set that is there at once.
+"""Generated scenes: plain shapes on cluttered ground, with masks, drawn from a seed; a data set without a download.
 
 Circles, squares and triangles of any texture, rotation and aspect, the longer side from 8 px to half of the image. Each
 class has a hue of its own on a nearly grey ground, so that a small network learns what there is in minutes, and where
@@ -21,32 +21,41 @@ CLASSES = ("circle", "square", "triangle")
 STREAMS = ("train", "val", "test")
 SMALLEST = 8  # px, the longer side of the whole shape
 MOST = 6  # shapes in a scene
-VISIBLE = 0.4  # least share of a shape that is seen
+VISIBLE = 0.4  # least share of a shape that is visible
 PLACES = 5  # to try for a shape before it is left out
 FINE = 4  # samples a pixel and axis when a shape is drawn
 
 
 @dataclass
 class Scenes:
-    """A generated data set; `generate` makes it. What `ds[i]` gives is said in `datasets`; each scene is drawn when it
-    is asked for."""
+    """`images` scenes of `size` x `size` pixels; `datasets` describes what `ds[i]` gives, which draws scene i.
+
+    Scene i depends on seed, split and size alone, not on how many there are. Raises ValueError for a split that is not
+    train, val or test, a size below 32, or a number below 1.
+    """
 
     split: str
-    seed: int
-    images: int
-    size: int
+    seed: int = 0
+    images: int = 1000
+    size: int = 128
     defects: list = field(default_factory=list, repr=False)
     name = "shapes"
     classes = CLASSES
     has_masks = True
 
+    def __post_init__(self):
+        check_split(self.split)
+        if self.size < 4 * SMALLEST or self.images < 1:
+            least = f"shapes need a size of {4 * SMALLEST} px or more and an image or more"
+            raise ValueError(f"{least}, got {self.size} px and {self.images} images")
+
     @property
-    def checksum(self):
-        """sha256 of what the scenes follow from: this file and the parameters."""
+    def checksum(self) -> str:
+        """sha256 of what determines the scenes: this file and the parameters."""
         return hashlib.sha256(Path(__file__).read_bytes() + repr(self).encode()).hexdigest()
 
     @property
-    def recipe(self):
+    def recipe(self) -> str:
         """The checksum but for the seed, the same for scenes that differ by their seed alone."""
         return replace(self, seed=0).checksum
 
@@ -72,21 +81,7 @@ class Scenes:
         return torch.from_numpy(picture).permute(2, 0, 1).contiguous(), target
 
 
-def generate(split, seed=0, images=1000, size=128):
-    """`images` scenes of `size` x `size` pixels: scene i depends on seed, split and size alone, not on how many there
-    are.
-
-    Raises ValueError for a split that is not train, val or test, a size below 32, or a number below 1.
-    """
-    check_split(split)
-    if size < 4 * SMALLEST or images < 1:
-        raise ValueError(
-            f"shapes need a size of {4 * SMALLEST} px or more and an image or more, got {size} px and {images} images"
-        )
-    return Scenes(split, seed, images, size)
-
-
-def check_split(split):
+def check_split(split: str) -> None:
     """Raise ValueError for a split that is not train, val or test."""
     if split not in STREAMS:
         raise ValueError(f"shapes have the splits {', '.join(STREAMS)}, not {split!r}")
@@ -96,20 +91,20 @@ def _scene(rng, size):
     """(picture uint8 (S, S, 3), layers uint8 (S, S), labels) of one scene."""
     picture = _ground(rng, size)
     layers, labels = np.zeros((size, size), dtype=np.uint8), []
-    whole, seen = np.zeros(MOST + 1), np.zeros(MOST + 1)  # pixels of each shape, and those in sight
+    whole, visible = np.zeros(MOST + 1), np.zeros(MOST + 1)  # pixels of each shape, all and visible ones
     for _ in range(rng.integers(1, MOST + 1)):
         shape, new = rng.integers(len(CLASSES)), len(labels) + 1
         outline = _outline(rng, CLASSES[shape], SMALLEST * (size / 2 / SMALLEST) ** rng.random())
         for _ in range(PLACES):
             cover, window, full = _cover(outline + rng.uniform(0, size, 2), size)
             inside = cover >= 0.5
-            left = seen - np.bincount(layers[window][inside], minlength=MOST + 1)
+            left = visible - np.bincount(layers[window][inside], minlength=MOST + 1)
             left[new] = inside.sum()
             if left[new] and left[new] >= VISIBLE * full and (left >= VISIBLE * whole)[1:].all():
                 layers[window][inside] = new
                 picture[window] += cover[..., None] * (_paint(rng, window, CLASSES[shape]) - picture[window])
                 labels.append(int(shape))
-                whole[new], seen = full, left
+                whole[new], visible = full, left
                 break
     picture += rng.uniform(2, 12) * rng.standard_normal(picture.shape, dtype=np.float32)
     return picture.clip(0, 255).astype(np.uint8), layers, labels
@@ -157,15 +152,13 @@ def _paint(rng, window, shape):
     y, x = np.mgrid[window].astype(np.float32)
     angle, wave = rng.uniform(0, np.pi), 2 * np.pi / rng.uniform(4, 16)
     along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
-    texture = rng.integers(4)
-    if texture == 0:
-        mix = np.zeros_like(x)
-    elif texture == 1:
-        mix = (np.sin(along * wave) > 0).astype(np.float32)
-    elif texture == 2:
-        mix = (np.sin(along * wave) * np.sin(across * wave) > 0.3).astype(np.float32)
-    else:
-        mix = (along - along.min()) / max(np.ptp(along), 1)
+    textures = (
+        lambda: np.zeros_like(x),
+        lambda: (np.sin(along * wave) > 0).astype(np.float32),
+        lambda: (np.sin(along * wave) * np.sin(across * wave) > 0.3).astype(np.float32),
+        lambda: (along - along.min()) / max(np.ptp(along), 1),
+    )
+    mix = textures[rng.integers(4)]()
     return colours[0] + mix[..., None] * (colours[1] - colours[0])
 
 

@@ -12,13 +12,11 @@ def checked_segmentation(segmentation, width: int, height: int) -> list | dict |
 
     None where there is none. Raises ValueError with the reason where it cannot be drawn.
     """
-    if not segmentation:
-        return None
     if isinstance(segmentation, dict):
         return _checked_runs(segmentation, width, height)
-    if not isinstance(segmentation, list):
+    if not isinstance(segmentation, list | None):
         raise ValueError(f"neither polygons nor runs, but {type(segmentation).__name__}")
-    return [_checked_polygon(polygon, max(width, height)) for polygon in segmentation]
+    return [_checked_polygon(polygon, max(width, height)) for polygon in segmentation or []] or None
 
 
 def _checked_polygon(polygon, side):

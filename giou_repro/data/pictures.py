@@ -1,6 +1,7 @@
 """Image files: their headers without decoding, and their pixels as RGB."""
 
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,34 +20,32 @@ def header(path: Path) -> tuple[int, int, str, int]:
 
     A JPEG with its end and a PNG with sound checksums are not decoded, others are.
     """
-    try:
-        with _opened(path) as image:
-            measured = (*image.size, image.mode, _orientation(image))
-            if image.format == "PNG":
-                image.verify()  # the checksums of its chunks
-            elif image.format not in ("JPEG", "MPO") or not _has_end(path):
-                image.load()
+    with _opened(path) as image:
+        measured = (*image.size, image.mode, _orientation(image))
+        if image.format == "PNG":
+            image.verify()  # the checksums of its chunks
+        elif image.format not in ("JPEG", "MPO") or not _has_end(path):
+            image.load()
         return measured
-    except Exception as error:  # a broken file can raise anything in its decoder
-        raise _unreadable(path, error) from None
 
 
 def decode(path: Path, turn: bool) -> np.ndarray:
     """The image as uint8 RGB (H, W, 3), turned by its EXIF orientation where `turn`. Raises Unreadable."""
-    try:
-        with _opened(path) as image:
-            return np.array(_rgb(ImageOps.exif_transpose(image) if turn else image))
-    except Exception as error:
-        raise _unreadable(path, error) from None
+    with _opened(path) as image:
+        return np.array(_rgb(ImageOps.exif_transpose(image) if turn else image))
 
 
+@contextmanager
 def _opened(path):
-    if os.path.getsize(path) == 0:
-        raise ValueError("empty file")
-    image = Image.open(path, formats=FORMATS)
-    if image.width * image.height > Image.MAX_IMAGE_PIXELS:
-        raise ValueError(f"{image.width}x{image.height} pixels, more than {Image.MAX_IMAGE_PIXELS}")
-    return image
+    """An image file, not decoded yet; what it raises becomes Unreadable: a broken file can raise anything."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > Image.MAX_IMAGE_PIXELS:
+                raise ValueError(f"{image.width}x{image.height} pixels, more than {Image.MAX_IMAGE_PIXELS}")
+            yield image
+    except Exception as error:
+        reason = str(error).replace(f" {str(path)!r}", "") or type(error).__name__
+        raise Unreadable(Defect("unreadable image", path.name, f"({reason})")) from None
 
 
 def _has_end(path):
@@ -69,8 +68,3 @@ def _rgb(image):
         grey = np.asarray(image, dtype=np.float32)
         image = Image.fromarray((grey / (256 if grey.max() > 255 else 1)).clip(0, 255).astype(np.uint8))
     return image.convert("RGB")
-
-
-def _unreadable(path, error):
-    reason = str(error).replace(f" {str(path)!r}", "") or type(error).__name__
-    return Unreadable(Defect("unreadable image", path.name, f"({reason})"))

@@ -6,25 +6,22 @@ years.
 """
 
 import math
-import os
 import re
 import xml.etree.ElementTree as ElementTree
-from collections import defaultdict
-from collections.abc import Callable
+from collections import Counter, defaultdict
 from functools import partial
 from pathlib import Path
 
 from giou_repro.data.annotations import (
-    Annotations,
     Object,
     Picture,
     number,
     read_text,
     similar_classes,
-    stated_size,
     within,
 )
 from giou_repro.data.defects import Defect, Unreadable
+from giou_repro.data.folder import Folder
 
 LAYOUT = "Pascal VOC annotations (Annotations/*.xml)"
 CLASSES = (
@@ -39,8 +36,8 @@ CORNERS = ("xmin", "ymin", "xmax", "ymax")
 LARGEST_XML = 4 * 2**20  # bytes
 
 
-def sources(path: Path) -> dict[str, Callable]:
-    """split → its reader, `read` but for the classes, "all" first; empty where `path` holds no XML files."""
+def sources(path: Path) -> dict:
+    """split → its reader, `read` without the classes, "all" first; empty where `path` holds no XML files."""
     if path.is_file():
         return {}
     path = path / "VOCdevkit" if (path / "VOCdevkit").is_dir() else path
@@ -67,7 +64,7 @@ def _lists(year):
     return [file for file in files if "_" not in file.stem or file.stem.rpartition("_")[2] not in names]
 
 
-def read(years: list[Path], part: list[tuple], classes: tuple | None = None) -> Annotations:
+def read(years: list[Path], part: list[tuple], classes: tuple | None = None) -> Folder:
     """The annotations of a split.
 
     years: all folders;  part: the split's (folder, list of ids, or None for all there is);  classes: the names to take,
@@ -76,12 +73,14 @@ def read(years: list[Path], part: list[tuple], classes: tuple | None = None) -> 
     """
     parsed = {year: {file.stem: _parsed(file) for file in sorted(_xml_folder(year).glob("*.xml"))} for year in years}
     roots = [root for annotations in parsed.values() for root, _, _ in annotations.values() if root is not None]
-    names = sorted({name for root in roots for item in root.findall("object") if (name := _text(item, "name"))})
-    split = Annotations(
+    names = sorted(
+        {name for root in roots for item in root.findall("object") if (name := item.findtext("name", "").strip())}
+    )
+    split = Folder(
         "+".join(dict.fromkeys(year.resolve().name for year, _ in part)),
         tuple(classes or (CLASSES if set(names) <= set(CLASSES) else names)),
-        defects=similar_classes(names, years[0].name),
         inclusive=True,
+        defects=similar_classes(names, years[0].name),
     )
     for year, listing in part:
         images = _images(year)
@@ -110,18 +109,14 @@ def _parsed(file):
         return None, text, [Defect("malformed annotation", file.name, f"({error})")]
 
 
-def _text(element, tag):
-    return (element.findtext(tag) or "").strip()
-
-
 def _images(year):
     """id → the image files of that name, from the first folder that has any."""
     images = defaultdict(list)
     for folder in (*(year / name for name in IMAGE_FOLDERS), _xml_folder(year)):
         if not images and folder.is_dir():
-            for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-                if entry.name.lower().endswith(SUFFIXES) and entry.is_file():
-                    images[entry.name.rpartition(".")[0]].append(Path(entry.path))
+            for file in sorted(folder.iterdir()):
+                if file.suffix.lower() in SUFFIXES and file.is_file():
+                    images[file.stem].append(file)
     return images
 
 
@@ -129,11 +124,8 @@ def _ids(year, listing, images, parsed, defects):
     """The ids of a list, each once; without a list those of all annotations, images and lists of the year."""
     if listing is None:
         return sorted({id for file in _lists(year) for id in _lines(file, [])} | set(images) | set(parsed))
-    ids = {}
-    for id in _lines(listing, defects):
-        if id in ids:
-            defects.append(Defect("listed twice", listing.name, object=id))
-        ids[id] = None
+    ids = Counter(_lines(listing, defects))
+    defects += [Defect("listed twice", listing.name, object=id) for id, count in ids.items() if count > 1]
     return ids
 
 
@@ -152,13 +144,12 @@ def _add_picture(split, id, parsed, images):
     """Add the picture of an id to the annotations of a split, or the defects for which it is skipped."""
     root, text, defects = parsed or (None, "", [Defect("missing annotation", f"{id}.xml")])
     split.defects += defects
-    file = None if root is None else _image(id, _text(root, "filename"), images, split.defects)
+    file = None if root is None else _image(id, root.findtext("filename", "").strip(), images, split.defects)
     if file:
         split.content.update(text.encode(errors="replace"))
-        size = stated_size(root.findtext("size/width"), root.findtext("size/height"))
-        split.pictures.append(
-            Picture(file, file.name, None, size, _objects(root, split.classes, file.name, split.defects))
-        )
+        size = number(root.findtext("size/width")), number(root.findtext("size/height"))
+        objects = _objects(root, split.classes, file.name, split.defects)
+        split.pictures.append(Picture(file, file.name, None, size, objects))
 
 
 def _image(id, filename, images, defects):
@@ -178,7 +169,7 @@ def _objects(root, classes, file, defects):
     """The objects of an annotation, boxes as written."""
     objects = []
     for index, item in enumerate(root.findall("object"), 1):
-        name, box = _text(item, "name"), item.find("bndbox")
+        name, box = item.findtext("name", "").strip(), item.find("bndbox")
         title = f"object {index}{name and f' ({name})'}"
         missing = [tag for tag in CORNERS if box is None or box.find(tag) is None]
         if not name or missing:
@@ -189,6 +180,6 @@ def _objects(root, classes, file, defects):
             corners = tuple(number(box.findtext(tag)) for tag in CORNERS)
             if any(math.isfinite(value) and value != round(value) for value in corners):
                 defects.append(Defect("fractional coordinate", file, f"{corners}", title))
-            difficult = _text(item, "difficult").lower() in ("1", "true")
+            difficult = item.findtext("difficult", "").strip().lower() in ("1", "true")
             objects.append(Object(title, classes.index(name), corners, difficult))
     return objects
