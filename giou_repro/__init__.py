@@ -8,13 +8,12 @@ import importlib
 __version__ = "0.1.0"
 __all__ = ["LOSSES", "boxes", "loss", "simulate"]
 
-_HOMES = {"LOSSES": "registry", "loss": "registry", "simulate": "simulation"}
+MODULES = {"LOSSES": "registry", "loss": "registry", "simulate": "simulation"}  # where the public names are defined
 
 
 def __getattr__(name):
-    """Import torch only when something that needs it is asked for: the command line answers --help without."""
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"giou_repro.{_HOMES[name]}"), name)
-    if name == "boxes":
-        return importlib.import_module("giou_repro.boxes")
-    raise AttributeError(f"module 'giou_repro' has no attribute {name!r}")
+    """Import torch only where a name needs it: the command line answers --help without."""
+    if name not in __all__:
+        raise AttributeError(f"module 'giou_repro' has no attribute {name!r}")
+    module = importlib.import_module(f".{MODULES.get(name, name)}", __name__)
+    return getattr(module, name, module)

@@ -7,7 +7,6 @@
 and it is in LOSSES, hence in every notebook, figure and simulation. On a command line it is ``my_module:mine``.
 """
 
-import difflib
 import importlib
 import inspect
 import math
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from giou_repro import _fast, boxes, losses
+from giou_repro.spelling import unknown
 
 SPACES = ("boxes", "coordinates")
 
@@ -158,10 +158,7 @@ def table(markdown: bool = False) -> str:
 def _known(name):
     if name in LOSSES:
         return name
-    close = difflib.get_close_matches(name, LOSSES, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    known = f"The losses are {', '.join(LOSSES)}; your own is my_module:my_function"
-    raise ValueError(f"unknown loss {name!r}; {hint}{known}")
+    raise ValueError(f"{unknown('loss', name, LOSSES)}; your own is my_module:my_function")
 
 
 def _import_loss(reference):

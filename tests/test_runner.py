@@ -113,8 +113,8 @@ def _check_full(folder, said):
     (run,) = store.runs(folder)
     assert run.record["status"] == "failed"
     assert (
-        f"no space left on the disk of {run.folder}; what was complete is kept; free space and run the same command again"
-        in said
+        f"no space left on the disk of {run.folder}; what was complete is kept; "
+        "free space and run the same command again" in said
     )
     assert "Traceback" not in said
 
@@ -242,6 +242,13 @@ def test_losses_are_listed(capsys):
     assert "giou        boxes" in capsys.readouterr().out
 
 
+MINE = """
+from giou_repro import boxes, loss
+
+@loss('mine', label='Mine')
+def mine(p, t):
+    return 1 - boxes.iou(p, t) ** 2
+"""
 NOTEBOOKS = ["01_metric", "02_loss_landscape", "03_simulation"]
 CONDITIONAL = {"figures/paired.png", "figures/weights.png", "every_loss.csv", "figures/every_loss.png"}
 
@@ -262,7 +269,7 @@ def check_outputs(record):
 def test_notebooks_run_with_a_users_loss(name, user_module, tmp_path):
     user_module(
         "scratch",
-        "from giou_repro import boxes, loss\n\n@loss('mine', label='Mine')\ndef mine(p, t):\n    return 1 - boxes.iou(p, t) ** 2\n",
+        MINE,
     )
     assert main(["run", name, "--scale", "smoke", "--losses", "iou,giou,scratch:mine", "--results", str(tmp_path)]) == 0
     (folder,) = (tmp_path / name).glob("[0-9]*")
@@ -326,7 +333,7 @@ def test_plain_papermill_from_another_folder(tmp_path, monkeypatch):
 def test_detector_notebooks_train_compare_and_report_a_users_loss(user_module, tmp_path):
     user_module(
         "scratch",
-        "from giou_repro import boxes, loss\n\n@loss('mine', label='Mine')\ndef mine(p, t):\n    return 1 - boxes.iou(p, t) ** 2\n",
+        MINE,
     )
     small = ["-p", "images", "8", "-p", "val_images", "4", "-p", "epochs", "1"]
     for loss in ("l2", "scratch:mine"):

@@ -19,7 +19,11 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from matplotlib.figure import Figure
 
+from giou_repro.runs import address as addresses
 from giou_repro.runs import store
+from giou_repro.runs.address import address
+from giou_repro.runs.files import project_folder
+from giou_repro.runs.machine import git_commit
 
 
 def test_a_run_explains_itself(tmp_path):
@@ -43,7 +47,7 @@ def test_run_ids_sort_by_time_and_name_the_commit(tmp_path):
     names = [run.folder.name for run in runs]
     assert names == sorted(names)
     assert len(set(names)) == 5
-    assert names[0].endswith(store.git_commit()[0][:7])
+    assert names[0].endswith(git_commit()[0][:7])
 
 
 def test_a_finished_run_is_never_overwritten(tmp_path):
@@ -168,7 +172,8 @@ def test_a_kernel_that_ends_says_so(tmp_path):
 
 
 def test_a_killed_run_in_a_folder_of_ones_own_is_resumed_with_the_same_parameters_only(tmp_path):
-    code = "import os, sys; from giou_repro.runs import store; store.start('n', sys.argv[1], dict(a=1)).log(step=1); os.kill(os.getpid(), 9)"
+    code = "import os, sys; from giou_repro.runs import store; "
+    code += "store.start('n', sys.argv[1], dict(a=1)).log(step=1); os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")])
     with pytest.raises(FileExistsError, match="running run of n, with other parameters"):
         store.start("n", tmp_path / "run", dict(a=2))
@@ -226,16 +231,16 @@ def test_killed_at_any_moment_no_file_is_half_written(tmp_path, delay):
 
 
 def _resumable(tmp_path, **parameters):
-    return store.resume_or_open("n", tmp_path / "n", dict(seed=0) | parameters)
+    return store.open_run("n", tmp_path / "n", dict(seed=0) | parameters, resume=True)
 
 
 def test_equal_runs_have_equal_addresses(tmp_path):
-    one = store.address("n", dict(seed=0, size=2.5, run_dir=None))
-    assert one == store.address("n", dict(size=2.5, seed=0, run_dir="/elsewhere"))
+    one = address("n", dict(seed=0, size=2.5, run_dir=None))
+    assert one == address("n", dict(size=2.5, seed=0, run_dir="/elsewhere"))
     others = [
-        store.address("n", dict(seed=1, size=2.5)),
-        store.address("m", dict(seed=0, size=2.5)),
-        store.address("n", dict(seed=0, size=2.5), ["0"]),
+        address("n", dict(seed=1, size=2.5)),
+        address("m", dict(seed=0, size=2.5)),
+        address("n", dict(seed=0, size=2.5), ["0"]),
     ]
     assert len({one, *others}) == 4
     assert len(one) == 16
@@ -249,41 +254,94 @@ def _book(path, *cells):
 
 def test_the_notebooks_cells_are_part_of_the_address_and_its_outputs_are_not(tmp_path):
     path = _book(tmp_path / "n.ipynb", "a = 1", "b = 2")
-    first = store.address(str(path), {})
+    first = address(str(path), {})
     book = json.loads(path.read_text())
     book["cells"][0]["outputs"] = [dict(output_type="stream", text="1")]
     path.write_text(json.dumps(book))
-    assert store.address(str(path), {}) == first
-    assert store.address(str(_book(path, "a = 1", "b = 3")), {}) != first
+    assert address(str(path), {}) == first
+    assert address(str(_book(path, "a = 1", "b = 3")), {}) != first
 
 
 def test_a_notebook_by_name_and_by_path_is_the_same():
-    path = store.project_folder() / "notebooks" / "03_simulation.ipynb"
-    assert store.address("03_simulation", dict(seed=1)) == store.address(path, dict(seed=1))
-    assert store.address("03_simulation", dict(seed=1)) != store.address("no_such", dict(seed=1))
+    path = project_folder() / "notebooks" / "03_simulation.ipynb"
+    assert address("03_simulation", dict(seed=1)) == address(path, dict(seed=1))
+    assert address("03_simulation", dict(seed=1)) != address("no_such", dict(seed=1))
 
 
-def test_changed_code_is_another_address(tmp_path, monkeypatch):
-    package = tmp_path / "giou_repro"
-    (package / "detectors").mkdir(parents=True)
-    (package / "detectors" / "one.py").write_text("a = 1")
-    monkeypatch.setattr(store, "__file__", str(package / "runs/store.py"))
-    first = store.address("n", {})
-    (package / "detectors" / "one.pyc").write_text("compiled")
-    assert store.address("n", {}) == first
-    (package / "detectors" / "one.py").write_text("a = 2")
-    assert store.address("n", {}) != first
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A copy of the package, whose sources addresses cover instead of the package's own."""
+    copied = shutil.copytree(addresses.PACKAGE, tmp_path / "giou_repro", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(addresses, "PACKAGE", copied)
+    return copied
+
+
+NOTEBOOKS = [path.stem for path in sorted((project_folder() / "notebooks").glob("*.ipynb"))]
+
+
+def _changed(package, file):
+    """The notebooks whose address another line in a file of the package changes."""
+    before = {name: address(name, {}) for name in NOTEBOOKS}
+    (package / file).write_text((package / file).read_text() + "\n# another line")
+    return {name for name in NOTEBOOKS if address(name, {}) != before[name]}
+
+
+@pytest.mark.parametrize(
+    ("file", "notebooks"),
+    [
+        ("boxes.py", set(NOTEBOOKS)),
+        ("report/claims.py", {"07_report"}),
+        ("report/claims.toml", {"07_report"}),
+        ("simulation/compiled.py", {"03_simulation", "07_report"}),
+        ("detectors/yolov3.py", {"05_train_detector"}),
+        ("runs/doctor.py", set()),
+        ("__main__.py", set()),
+    ],
+)
+def test_an_address_covers_the_code_that_the_notebook_imports_and_no_other(package, file, notebooks):
+    changed = _changed(package, file)
+    assert notebooks <= changed <= notebooks | {"04_one_box"}
+
+
+def test_the_style_of_figures_counts_where_figures_are_drawn(package):
+    style = next(package.rglob("*.mplstyle")).relative_to(package)
+    assert {"01_metric", "02_loss_landscape", "03_simulation", "05_train_detector"} <= _changed(package, style)
+
+
+def test_imports_in_functions_and_after_magics_count(package, tmp_path):
+    path = _book(tmp_path / "n.ipynb", "%matplotlib inline\ndef f():\n    from giou_repro import polygons", "no Python")
+    first = address(path, {})
+    (package / "polygons.py").write_text("a = 2")
+    assert address(path, {}) != first
 
 
 @pytest.mark.parametrize(
     "parameters", [dict(loss="scratch:mine"), dict(losses=["iou", "scratch:mine"])], ids=["loss", "losses"]
 )
 def test_the_users_own_loss_is_part_of_the_address(user_module, parameters):
-    user_module("scratch", "def mine(p, t): return 1")
-    first = store.address("n", parameters)
-    assert store.address("n", parameters) == first
-    user_module("scratch", "def mine(p, t): return 2")
-    assert store.address("n", parameters) != first
+    user_module("scratch", "import helper\ndef mine(p, t): return 1")
+    user_module("helper", "a = 1")
+    user_module("unrelated", "a = 1")
+    first = address("n", parameters)
+    user_module("unrelated", "a = 2")
+    assert address("n", parameters) == first
+    user_module("helper", "a = 2")
+    second = address("n", parameters)
+    user_module("scratch", "import helper\ndef mine(p, t): return 2")
+    assert len({first, second, address("n", parameters)}) == 3
+
+
+def test_of_a_users_package_what_it_imports_counts(tmp_path, monkeypatch):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name, text in (("__init__", ""), ("losses", "from . import helper"), ("helper", "a = 1"), ("other", "a = 1")):
+        (folder / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    first = address("n", dict(loss="mine.losses:one"))
+    (folder / "other.py").write_text("a = 2")
+    assert address("n", dict(loss="mine.losses:one")) == first
+    (folder / "helper.py").write_text("a = 2")
+    assert address("n", dict(loss="mine.losses:one")) != first
 
 
 def test_a_complete_run_is_returned_as_it_is(tmp_path):
@@ -376,7 +434,7 @@ def test_what_killed_processes_had_begun_to_write_is_removed(tmp_path):
         for name in names:
             (run.folder / name).touch()
     store.open_run("n", tmp_path / "n", {})
-    assert [(killed.folder / name).exists() for name in names] == [False, False, True, True, True, True]
+    assert [(killed.folder / name).exists() for name in names] == [False, False, False, True, True, True]
     assert all((held.folder / name).exists() for name in names)
 
 
@@ -397,16 +455,16 @@ def pictures(tmp_path):
 
 
 def _address(folder):
-    return store.address("n", dict(dataset=str(folder)))
+    return address("n", dict(dataset=str(folder)))
 
 
 def test_results_within_the_data_set_are_not_its_contents(pictures):
     results = pictures / "results" / "n"
-    run = store.resume_or_open("n", results, dict(dataset=str(pictures)))
+    run = store.open_run("n", results, dict(dataset=str(pictures)), resume=True)
     run.save_figure("figure", Figure())
     (results.parent / "report.html").touch()
     run.close("complete")
-    assert store.resume_or_open("n", results, dict(dataset=str(pictures))).complete
+    assert store.open_run("n", results, dict(dataset=str(pictures)), resume=True).complete
 
 
 def test_a_data_set_is_known_by_its_contents_wherever_and_since_when_it_is_there(pictures, tmp_path, monkeypatch):
@@ -441,7 +499,7 @@ def test_without_a_checkpoint_metrics_begin_anew(tmp_path):
 HOLDER = """
 import sys, time
 from giou_repro.runs import store
-run = store.resume_or_open("n", sys.argv[1] + "/n", dict(seed=0))
+run = store.open_run("n", sys.argv[1] + "/n", dict(seed=0), resume=True)
 print(run.folder, flush=True)
 sys.stdin.readline()
 run.close("complete")
@@ -458,12 +516,6 @@ def holder(tmp_path):
         process.kill()
 
 
-def test_a_run_that_is_worked_on_is_left_alone(tmp_path, holder):
-    _, folder = holder
-    assert _resumable(tmp_path).folder != folder
-    assert store.Run(folder).record["status"] == "running"
-
-
 def test_a_killed_run_is_free_at_once(tmp_path, holder):
     process, folder = holder
     process.kill()
@@ -475,14 +527,23 @@ def test_a_killed_run_is_free_at_once(tmp_path, holder):
 
 def test_who_waits_gets_the_complete_run_of_the_other(tmp_path, holder, capsys):
     process, folder = holder
-    Timer(1, process.stdin.close).start()
-    run = store.resume_or_open("n", tmp_path / "n", dict(seed=0), wait=True)
+    record = (folder / "run.json").read_bytes()
+
+    meanwhile = []
+
+    def end():
+        meanwhile.append((folder / "run.json").read_bytes())
+        process.stdin.close()
+
+    Timer(1, end).start()
+    run = _resumable(tmp_path)
+    assert meanwhile == [record]  # who waits leaves it alone
     assert (run.folder, run.complete) == (folder, True)
     assert str(folder) in capsys.readouterr().err
 
 
 def test_many_at_once_open_one_run(tmp_path):
-    command = [sys.executable, "-c", HOLDER.replace("dict(seed=0)", "dict(seed=0), wait=True"), str(tmp_path)]
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
     processes = [
         subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) for _ in range(4)
     ]

@@ -4,7 +4,6 @@ The command line checks before a kernel starts, each notebook its own globals in
 """
 
 import ast
-import difflib
 import io
 import json
 import re
@@ -15,7 +14,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
-from giou_repro.runs import store
+from giou_repro.runs.files import project_folder
+from giou_repro.spelling import unknown
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what every random generator takes
 PositiveFloat = Annotated[FiniteFloat, Field(gt=0)]
@@ -41,14 +41,12 @@ class Parameter:
 
 def find_notebook(name):
     """The path of a notebook given as a path, or by its name in the notebooks folder; else FileNotFoundError."""
-    folder = store.project_folder() / "notebooks"
+    folder = project_folder() / "notebooks"
     known = sorted(path.stem for path in folder.glob("*.ipynb"))
     for path in (Path(name), folder / f"{name}.ipynb"):
         if path.suffix == ".ipynb" and path.is_file():
             return path.resolve()
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise FileNotFoundError(f"no notebook {name!r}{hint} The notebooks are {', '.join(known)}")
+    raise FileNotFoundError(unknown("notebook", name, known))
 
 
 def declared(notebook):
@@ -109,9 +107,7 @@ def check(declared, given):
     """
     for name in given:
         if name not in declared:
-            close = difflib.get_close_matches(name, declared, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise ParameterError(f"unknown parameter {name!r}; {hint}The parameters are {', '.join(declared)}")
+            raise ParameterError(unknown("parameter", name, declared))
     checked = _checked(declared, given)
     if "run_dir" in given:
         raise ParameterError("run_dir is made by the runner; --results FOLDER says where")
@@ -124,7 +120,7 @@ def check_notebook(name, values):
     What it declares is read from its file in the notebooks folder or the current one; without either nothing can be
     checked. Raises ParameterError.
     """
-    paths = [folder / f"{name}.ipynb" for folder in (store.project_folder() / "notebooks", Path())]
+    paths = [folder / f"{name}.ipynb" for folder in (project_folder() / "notebooks", Path())]
     known = next((declared(path) for path in paths if path.is_file()), {})
     _checked(known, {name: values[name] for name in known if name in values})
 

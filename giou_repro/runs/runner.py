@@ -1,10 +1,6 @@
-"""Run one notebook through papermill, strictly, into a fresh run folder.
+"""Run one notebook through papermill into a run folder, strictly: wrong parameters are refused before a kernel starts,
+the kernel must be this interpreter's, and a run is complete only when its executed copy is on disk."""
 
-Strictly: unknown parameters and wrong types are refused before a kernel starts, the kernel must be this interpreter's,
-and a run counts as complete only when the notebook came to its end and its executed copy is on disk.
-"""
-
-import contextlib
 import os
 import re
 import sys
@@ -18,21 +14,17 @@ from papermill.exceptions import PapermillExecutionError
 from papermill.iorw import LocalHandler, papermill_io
 
 from giou_repro.runs import doctor, parameters, store
+from giou_repro.runs.store import RunFailed
 
 START_TIMEOUT = 300  # seconds for a kernel to start, on a busy machine with a slow disk
 
 
-class RunFailed(RuntimeError):
-    """The notebook did not come to its end; its run folder holds the partial copy."""
-
-
 class KernelDied(RunFailed):
-    """The kernel ended in the middle, by no error of a cell: killed, out of memory, crashed. Another try may go
-    well."""
+    """The kernel ended by no error of a cell: killed, out of memory, crashed. Another try may go well."""
 
 
-def run_notebook(name, given, results=None, progress=True):
-    """Execute a notebook with the parameters `given` (name → value) and return its Run, complete, in a fresh folder.
+def run_notebook(name: str, given: dict, results: str | Path | None = None, progress: bool = True) -> store.Run:
+    """Execute a notebook with the parameters `given` (name → value) and return its Run, complete, in a new folder.
 
     The folder is <results>/<notebook>/<run-id>, `results` being the project's by default. Raises FileNotFoundError or
     ParameterError before anything is written, RunFailed after the partial copy and ``status: failed`` are on disk.
@@ -40,9 +32,8 @@ def run_notebook(name, given, results=None, progress=True):
     path = parameters.find_notebook(name)
     declared = parameters.declared(path)
     given = parameters.check(declared, given)
-    problem = doctor.kernel_problem()
-    if problem:
-        raise RuntimeError(problem)
+    if problem := doctor.kernel_problem():
+        raise RunFailed(problem)
     folder = Path(results or store.project_folder() / "results") / path.stem
     run = store.open_run(path, folder, parameters.resolved(declared, given), given, runner=True)
     if progress:
@@ -51,7 +42,7 @@ def run_notebook(name, given, results=None, progress=True):
     return run
 
 
-def execute(run, path, given, progress=False, timeout=None):
+def execute(run: store.Run, path: Path, given: dict, progress: bool = False, timeout: float | None = None) -> None:
     """Execute the notebook at `path` with parameters that were checked into `run`'s folder, and close it as complete.
 
     The kernel dies with this process and, killed by its own clock, after `timeout` seconds. Raises RunFailed, or
@@ -73,44 +64,39 @@ def execute(run, path, given, progress=False, timeout=None):
         if not run.record.get("notebook_finished"):
             raise RunFailed("the notebook ended without run.finish()")
         page, _ = HTMLExporter().from_notebook_node(nbformat.read(folder / "notebook.ipynb", as_version=4))
-        store.write_atomic(folder / "notebook.html", page)
+        run.save("notebook.html", page)
         run.close("complete")
     except BaseException as error:
-        died = isinstance(error, RuntimeError) and not isinstance(
-            error, RunFailed
-        )  # nbclient's and jupyter_client's dead kernels
-        late = died and timeout is not None and time.monotonic() - started >= timeout
-        where = f" in cell {_last_cell(folder)[0]}" if died else ""
-        reason = (
-            f"timed out after {timeout:g} s{where}"
-            if late
-            else f"kernel died{where}"
-            if died
-            else _describe(error, folder)
-        )
-        with contextlib.suppress(OSError):  # without space even for that the run stays "running", as after a kill
-            run.close("failed", error=reason)
+        late = timeout is not None and time.monotonic() - started >= timeout
+        kind, reason = _reason(error, folder, timeout if late else None)
+        run.fail(reason)
         if isinstance(error, Exception):
-            kind = KernelDied if died and not late else RunFailed
             raise kind(f"{path.stem} failed: {reason}\nits partial copy is in {folder}") from error
         raise
 
 
+def _reason(error, folder, timeout):
+    """(which error to raise, why a notebook failed); `timeout` where the run's time was over."""
+    if isinstance(error, RuntimeError) and not isinstance(error, RunFailed):  # nbclient's and jupyter_client's
+        cell = f"in cell {_last_cell(folder)[0]}"
+        return (RunFailed, f"timed out after {timeout:g} s {cell}") if timeout else (KernelDied, f"kernel died {cell}")
+    if isinstance(error, PapermillExecutionError) and not store.is_full(error.evalue):
+        return RunFailed, f"cell {error.exec_count}: {error.ename}: {error.evalue}"
+    return RunFailed, store.describe(error, folder)
+
+
 def _kernel_arguments(timeout):
-    """What an ipykernel is told on its command line: be quiet, die with the process that started it, and after
-    `timeout` seconds."""
+    """The command line of an ipykernel that is quiet, dies with this process, and after `timeout` seconds."""
     lines = [f"__import__('os').getppid() == {os.getpid()} or __import__('os')._exit(1);"]
-    if sys.platform == "linux":
-        lines.insert(
-            0, "__import__('ctypes').CDLL(None).prctl(1, 9);"
-        )  # PR_SET_PDEATHSIG, SIGKILL; elsewhere ipykernel looks every second
+    if sys.platform == "linux":  # elsewhere ipykernel looks for its parent every second
+        lines.insert(0, "__import__('ctypes').CDLL(None).prctl(1, 9);")  # PR_SET_PDEATHSIG, SIGKILL
     if timeout is not None:
         lines.append(f"__import__('signal').setitimer(0, {timeout});")
     return ["--log-level=ERROR", *(f"--IPKernelApp.exec_lines={line}" for line in lines)]
 
 
-def last_lines(folder, count=5):
-    """The last lines that the last cell to run in a folder's executed copy printed or raised, as text."""
+def last_lines(folder: Path, count: int = 5) -> str:
+    """The last lines that the last cell to run in a folder's executed copy printed or raised."""
     lines = []
     for output in _last_cell(folder)[1]:
         text = "\n".join(output["traceback"]) if output["output_type"] == "error" else output.get("text", "")
@@ -133,9 +119,3 @@ class _AtomicHandler(LocalHandler):
 
     def write(self, buf, path):
         store.write_atomic(path, buf)
-
-
-def _describe(error, folder):
-    if isinstance(error, PapermillExecutionError) and not store.is_full(error.evalue):
-        return f"cell {error.exec_count}: {error.ename}: {error.evalue}"
-    return store.describe(error, folder)

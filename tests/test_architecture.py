@@ -1,4 +1,4 @@
-"""The order of the house: imports one way, one environment in every file, and a doctor who tells."""
+"""The architecture: imports run one way, one environment in every file, and `doctor` names what is wrong with it."""
 
 import ast
 import graphlib
@@ -111,6 +111,8 @@ def imported_by(module):
             "runs.store",
             "runs.runner",
             "runs.sweep",
+            "runs.workers",
+            "__main__",
             "report.claims",
             "report.page",
             "report.publish",
@@ -147,7 +149,8 @@ def test_what_needs_the_extra_names_it_in_one_line(without_detection, words):
 
 
 def test_the_command_line_answers_without_torch():
-    code = "import sys; from giou_repro.__main__ import main\ntry: main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
+    code = "import sys; from giou_repro.__main__ import main\ntry: main(['--help'])\n"
+    code += "except SystemExit: print('torch' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert answer.splitlines()[-1] == "False"
 
@@ -177,35 +180,35 @@ def test_the_environment_is_sound():
     assert doctor.pair_problem() is None
 
 
-def test_doctor_tells_of_a_kernel_of_another_interpreter(tmp_path, monkeypatch):
+def test_doctor_names_a_kernel_of_another_interpreter(tmp_path, monkeypatch):
     folder = tmp_path / "kernels" / "python3"
     folder.mkdir(parents=True)
     (folder / "kernel.json").write_text(
-        '{"argv": ["/opt/other/bin/python3", "-m", "ipykernel_launcher"], "display_name": "Other", "language": "python"}'
+        '{"argv": ["/opt/other/bin/python3", "-m", "ipykernel_launcher"], "display_name": "A", "language": "python"}'
     )
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     assert "/opt/other/bin/python3, not this interpreter" in doctor.kernel_problem()
     assert "-m ipykernel install" in doctor.kernel_problem()
 
 
-def test_doctor_tells_of_an_unmatched_pair(monkeypatch):
+def test_doctor_names_an_unmatched_pair(monkeypatch):
     monkeypatch.setattr("importlib.metadata.version", lambda name: {"torch": "2.11.0", "torchvision": "0.29.2"}[name])
     monkeypatch.setattr("importlib.metadata.requires", lambda name: ["numpy", "torch==2.15.0"])
     assert "torchvision 0.29.2 is built for torch 2.15.0, not for 2.11.0" in doctor.pair_problem()
 
 
-def test_doctor_tells_of_a_missing_compiler(monkeypatch):
+def test_doctor_names_a_missing_compiler(monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", "")
     assert "no C++ compiler" in doctor.compiler_problem()
 
 
-def test_doctor_tells_of_missing_headers(monkeypatch, tmp_path):
+def test_doctor_names_missing_headers(monkeypatch, tmp_path):
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
     assert "Python's headers" in doctor.compiler_problem()
 
 
-def test_doctor_tells_of_other_versions(tmp_path):
+def test_doctor_names_other_versions(tmp_path):
     lock = tmp_path / "requirements.lock"
     lock.write_text('numpy==1.0\nnot-there==1\nwindows-only==1 ; sys_platform == "win32"\n')
     problem = doctor.lock_problem(lock)
