@@ -58,6 +58,8 @@ def connect(
     as they are needed, `workers` at most, by the options of the file's `cluster`; otherwise processes of this machine.
     Raises SweepError, SchedulerLost.
     """
+    if scheduler and system:
+        raise SweepError("--scheduler and --cluster are two places; name one")
     for name in ("distributed", "distributed.client"):  # this driver reports dead workers and schedulers itself
         logging.getLogger(name).setLevel(logging.CRITICAL)
     wanted = any(cell.gpus for cell in cells)
