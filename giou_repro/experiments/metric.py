@@ -111,21 +111,19 @@ def spread(losses: list[str], distances, n: int, seed: int) -> pd.DataFrame:
 
 @style.styled
 def plot_spread(circle: pd.DataFrame, spread: pd.DataFrame):
+    """Left: IoU and GIoU on the circle. Right: their medians at each distance, IoU's bands of all and of 90 %."""
     figure, (axes,) = style.panels(1, 3, 3.6, 3.3, sharey=True)
-    for measure, label in (("iou", "IoU"), ("giou", "GIoU")):
-        style.draw_loss(axes[0], measure, circle.angle, circle[measure], label=label)
-    title = f"corner on a circle of radius {RADIUS:g}"
-    axes[0].set(xlabel="angle of the free corner (°)", ylabel="IoU, GIoU", xticks=range(0, 361, 90), title=title)
-    axes[0].legend(loc="lower right")
-    for axis, norm in zip(axes[1:], ("l1", "l2"), strict=True):
-        iou, giou = (spread[(spread.norm == norm) & (spread.measure == measure)] for measure in ("iou", "giou"))
-        band = dict(color=style.color("iou"), linewidth=0)
-        axis.fill_between(iou.distance, iou.low, iou.high, alpha=0.2, label="IoU, all", **band)
-        axis.fill_between(iou.distance, iou.q05, iou.q95, alpha=0.35, label="IoU, 90 %", **band)
-        style.draw_loss(axis, "iou", iou.distance, iou["median"], label="IoU, median")
-        style.draw_loss(axis, "giou", giou.distance, giou["median"], label="GIoU, median")
-        for edge, label in (("low", "GIoU, lowest and highest"), ("high", None)):
-            axis.plot(giou.distance, giou[edge], color=style.color("giou"), linewidth=1, linestyle=":", label=label)
+    style.draw_losses(axes[0], circle.melt("angle", var_name="loss"), "angle", "value")
+    axes[0].set(xlabel="angle of the free corner (°)", ylabel="IoU, GIoU", xticks=range(0, 361, 90))
+    axes[0].set_title(f"corner on a circle of radius {RADIUS:g}")
+    overlap = spread[spread.measure.isin(["iou", "giou"])].rename(columns={"measure": "loss"})
+    for axis, (norm, part) in zip(axes[1:], overlap.groupby("norm"), strict=True):
+        iou, giou = (part[part.loss == loss] for loss in ("iou", "giou"))
+        for band in (("low", "high"), ("q05", "q95")):
+            style.draw_losses(axis, iou, "distance", "median", band)
+        style.draw_losses(axis, giou, "distance", "median")
+        for edge in ("low", "high"):
+            style.draw_losses(axis, giou, "distance", edge, linestyle=":", marker="", label="GIoU, lowest and highest")
         norm = style.norm_label(norm)
         axis.set(xlabel=f"{norm} distance of the corners", title=f"at a fixed {norm} distance")
     style.legend_below(figure, axes[1])
@@ -167,8 +165,6 @@ def rank_correlation(sizes: list[float], n: int, repeats: int, seed: int) -> pd.
     the mean share of pairs of predictions in which the nearer one has the lower IoU (0 if distance decides, 0.5 if it
     says nothing).
     """
-    if n < 10:
-        raise ValueError(f"n must be at least 10 to rank, got {n}")
     rng, rows = np.random.default_rng(seed), []
     for targets in ("one", "many"):
         for size in sizes:
@@ -327,9 +323,8 @@ def rotation(n: int) -> pd.DataFrame:
 @style.styled
 def plot_rotation(table: pd.DataFrame, angles=(0, 45, 90, 135)):
     """The pair at four angles with its convex hull, and IoU and GIoU against the angle."""
-    figure = style.new_figure(figsize=(11.5, 4.6))
-    left, right = figure.subfigures(1, 2, width_ratios=(1.15, 1))
-    for axis, angle in zip(left.subplots(2, 2).flat, angles, strict=True):
+    figure, (axes,) = style.panels(1, 5, 2.7, 3.2, width_ratios=(1, 1, 1, 1, 1.6))
+    for axis, angle in zip(axes, angles, strict=False):
         shapes = [polygon.numpy() for polygon in rotated_pair(angle)]
         corners = np.concatenate(shapes)
         hull = corners[ConvexHull(corners).vertices]
@@ -337,16 +332,13 @@ def plot_rotation(table: pd.DataFrame, angles=(0, 45, 90, 135)):
         for shape, color, label in zip(shapes, (style.PREDICTED, style.TRUE), ("turning", "upright"), strict=True):
             axis.fill(*shape.T, facecolor="none", edgecolor=color, linewidth=1.8, label=label)
         row = table.iloc[(table.angle - angle).abs().argmin()]
-        axis.set_title(f"{angle}°: IoU {row.iou:.2f}, GIoU {row.giou:.2f}", fontsize=9)
-        axis.set(xlim=(-1.4, 4.7), ylim=(-1.8, 2.7))
+        axis.set(title=f"{angle}°\nIoU {row.iou:.2f}, GIoU {row.giou:.2f}", xlim=(-1.4, 4.7), ylim=(-1.8, 2.7))
         style.hide_scales(axis)
-    style.legend_below(left, axis)
-    axis = right.subplots()
     for prefix, shape, line in (("", "polygons", "-"), ("box_", "bounding boxes", "--")):
-        for name, label in (("iou", f"IoU, {shape}"), ("giou", f"GIoU, {shape}")):
-            style.draw_loss(axis, name, table.angle, table[prefix + name], linestyle=line, label=label)
-    axis.set(xlabel="angle of the turning rectangle (°)", xticks=range(0, 181, 45), ylabel="IoU, GIoU")
-    style.legend_below(right, axis, 2)
+        for loss, name in (("iou", "IoU"), ("giou", "GIoU")):
+            style.draw_loss(axes[4], loss, table.angle, table[prefix + loss], linestyle=line, label=f"{name}, {shape}")
+    axes[4].set(xlabel="angle of the turning rectangle (°)", xticks=range(0, 181, 45), ylabel="IoU, GIoU")
+    style.legend_below(figure, axes[3:])
     return figure
 
 

@@ -64,15 +64,10 @@ def draw_losses(axis, table, x: str, y: str, band: tuple[str, str] = (), **optio
             axis.fill_between(part[x], *(part[edge] for edge in band), color=color(loss), alpha=0.13, linewidth=0)
 
 
-def new_figure(**options) -> Figure:
-    figure = plt.figure(FigureClass=Figure, **options)
-    plt.close(figure)  # a notebook shows the figure that its cell returns, once
-    return figure
-
-
 def panels(rows: int, columns: int, width: float = 3.2, height: float = 2.9, **options):
     """A figure and its (rows, columns) axes, each `width` x `height` inches."""
-    figure = new_figure(figsize=(width * columns, height * rows))
+    figure = plt.figure(FigureClass=Figure, figsize=(width * columns, height * rows))
+    plt.close(figure)  # a notebook shows the figure that its cell returns, once
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
