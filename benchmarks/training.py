@@ -22,7 +22,9 @@ from torchvision.transforms.v2 import functional as images_of
 
 from giou_repro import detectors
 from giou_repro.data import datasets
-from giou_repro.training import batches, loop
+from giou_repro.training import batches, ranks
+from giou_repro.training.checkpoint import Training
+from giou_repro.training.config import configure
 
 AIMS = {"cpu": 1.5, "cuda": 2.0}
 POOLED = ("faster_rcnn", "mask_rcnn")  # without an aim: RoIAlign, alike in both, takes most of a step on a CPU
@@ -76,7 +78,7 @@ def reference(model, loader, device):
 
 def ours(state, packed, config, device):
     """Images a second of training's own step over as many images."""
-    forward = loop.forward_of(state.model, config, 1, device)
+    forward = ranks.forward_of(state.model, config, 1, device)
     generator, seen, kept, start = torch.Generator().manual_seed(0), 0, [], time.perf_counter()
     state.model.train()
     for indices in torch.arange(len(packed)).split(BATCH):
@@ -97,9 +99,9 @@ def measure(device="cpu"):
             Files(folder, dataset), BATCH, shuffle=True, num_workers=2, collate_fn=transposed, persistent_workers=True
         )
         for name in detectors.DETECTORS:
-            config = loop.configure(detector=name, image_size=SIZE, batch_size=BATCH, learning_rate=1e-4)
+            config = configure(detector=name, image_size=SIZE, batch_size=BATCH, learning_rate=1e-4)
             plain, fast = (detectors.build(name, len(dataset.classes), "giou", None, SIZE).to(device) for _ in range(2))
-            state = loop.State(fast.to(memory_format=torch.channels_last), config)
+            state = Training(fast.to(memory_format=torch.channels_last), config)
             pairs = [
                 (ours(state, packed, config, device), reference(plain, loader, device)) for _ in range(ROUNDS + 1)
             ][1:]

@@ -169,18 +169,19 @@ def _print_outputs(run):
 @command("train", PARAMETER, RESULTS)
 def _train(options):
     """train one detector, without a kernel"""
-    from giou_repro.training import loop  # in the function, because it needs the extra `detection`
+    from giou_repro.training import loop, ranks  # in the function, because they need the extra `detection`
+    from giou_repro.training.config import configure
 
     path = parameters.find_notebook(TRAINING)
     declared = parameters.declared(path)
     given = _given(path, options, declared)
     values = parameters.resolved(declared, given)
-    config = loop.configure(**{name: value for name, value in values.items() if name != "run_dir"})
+    config = configure(**{name: value for name, value in values.items() if name != "run_dir"})
     sets = loop.open_sets(config)  # what cannot be trained on is refused before anything is written
-    rank, world = loop.join()
+    rank, world = ranks.join()
     folder = _results(options) / path.stem
     run = store.open_run(path, folder, values, given, runner=True, resume=True) if rank == 0 else None
-    if not loop.shared(run and run.complete, world):
+    if not ranks.broadcast(run and run.complete, world):
         _train_into(run, config, sets)
     elif run:
         print(f"this run is complete already, in {run.folder}")
@@ -196,7 +197,7 @@ def _train_into(run, config, sets):
             run.update(parameters=config.model_dump(), declared_outputs=loop.OUTPUTS)
         trained = loop.train(config, run, sets)
         if run:
-            loop.save(trained, run)
+            trained.save(run)
             run.save_figure("curves", detector.plot_curves(trained.curves, trained.loss))
             run.save_figure("detections", detector.plot_detections(trained.val, trained.detections, trained.names))
             run.save_figure("thresholds", detector.plot_thresholds(trained.thresholds))

@@ -11,12 +11,12 @@ import pytest
 from giou_repro.__main__ import main
 from giou_repro.experiments import comparison
 from giou_repro.runs import store
-from giou_repro.training import loop
+from giou_repro.training.config import configure
 
 
 def finished(results, ap, **given):
     """A complete detector run with a made-up AP, as training leaves it."""
-    config = loop.configure(scale="smoke", **given)
+    config = configure(scale="smoke", **given)
     run = store.open_run("05_train_detector", results / "05_train_detector", config.model_dump())
     head = {
         "dataset": "shapes",

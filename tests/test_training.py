@@ -22,8 +22,9 @@ from torch import distributed
 from giou_repro import LOSSES, detectors, loss
 from giou_repro.__main__ import main
 from giou_repro.data import datasets
-from giou_repro.runs import store
-from giou_repro.training import batches, loop
+from giou_repro.runs import parameters, store
+from giou_repro.training import batches, checkpoint, loop, ranks
+from giou_repro.training.config import Config, configure
 
 SMALL = {
     "scale": "smoke",
@@ -204,14 +205,26 @@ def test_difficult_objects_and_crowds_are_not_trained_on():
 )
 def test_the_learning_rate_rises_then_falls(progress, cosine, step):
     for schedule, expected in (("cosine", cosine), ("step", step)):
-        found = loop.rate(progress, SimpleNamespace(warmup=0.05, schedule=schedule))
+        found = checkpoint.rate(progress, SimpleNamespace(warmup=0.05, schedule=schedule))
         assert expected is None or found == pytest.approx(expected)
 
 
 def test_none_means_the_scales_own_and_a_folder_keeps_all_its_images():
-    assert loop.configure(scale="laptop").images == 500
-    assert loop.configure(scale="laptop", images=5, weight=None).images == 5
-    assert loop.configure(scale="laptop", dataset="some/folder").images is None
+    assert configure(scale="laptop").images == 500
+    assert configure(scale="laptop", images=5, weight=None).images == 5
+    assert configure(scale="laptop", dataset="some/folder").images is None
+
+
+def test_the_notebooks_parameters_are_those_of_the_configuration_with_their_defaults():
+    declared = parameters.declared(parameters.find_notebook("05_train_detector"))
+    values = {name: parameter.default for name, parameter in declared.items() if name != "run_dir"}
+    assert set(values) == set(Config.model_fields) and configure(**values) == configure()
+
+
+def test_importing_the_configuration_brings_no_torch():
+    code = "import sys, giou_repro.training.config; print({'torch', 'torchvision'} & sys.modules.keys())"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout == "set()\n"
 
 
 @pytest.mark.parametrize(
@@ -229,7 +242,7 @@ def test_none_means_the_scales_own_and_a_folder_keeps_all_its_images():
 )
 def test_a_wrong_setting_is_refused_by_name(given, named):
     with pytest.raises(ValueError, match=named):
-        loop.configure(**given)
+        configure(**given)
 
 
 @pytest.fixture
@@ -263,20 +276,20 @@ def test_validation_images_that_are_trained_on_are_warned_of_and_recorded(run, t
         "train_split": "all[:75%]",
         "val_split": "all[50%:]",
     }
-    loop.train(loop.configure(**SMALL | data | {"batch_size": 2, "epochs": 1}), run)
+    loop.train(configure(**SMALL | data | {"batch_size": 2, "epochs": 1}), run)
     assert "WARNING: 1 of 2 images of all[50%:] are images of all[:75%] too.\nWARNING: " in capsys.readouterr().err
     assert run.record["data"]["all[50%:]"]["also_trained_on"] == 1
 
 
 @pytest.mark.parametrize(("val_split", "both"), [("val", 0), ("train", 8)])
 def test_generated_splits_have_no_scene_in_common(val_split, both):
-    config = loop.configure(**SMALL, val_split=val_split)
+    config = configure(**SMALL, val_split=val_split)
     assert loop._in_both(config, *loop.open_sets(config)) == both
 
 
 def test_a_few_epochs_lower_the_loss_and_fill_the_tables(run):
     trained = loop.train(
-        loop.configure(**SMALL | {"epochs": 6, "evaluations": 1, "learning_rate": 0.005, "weight": 1.0}), run
+        configure(**SMALL | {"epochs": 6, "evaluations": 1, "learning_rate": 0.005, "weight": 1.0}), run
     )
     assert trained.curves.loss.iloc[-1] < 0.8 * trained.curves.loss.iloc[0]
     assert trained.curves.AP.notna().tolist() == [False, False, True, False, False, True]
@@ -299,7 +312,7 @@ def test_a_few_epochs_lower_the_loss_and_fill_the_tables(run):
     assert set(lines[0]) >= {"loss", "box", "mean_iou", "disjoint", "images_per_second"}
 
 
-def test_remembered_features_are_the_backbones_and_views_take_turns():
+def test_frozen_features_are_the_backbones_and_views_take_turns():
     squares = torch.randint(0, 255, (5, 3, 64, 64), dtype=torch.uint8)
     truths = [
         {key: torch.zeros(0) for key in ("boxes", "labels")}
@@ -307,15 +320,15 @@ def test_remembered_features_are_the_backbones_and_views_take_turns():
     ] * 5
     packed = batches.Packed(squares, [truth | {"boxes": torch.zeros(0, 4)} for truth in truths], None, None, [])
 
-    def look(images):  # means over 2 x 2 and 4 x 4 pixels
+    def pooled(images):  # means over 2 x 2 and 4 x 4 pixels
         return [torch.nn.functional.avg_pool2d(images, side) for side in (2, 4)]
 
-    plain = batches.Remembered(packed, "cpu", False, seed=0, views=1, look=look).epoch(3)
+    plain = batches.FrozenFeatures(packed, "cpu", False, seed=0, views=1, backbone=pooled).epoch(3)
     features, targets = plain(torch.tensor([4, 1]))
-    for found, expected in zip(features, look(squares[[4, 1]] / 255), strict=True):
+    for found, expected in zip(features, pooled(squares[[4, 1]] / 255), strict=True):
         torch.testing.assert_close(found, expected)
     assert len(targets) == 2
-    turns = batches.Remembered(packed, "cpu", True, seed=0, views=2, look=look)
+    turns = batches.FrozenFeatures(packed, "cpu", True, seed=0, views=2, backbone=pooled)
     first, second, third = (turns.epoch(number)(torch.arange(5))[0][0] for number in range(3))
     assert torch.equal(first, third) and not torch.equal(first, second)
 
@@ -330,7 +343,7 @@ def test_a_frozen_backbone_keeps_its_weights_and_its_head_learns(run, tmp_path):
         "learning_rate": 0.005,
         "weight": 1.0,
     }
-    trained = loop.train(loop.configure(**SMALL | given), run)
+    trained = loop.train(configure(**SMALL | given), run)
     kept = trained.model.backbone.layers.state_dict()
     assert all(torch.equal(tensor, weights[f"features.{name}"]) for name, tensor in kept.items())
     assert trained.curves.loss.iloc[-1] < 0.9 * trained.curves.loss.iloc[0]
@@ -338,9 +351,7 @@ def test_a_frozen_backbone_keeps_its_weights_and_its_head_learns(run, tmp_path):
 
 @pytest.mark.parametrize("detector", ["faster_rcnn", "mask_rcnn", "retinanet", "fcos"])
 def test_every_detector_trains_and_is_evaluated(run, detector):
-    trained = loop.train(
-        loop.configure(**SMALL | {"epochs": 1, "images": 8, "val_images": 4, "detector": detector}), run
-    )
+    trained = loop.train(configure(**SMALL | {"epochs": 1, "images": 8, "val_images": 4, "detector": detector}), run)
     assert trained.evaluation.detector.item() == detector and trained.evaluation.AP.notna().item()
     assert torch.isfinite(torch.tensor(trained.curves[["loss", "box", "classification"]].to_numpy(dtype=float))).all()
     assert set(trained.detections[0]) == {"boxes", "scores", "labels"}
@@ -353,17 +364,17 @@ def test_a_loss_that_is_not_finite_stops_with_the_images_it_saw(run):
 
     try:
         with pytest.raises(loop.TrainingError, match=r"step 0: .*box.* not finite for images \[\d+"):
-            loop.train(loop.configure(**SMALL, loss="broken_for_test"), run)
+            loop.train(configure(**SMALL, loss="broken_for_test"), run)
     finally:
         del LOSSES["broken_for_test"]
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(run):
-    loop.train(loop.configure(**SMALL | {"epochs": 1, "loss": "giou"}), run)
+    loop.train(configure(**SMALL | {"epochs": 1, "loss": "giou"}), run)
     with pytest.raises(
         ValueError, match=r"checkpoint\.pt is of a training with loss 'giou', not 'iou'; train in a fresh run folder"
     ):
-        loop.train(loop.configure(**SMALL | {"epochs": 1, "loss": "iou"}), run)
+        loop.train(configure(**SMALL | {"epochs": 1, "loss": "iou"}), run)
 
 
 def command(results, *more, prefix=()):
@@ -466,7 +477,7 @@ def gradient(detector, counts, rank=0, world=1):
         layer.train(not isinstance(layer, torch.nn.BatchNorm2d))
     images, targets = crowded(*counts)
     mine = slice(rank, None, world) if rank < len(counts) else slice(1)
-    forward = loop.forward_of(model, loop.configure(precision="float32"), world, torch.device("cpu"))
+    forward = ranks.forward_of(model, configure(precision="float32"), world, torch.device("cpu"))
     losses, _ = forward(images[mine], targets[mine], counted=rank < len(counts))
     sum(losses.values()).backward()
     return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
@@ -483,7 +494,7 @@ def of_two_ranks(rank, folder):
         ({"box": torch.tensor(1.0)}, {"samples": torch.tensor(1.0)}),
         ({"box": torch.tensor(2.0)}, {"samples": torch.tensor(9.0)}),
     )
-    losses, _ = loop.shares(*own[rank], {"box": "samples"}, counted=True)
+    losses, _ = ranks.shares(*own[rank], {"box": "samples"}, counted=True)
     torch.save((gradients, losses["box"]), f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 

@@ -26,12 +26,12 @@ OVERLAPS = ("iou", "giou")
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # COCO's, to the last digit
 SIZES = ("", "s", "m", "l")  # COCO's: all, small, medium, large
 MAX_DETECTIONS = (1, 10, 100)  # of one class in one image: as many as COCO looks at
-RECALLS = np.arange(
-    0, 1.1, 0.1
-)  # the VOC kit's, to the last digit: .3, .6 and .7 lie just above, so that 3 of 10 do not reach .3
+RECALLS = np.arange(0, 1.1, 0.1)  # the VOC kit's, to the last digit: .3, .6 and .7 lie just above, 3 of 10 are below .3
+NAMES = ("AP", "AP50", "AP75")
 CORNERS = ["x1", "y1", "x2", "y2"]
-COLUMNS = ("labels", "scores", "crowd", "difficult", "area")  # what an image says of each box
-BLOCK = 1 << 16  # pairs compared at once
+GROUP = ["image", "label"]  # what a detection and a truth have in common where they are compared
+OPTIONAL = {"crowd": False, "difficult": False, "area": np.nan}  # of a truth: where it is not given
+NOTHING = {"boxes": [], "labels": [], "scores": []}
 
 
 class Result(NamedTuple):
@@ -46,25 +46,28 @@ class Result(NamedTuple):
     classes: pd.DataFrame
 
 
-def evaluate(truths, detections, classes):
+def evaluate(truths, detections, classes) -> Result:
     """What a run's evaluation.csv, thresholds.csv and classes.csv say of a detector, as a `Result`.
 
     summary: AP, AP50, AP75 in COCO's protocol and by GIoU AP_giou, AP50_giou, AP75_giou; `mean_iou`; and the same six
     in the VOC 2007 protocol, over the same thresholds: voc07_AP, …, voc07_AP75_giou. Tables: COCO's protocol, by IoU,
     then by GIoU.
     """
-    truths, detections = _tables(truths, detections, classes)
-    summary, thresholds, per_class, voc07 = {}, [], [], {}
-    for overlap, suffix in (("iou", ""), ("giou", "_giou")):
-        by_coco = _coco(truths, detections, classes, overlap, THRESHOLDS)
-        by_voc = _voc(truths, detections, classes, overlap, THRESHOLDS, points=11, plus_one=False)
-        names = ("AP", "AP50", "AP75")
-        summary |= {f"{name}{suffix}": by_coco.summary[name] for name in names}
-        voc07 |= {f"voc07_{name}{suffix}": by_voc.summary[name] for name in names}
-        thresholds.append(by_coco.thresholds)
-        per_class.append(by_coco.classes[["criterion", "class", *names]])
-    summary |= {"mean_iou": _mean_iou(truths, detections, len(classes), 0.5)} | voc07
-    return Result(summary, pd.concat(thresholds, ignore_index=True), pd.concat(per_class, ignore_index=True))
+    tables = _tables(truths, detections, classes)
+    coco_of = {overlap: _coco(*tables, classes, overlap, THRESHOLDS) for overlap in OVERLAPS}
+    voc_of = {overlap: _voc(*tables, classes, overlap, THRESHOLDS, points=11, plus_one=False) for overlap in OVERLAPS}
+    summary = {f"{name}{_suffix(overlap)}": coco_of[overlap].summary[name] for overlap in OVERLAPS for name in NAMES}
+    summary["mean_iou"] = _mean_iou(*tables, 0.5)
+    summary |= {
+        f"voc07_{name}{_suffix(overlap)}": voc_of[overlap].summary[name] for overlap in OVERLAPS for name in NAMES
+    }
+    thresholds = pd.concat([result.thresholds for result in coco_of.values()], ignore_index=True)
+    per_class = [result.classes[["criterion", "class", *NAMES]] for result in coco_of.values()]
+    return Result(summary, thresholds, pd.concat(per_class, ignore_index=True))
+
+
+def _suffix(overlap):
+    return "" if overlap == "iou" else f"_{overlap}"
 
 
 def coco(truths, detections, classes, overlap="iou", thresholds=THRESHOLDS):
@@ -85,7 +88,7 @@ def voc(truths, detections, classes, overlap="iou", threshold=0.5, points=11, pl
 
     `threshold`: a number in (0, 1], or several, over which the summary's AP is the mean. `points`: 11 for VOC 2007 (the
     mean of the best precision at recalls 0, .1, …, 1), "all" for VOC 2010 and later (the area under the best
-    precision). A detection is held against that truth of its class which it overlaps most, taken or not: the first to
+    precision). A detection is compared with that truth of its class which it overlaps most, taken or not: the first to
     reach the threshold, by falling score, finds it, others are wrong. An overlap equal to the threshold reaches it, as
     in the kit (its Python copies ask for more). Equal scores keep the order they come in.
 
@@ -104,7 +107,7 @@ def mean_iou(truths, detections, classes, threshold=0.5):
     By falling score, each detection finds the truth of its class and image that it overlaps most of those not found
     yet, provided that their IoU reaches `threshold`, in (0, 1]. Ignored truths take no part.
     """
-    return _mean_iou(*_tables(truths, detections, classes), len(classes), *_in_range(threshold))
+    return _mean_iou(*_tables(truths, detections, classes), *_in_range(threshold))
 
 
 def _known(overlap):
@@ -124,32 +127,32 @@ def _in_range(thresholds):
 
 
 def _tables(truths, detections, classes):
-    """Truths and detections with the columns x1 … y2, label, score, crowd, area, image, ignored; by image, class and
+    """Truths and detections with the columns image, label, score, x1 … y2, crowd, ignored, area; by image, class and
     falling score."""
     if len(truths) != len(detections):
         raise ValueError(f"{len(truths)} truths and {len(detections)} detections: both need one entry an image")
-    nothing = dict(boxes=[], labels=[], scores=[])
-    detections = [nothing if entry is None else entry for entry in detections]
-    return _table(truths, "truths", len(classes), optional=COLUMNS[2:]), _table(
-        detections, "detections", len(classes), needed=COLUMNS[:2]
+    detections = [NOTHING if entry is None else entry for entry in detections]
+    return (
+        _table(truths, "truths", len(classes), ("labels",), OPTIONAL),
+        _table(detections, "detections", len(classes), ("labels", "scores"), {}),
     )
 
 
-def _table(images, name, num_classes, needed=COLUMNS[:1], optional=()):
-    blocks = [_block(entry, f"{name}[{index}]", num_classes, needed, optional) for index, entry in enumerate(images)]
-    table = pd.DataFrame(
-        np.concatenate(blocks or [np.zeros((0, 9))]), columns=[*CORNERS, "label", "score", "crowd", "difficult", "area"]
-    )
-    table["image"] = np.repeat(np.arange(len(blocks)), [len(block) for block in blocks])
-    table["label"] = table["label"].astype(int)
-    table["crowd"] = table["crowd"] != 0
-    table["ignored"] = table["crowd"] | (table.pop("difficult") != 0)
-    table["area"] = table["area"].where(table["area"].notna(), _area(table[CORNERS].to_numpy()))
-    return table.iloc[np.lexsort((-table["score"], table["label"], table["image"]))]
+def _table(images, name, num_classes, needed, optional):
+    columns = [_columns(entry, f"{name}[{index}]", num_classes, needed, optional) for index, entry in enumerate(images)]
+    columns.append(_columns(NOTHING, name, num_classes, needed, optional))  # so that there is a column without images
+    stacked = {key: np.concatenate([image[key] for image in columns]) for key in columns[-1]}
+    table = pd.DataFrame(stacked.pop("boxes"), columns=CORNERS)
+    table["image"] = np.repeat(np.arange(len(columns)), [len(image["labels"]) for image in columns])
+    table["label"], table["score"] = stacked["labels"].astype(int), stacked["scores"]
+    table["crowd"] = stacked["crowd"] != 0
+    table["ignored"] = table["crowd"] | (stacked["difficult"] != 0)
+    table["area"] = np.where(np.isnan(stacked["area"]), _area(table[CORNERS].to_numpy()), stacked["area"])
+    return table.iloc[np.lexsort((-table["score"], table["label"], table["image"]))].reset_index(drop=True)
 
 
-def _block(entry, where, num_classes, needed, optional):
-    """One image's objects, an array (n, 9): boxes, then COLUMNS; an absent one is 0, an absent area NaN."""
+def _columns(entry, where, num_classes, needed, optional):
+    """One image's objects: boxes (n, 4), and a column (n,) for each other key."""
     for key in ("boxes", *needed):
         if not isinstance(entry, dict) or entry.get(key) is None:
             raise ValueError(f"{where} must be a dict with {', '.join(('boxes', *needed))}; it has no {key}")
@@ -157,20 +160,18 @@ def _block(entry, where, num_classes, needed, optional):
     boxes = boxes.reshape(-1, 4) if boxes.size == 0 else boxes
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ValueError(f"{where}: boxes must be (n, 4), got {boxes.shape}")
-    block = np.zeros((len(boxes), 9))
-    block[:, :4], block[:, 8] = boxes, np.nan
-    for column, key in enumerate(COLUMNS, start=4):
-        if key in needed or (key in optional and entry.get(key) is not None):
-            values = _floats(entry, key, where)
-            if values.shape != (len(boxes),):
-                raise ValueError(f"{where}: {key} must be ({len(boxes)},), one a box, got {values.shape}")
-            block[:, column] = values
-    strange = block[(block[:, 4] < 0) | (block[:, 4] >= num_classes) | (block[:, 4] % 1 != 0), 4]
+    columns = {key: np.full(len(boxes), default) for key, default in ({"scores": 0.0} | OPTIONAL).items()}
+    for key in (*needed, *(key for key in optional if entry.get(key) is not None)):
+        columns[key] = _floats(entry, key, where)
+        if columns[key].shape != (len(boxes),):
+            raise ValueError(f"{where}: {key} must be ({len(boxes)},), one a box, got {columns[key].shape}")
+    labels = columns["labels"]
+    strange = labels[(labels < 0) | (labels >= num_classes) | (labels % 1 != 0)]
     if strange.size:
         raise ValueError(
             f"{where}: label {strange[0]:g} is none of the {num_classes} classes, which are counted from 0"
         )
-    return block
+    return {"boxes": boxes, **columns}
 
 
 def _floats(entry, key, where):
@@ -184,38 +185,29 @@ def _floats(entry, key, where):
 # --- overlaps of all pairs of one class and image
 
 
-def _keys(table, num_classes):
-    """One number for image and class, in the order of the rows."""
-    return (table["image"] * num_classes + table["label"]).to_numpy()
-
-
-def _pairs(truths, detections, num_classes):
-    """Row numbers (detection, truth) of every two of one class and image, ordered by detection, then truth."""
-    keys, sought = _keys(truths, num_classes), _keys(detections, num_classes)
-    first = np.searchsorted(keys, sought)
-    count = np.searchsorted(keys, sought, "right") - first
-    detection = np.repeat(np.arange(len(sought)), count)
-    return detection, np.arange(len(detection)) + np.repeat(first + count - np.cumsum(count), count)
-
-
-def _overlaps(truths, detections, pairs, overlap, plus_one=False):
-    """IoU or GIoU (n,) of the `pairs` of a detection and a truth; with a crowd, the share of the detection inside
-    it."""
-    wider = np.array([0, 0, 1, 1]) * plus_one
-    detected, true, crowd = (
-        detections[CORNERS].to_numpy() + wider,
-        truths[CORNERS].to_numpy() + wider,
-        truths["crowd"].to_numpy(),
+def _pairs(truths, detections, overlap, plus_one=False):
+    """A row for every detection and truth of one class and image, ordered by detection, then truth: their row numbers,
+    their IoU or GIoU as `value`, whether the truth is a crowd or ignored."""
+    pairs = detections[GROUP].assign(detection=detections.index)
+    pairs = pairs.merge(truths[[*GROUP, "crowd", "ignored"]].assign(truth=truths.index), on=GROUP)
+    shift = np.array([0, 0, 1, 1]) * plus_one
+    detected, true = (
+        (table[CORNERS].to_numpy() + shift)[pairs[name]]
+        for table, name in ((detections, "detection"), (truths, "truth"))
     )
-    values = np.empty(len(pairs[0]))
-    for start in range(0, len(values), BLOCK):
-        detection, truth = (rows[start : start + BLOCK] for rows in pairs)
-        values[start : start + BLOCK] = _overlap(detected[detection], true[truth], crowd[truth], overlap)
-    return values
+    return pairs.assign(value=_overlap(detected, true, pairs["crowd"].to_numpy(), overlap))
+
+
+def _reaching(pairs, threshold):
+    """The `pairs` that reach `threshold`; by detection, crowds last (a box inside one overlaps it wholly), then falling
+    overlap, then truth."""
+    order = {"by": ["detection", "crowd", "value", "truth"], "ascending": [True, True, False, True]}
+    return pairs[pairs["value"] >= threshold].sort_values(**order)
 
 
 def _overlap(a, b, crowd, overlap):
-    """IoU or GIoU (n,) of boxes (n, 4), in the arithmetic of pycocotools and of the VOC kit.
+    """IoU or GIoU (n,) of boxes (n, 4), in the arithmetic of pycocotools and of the VOC kit; with a crowd, the share of
+    `a` inside it.
 
     Whole products and one division, where `boxes.iou` adds shares: a pair of whole coordinates that lies on a threshold
     reaches it, to the last digit.
@@ -231,7 +223,7 @@ def _overlap(a, b, crowd, overlap):
 
 def _area(boxes):
     """Area (n,) of boxes (n, 4), 0 where a side is negative."""
-    return np.maximum(boxes[:, 2] - boxes[:, 0], 0) * np.maximum(boxes[:, 3] - boxes[:, 1], 0)
+    return np.maximum(boxes[:, 2:] - boxes[:, :2], 0).prod(1)
 
 
 # --- the protocols
@@ -255,16 +247,14 @@ def _curves(truths, detections, num_classes, overlap, thresholds):
     """faster-coco-eval's precision (thresholds, recalls, classes, sizes, limits) and recall (thresholds, classes,
     sizes, limits), with the sizes of SIZES and the limits of MAX_DETECTIONS; -1 where there is no truth. Its matching
     takes overlaps as they are given."""
-    keys = _keys(detections, num_classes)
-    detections = detections[np.arange(len(keys)) - np.searchsorted(keys, keys) < MAX_DETECTIONS[-1]]
-    matrices, none = _matrices(truths, detections, num_classes, overlap), []
+    detections = detections[detections.groupby(GROUP).cumcount() < MAX_DETECTIONS[-1]].reset_index(drop=True)
+    matrices, none = _matrices(_pairs(truths, detections, overlap), num_classes), []
     params = Params("bbox")
     params.iouThrs, params.catIds = thresholds, list(range(num_classes))
     params.imgIds = np.union1d(truths["image"], detections["image"]).tolist()
     overlaps = [[matrices.get((image, label), none) for label in params.catIds] for image in params.imgIds]
-    return COCOevalEvaluateAccumulate(
-        params, overlaps, _dataset(truths), _dataset(detections), params.imgIds, params.catIds, True
-    )
+    datasets = _dataset(truths), _dataset(detections)
+    return COCOevalEvaluateAccumulate(params, overlaps, *datasets, params.imgIds, params.catIds, True)
 
 
 def _dataset(table):
@@ -275,81 +265,49 @@ def _dataset(table):
     return dataset
 
 
-def _matrices(truths, detections, num_classes, overlap):
+def _matrices(pairs, num_classes):
     """(image, label) → overlaps (detections, truths), where there are both."""
-    pairs = _pairs(truths, detections, num_classes)
-    values = _overlaps(truths, detections, pairs, overlap)
-    groups, starts = np.unique(_keys(detections, num_classes)[pairs[0]], return_index=True)
-    keys = _keys(truths, num_classes)
-    widths = np.searchsorted(keys, groups, "right") - np.searchsorted(keys, groups)
-    blocks = zip(
-        groups.tolist(), np.split(values, starts[1:]), widths.tolist(), strict=False
-    )  # one empty block where there is no pair
-    return {divmod(key, num_classes): block.reshape(-1, width) for key, block, width in blocks}
+    keys = pairs["image"].to_numpy() * num_classes + pairs["label"].to_numpy()
+    groups, starts = np.unique(keys, return_index=True)
+    widths = np.bincount(pairs["detection"])[pairs["detection"].to_numpy()[starts]]  # pairs of a detection: truths
+    blocks = np.split(pairs["value"].to_numpy(), starts)[1:]
+    rows = zip(groups.tolist(), blocks, widths.tolist(), strict=True)
+    return {divmod(key, num_classes): block.reshape(-1, width) for key, block, width in rows}
 
 
 def _voc(truths, detections, classes, overlap, thresholds, points, plus_one):
-    best, truth = _best(truths, detections, len(classes), overlap, thresholds.min(), plus_one)
-    order = np.lexsort((-detections["score"], detections["label"]))
-    best, truth, bounds = (
-        best[order],
-        truth[order],
-        np.searchsorted(detections["label"].to_numpy()[order], np.arange(len(classes) + 1)),
-    )
-    ignored = np.append(truths["ignored"], False)  # the last for no truth, -1
+    nearest = _reaching(_pairs(truths, detections, overlap, plus_one), thresholds.min()).drop_duplicates("detection")
+    nearest = nearest.set_index("detection")[["truth", "value", "ignored"]]
+    ranked = detections[["label", "score"]].join(nearest).sort_values("score", ascending=False, kind="stable")
     wanted = np.bincount(truths["label"][~truths["ignored"]], minlength=len(classes))
-    ap = np.full((len(thresholds), len(classes)), np.nan)
-    for row, threshold in zip(ap, thresholds, strict=True):
-        hit = best >= threshold
-        right = np.zeros(len(hit), bool)
-        right[np.flatnonzero(hit)[np.unique(truth[hit], return_index=True)[1]]] = True  # the first of each truth
-        counted = ~(hit & ignored[truth])
-        for index in np.flatnonzero(wanted):
-            own = slice(*bounds[index : index + 2])
-            row[index] = _average_precision(right[own][counted[own]], wanted[index], points)
+    ap = np.where(wanted > 0, 0.0, np.nan) * np.ones((len(thresholds), 1))
+    for label, own in ranked.groupby("label"):
+        truth, value, ignored = own["truth"].to_numpy(), own["value"].to_numpy(), own["ignored"].eq(True).to_numpy()
+        for row, threshold in zip(ap, thresholds, strict=True):
+            hit = value >= threshold
+            right = np.zeros(len(hit), bool)
+            right[np.flatnonzero(hit)[np.unique(truth[hit], return_index=True)[1]]] = True  # the first of each truth
+            if wanted[label]:
+                row[label] = _average_precision(right[~(hit & ignored)], wanted[label], points)
     return _result(ap, classes, overlap, thresholds)
-
-
-def _best(truths, detections, num_classes, overlap, threshold, plus_one):
-    """Each detection's highest overlap with a truth and that truth's row, the first of several; -inf and -1 where none
-    reaches `threshold`."""
-    detection, truth, value = _reaching(truths, detections, num_classes, overlap, threshold, plus_one)
-    found, first = np.unique(detection, return_index=True)
-    best, row = np.full(len(detections), -np.inf), np.full(len(detections), -1)
-    best[found], row[found] = value[first], truth[first]
-    return best, row
-
-
-def _reaching(truths, detections, num_classes, overlap, threshold, plus_one=False):
-    """Columns detection, truth, overlap of the pairs that reach `threshold`; by detection, crowds last, then falling
-    overlap, then truth."""
-    pairs = _pairs(truths, detections, num_classes)
-    values = _overlaps(truths, detections, pairs, overlap, plus_one)
-    close = np.flatnonzero(values >= threshold)
-    crowd = truths["crowd"].to_numpy()[pairs[1][close]]  # any box inside a crowd overlaps it wholly: it is asked last
-    close = close[np.lexsort((-values[close], crowd, pairs[0][close]))]
-    return pairs[0][close], pairs[1][close], values[close]
 
 
 def _average_precision(right, wanted, points):
     """AP of detections by falling score, `right` (n,) or wrong, of `wanted` truths."""
-    found = np.cumsum(right)
-    recall, precision = found / wanted, found / np.arange(1, len(right) + 1)
+    true_positives = np.cumsum(right)
+    recall, precision = true_positives / wanted, true_positives / np.arange(1, len(right) + 1)
     best = np.maximum.accumulate(precision[::-1])[::-1]  # at this recall or a higher one
     if points == "all":
         return np.sum(np.diff(recall, prepend=0) * best)
-    return np.append(best, 0)[np.minimum(np.searchsorted(recall, RECALLS), len(right))].mean()
+    return np.append(best, 0)[np.searchsorted(recall, RECALLS)].mean()
 
 
-def _mean_iou(truths, detections, num_classes, threshold):
-    candidates = _reaching(truths[~truths["ignored"]], detections, num_classes, "iou", threshold)
-    matched, found, overlaps = set(), set(), []
-    for detection, truth, overlap in zip(
-        *(column.tolist() for column in candidates), strict=True
-    ):  # of one class and image: by falling score
-        if detection not in matched and truth not in found:
-            matched.add(detection)
-            found.add(truth)
+def _mean_iou(truths, detections, threshold):
+    pairs = _reaching(_pairs(truths[~truths["ignored"]].reset_index(drop=True), detections, "iou"), threshold)
+    matched, overlaps = set(), []  # numbers of detections (from 0) and of truths (below 0)
+    for detection, truth, overlap in zip(pairs["detection"], ~pairs["truth"], pairs["value"], strict=True):
+        if matched.isdisjoint((detection, truth)):
+            matched |= {detection, truth}
             overlaps.append(overlap)
     return _mean(np.array(overlaps))
 
@@ -357,15 +315,12 @@ def _mean_iou(truths, detections, num_classes, threshold):
 def _result(ap, classes, overlap, thresholds):
     """A `Result` from AP (thresholds, classes), NaN for classes without a truth."""
     at = {"AP": ap, **{f"AP{percent}": ap[np.isclose(thresholds, percent / 100)] for percent in (50, 75)}}
-    summary = {name: _mean(values) for name, values in at.items()}
     per_threshold = pd.DataFrame(dict(criterion=overlap, threshold=thresholds, AP=[_mean(row) for row in ap]))
-    per_class = {"criterion": overlap, "class": list(classes)} | {
-        name: [_mean(column) for column in values.T] for name, values in at.items()
-    }
-    return Result(summary, per_threshold, pd.DataFrame(per_class))
+    per_class = {name: [_mean(column) for column in values.T] for name, values in at.items()}
+    per_class = pd.DataFrame({"criterion": overlap, "class": list(classes)} | per_class)
+    return Result({name: _mean(values) for name, values in at.items()}, per_threshold, per_class)
 
 
 def _mean(values):
     """The mean of what is not NaN, NaN where nothing is."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else float("nan")
+    return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")

@@ -2,8 +2,8 @@
 
 `pack` reads a data set once, resizes every image into a square (ratio kept, grey padding) of bytes, and keeps the
 squares: on the device where they take less than half of its free memory, else in a file that is mapped, and which stays
-in `cache_folder` for the next training. `Fresh` draws seeded batches from them and augments them on the device;
-`Remembered` gives what a frozen backbone made of them.
+in `cache_folder` for the next training. `AugmentedBatches` draws seeded batches from them and augments them on the
+device; `FrozenFeatures` gives what a frozen backbone made of them.
 """
 
 import fcntl
@@ -26,9 +26,10 @@ from tqdm.auto import tqdm
 from giou_repro.data import datasets
 from giou_repro.runs import store
 
-CACHE = 2  # version of what is kept; to be raised when its format, or the way to it from an image, changes
+CACHE_VERSION = 2  # to be raised when the format of what is kept, or the way to it from an image, changes
 GREY = 114  # the padding of letterboxed images, as Darknet's descendants have it
 LEAST_VISIBLE = 0.2  # a box with less than this share of its area left in the augmented image is dropped
+LEAST_SIDE = 2  # pixels; a box that has less left is dropped too
 
 
 @dataclass
@@ -72,26 +73,26 @@ def pack(dataset, size, masks=False, limit=None, cache=None, device="cpu"):
         kept = images, _fill(images, dataset, size, masks)
     images, rest = kept
     images = torch.from_numpy(images)[: len(rest["truths"])]
-    return Packed(_resident(images, device), rest["truths"], rest["places"], rest["sizes"], rest["skipped"])
+    return Packed(
+        _resident(images, torch.device(device)), rest["truths"], rest["places"], rest["sizes"], rest["skipped"]
+    )
 
 
 def _resident(images, device):
-    """On a GPU with room: there. On a CPU with room: in memory. Else as they are, a mapped file read batch by batch."""
-    free = (
-        torch.cuda.mem_get_info(device)[0]
-        if torch.device(device).type == "cuda"
-        else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    )
-    if images.nbytes > free / 2:
-        return images
-    return images.to(device) if torch.device(device).type == "cuda" else images.clone()
+    """On a GPU with free memory: there. On a CPU with free memory: in it. Else as they are, a mapped file read batch by
+    batch."""
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return images if images.nbytes > free / 2 else images.to(device, copy=True)
 
 
 def _cached(cache, dataset, count, size, masks):
     """(squares, the rest) of a data set, from its folder in `cache`, which is made where it is missing or damaged.
 
     None where the folder cannot be made."""
-    key = json.dumps([CACHE, dataset.stamp, dataset.split, size, masks, count])
+    key = json.dumps([CACHE_VERSION, dataset.stamp, dataset.split, size, masks, count])
     folder = cache / f"{dataset.name}-{dataset.split}-{size}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     shape = (count, 3, size, size)
     try:
@@ -100,9 +101,9 @@ def _cached(cache, dataset, count, size, masks):
         cache.mkdir(parents=True, exist_ok=True)
         with open(cache / ".lock", "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # one process writes at a time: what is half-written is a dead one's
-            for left_over in cache.iterdir():
-                if re.fullmatch(r"\..+-\d+-[0-9a-f]{12}(\.\d+)?", left_over.name):
-                    shutil.rmtree(left_over)
+            for path in cache.iterdir():
+                if re.fullmatch(r"\..+-\d+-[0-9a-f]{12}(\.\d+)?", path.name):
+                    shutil.rmtree(path)
             if not _kept(folder, shape):
                 _make(folder, dataset, shape, masks)
         return _kept(folder, shape)
@@ -119,23 +120,22 @@ def _kept(folder, shape):
     try:
         images = np.load(folder / "images.npy", mmap_mode="c")
         rest = torch.load(folder / "truths.pt", weights_only=True)
-        whole = (images.shape, images.dtype) == (shape, np.uint8) and len(rest["truths"]) + len(
-            rest["skipped"]
-        ) == shape[0]
+        count = len(rest["truths"]) + len(rest["skipped"])
+        whole = (images.shape, images.dtype, count) == (shape, np.uint8, shape[0])
     except Exception:  # a damaged file can raise anything
         return None
     return (images, rest) if whole else None
 
 
 def _make(folder, dataset, shape, masks):
-    """Fill a folder of the cache, all of it or nothing. Raises OSError where there is no room."""
+    """Fill a folder of the cache, all of it or nothing. Raises OSError on a full disk."""
     print(f"caching {shape[0]} images of {shape[2]}x{shape[3]} px, {math.prod(shape) / 1e6:.1f} MB, in {folder}")
     shutil.rmtree(folder, ignore_errors=True)  # damaged
     beside = folder.with_name(f".{folder.name}")
     try:
         beside.mkdir()
         images = np.lib.format.open_memmap(beside / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
-        with open(beside / "images.npy", "r+b") as file:  # room first: a mapped file on a full disk ends the process
+        with open(beside / "images.npy", "r+b") as file:  # space first: a mapped file on a full disk ends the process
             os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
         rest = io.BytesIO()
         torch.save(_fill(images, dataset, shape[-1], masks), rest)
@@ -186,12 +186,9 @@ def _squared(truth, place, size, masks):
     if masks:
         new = _scaled(*truth["masks"].shape[1:], scale)
         square = torch.zeros(len(truth["masks"]), size, size, dtype=torch.bool)
-        resized = (
-            functional.interpolate(truth["masks"][None].float(), new)[0]
-            if len(square)
-            else square[:, : new[0], : new[1]]
-        )
-        square[:, int(top) : int(top) + new[0], int(left) : int(left) + new[1]] = resized.bool()
+        if len(square):
+            resized = functional.interpolate(truth["masks"][None].float(), new)[0]  # (1, n, h, w) → (n, h', w')
+            square[:, int(top) : int(top) + new[0], int(left) : int(left) + new[1]] = resized.bool()
         kept["masks"] = torch.from_numpy(np.packbits(square.numpy(), -1))
     return kept
 
@@ -217,8 +214,8 @@ def batch(packed, indices, device, augment=None):
     return images.contiguous(memory_format=torch.channels_last), targets
 
 
-class Fresh:
-    """The squares of a Packed, augmented anew in every epoch."""
+class AugmentedBatches:
+    """Batches of a Packed, augmented anew in every epoch."""
 
     def __init__(self, packed, device, augment, seed, rank):
         self.packed, self.device, self.augment, self.seed, self.rank = packed, device, augment, seed, rank
@@ -229,15 +226,15 @@ class Fresh:
         return lambda indices: batch(self.packed, indices, self.device, generator)
 
 
-class Remembered:
-    """What a frozen backbone sees: its features of `views` augmented views of every square, each computed once. Epochs
-    take the views in turn.
+class FrozenFeatures:
+    """Batches of the features that a frozen backbone has of a Packed: of `views` augmented views of every square, each
+    computed once. Epochs take the views in turn.
 
-    `look` maps images (B, 3, S, S) to a list of features (B, C, h, w), which come back in its dtype.
+    `backbone` maps images (B, 3, S, S) to a list of features (B, C, h, w), which come back in its dtype.
     """
 
-    def __init__(self, packed, device, augment, seed, views, look):
-        self.packed, self.device, self.augment, self.seed, self.look = packed, device, augment, seed, look
+    def __init__(self, packed, device, augment, seed, views, backbone):
+        self.packed, self.device, self.augment, self.seed, self.backbone = packed, device, augment, seed, backbone
         self.views = [None] * views
 
     def epoch(self, number):
@@ -254,25 +251,24 @@ class Remembered:
         """(features of every square, (N, h, w, C) each, targets) of one view.
 
         All that stays is allocated beforehand: small pieces between the large ones that come and go would keep the C
-        library from using the room of those again, gigabytes of it.
+        library from using the memory of those again, gigabytes of it.
         """
         generator = torch.Generator().manual_seed(mixed_seed(self.seed, number, 2)) if self.augment else None
-        most = max(len(truth["labels"]) for truth in self.packed.truths)
-        boxes, labels = torch.zeros(len(self.packed), most, 4), torch.zeros(len(self.packed), most, dtype=torch.int64)
-        features, counts = None, []
-        for indices in tqdm(
-            torch.arange(len(self.packed)).split(32), desc=f"features, view {number + 1}", disable=None, leave=False
-        ):
-            images, seen = batch(self.packed, indices, self.device, generator)
-            levels = [level.permute(0, 2, 3, 1) for level in self.look(images)]
-            features = features or [level.new_empty(len(self.packed), *level.shape[1:]) for level in levels]
+        count, most = len(self.packed), max(len(truth["labels"]) for truth in self.packed.truths)
+        boxes, labels = torch.zeros(count, most, 4), torch.zeros(count, most, dtype=torch.int64)
+        features, objects = None, []
+        parts = torch.arange(count).split(32)
+        for indices in tqdm(parts, desc=f"features, view {number + 1}", disable=None, leave=False):
+            images, targets = batch(self.packed, indices, self.device, generator)
+            levels = [level.permute(0, 2, 3, 1) for level in self.backbone(images)]  # (B, h, w, C)
+            features = features or [level.new_empty(count, *level.shape[1:]) for level in levels]
             for kept, level in zip(features, levels, strict=True):
                 kept[indices] = level
-            for index, target in zip(indices, seen, strict=True):
-                counts.append(len(target["labels"]))
-                boxes[index, : counts[-1]], labels[index, : counts[-1]] = target["boxes"], target["labels"]
-        kept = zip(boxes.to(self.device), labels.to(self.device), counts, strict=True)
-        return features, [{"boxes": some[:count], "labels": names[:count]} for some, names, count in kept]
+            for index, target in zip(indices, targets, strict=True):
+                objects.append(len(target["labels"]))
+                boxes[index, : objects[-1]], labels[index, : objects[-1]] = target["boxes"], target["labels"]
+        rows = zip(boxes.to(self.device), labels.to(self.device), objects, strict=True)
+        return features, [{"boxes": own[:n], "labels": names[:n]} for own, names, n in rows]
 
 
 def _unpacked(masks, size):
@@ -301,28 +297,26 @@ def augmented(images, targets, generator, scale=(0.7, 1.4), shift=0.2, colour=0.
     gain = ((draw[4:7] * 2 - 1) * colour).exp().T[:, :, None, None].to(images.device)
     common = ((draw[7] * 2 - 1) * colour).to(images.device)[:, None, None, None]
     moved = (moved * gain.pow(0.5) + common * 0.5).clamp_(0, 1)
-    answers = [
-        _moved(target, *m, s, grid[i], z, f)
-        for i, (target, m, s, z, f) in enumerate(zip(targets, moves.T, [size] * count, zoom, flip, strict=True))
-    ]
-    return moved, answers
+    placements = zip(targets, grid, zoom, flip, moves.T * size, strict=True)
+    return moved, [_moved(*placement, size) for placement in placements]
 
 
-def _moved(target, right, down, size, grid, zoom, flip):
-    middle = size / 2
-    corners = (target["boxes"] - middle) * zoom
-    x = corners[:, [0, 2]] * flip
-    x = x.sort(1).values + right * size + middle
-    y = corners[:, [1, 3]] + down * size + middle
-    full = torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], 1)
+def _moved(target, grid, zoom, flip, move, size):
+    """A target whose image was zoomed and flipped about its centre, then moved by `move` pixels: boxes are clipped, and
+    dropped where little is left."""
+    corners = (
+        (target["boxes"].view(-1, 2, 2) - size / 2) * zoom * torch.stack([flip, torch.ones(())])
+    )  # (n, corner, xy)
+    full = (corners.sort(1).values + move + size / 2).flatten(1)
     clipped = full.clamp(0, size)
     sides = clipped[:, 2:] - clipped[:, :2]
-    keep = (sides.prod(1) >= LEAST_VISIBLE * (full[:, 2:] - full[:, :2]).prod(1)) & (sides.amin(1) >= 2)
-    answer = {"boxes": clipped[keep], "labels": target["labels"][keep]}
+    visible = sides.prod(1) >= LEAST_VISIBLE * (full[:, 2:] - full[:, :2]).prod(1)
+    keep = visible & (sides.amin(1) >= LEAST_SIDE)
+    kept = {"boxes": clipped[keep], "labels": target["labels"][keep]}
     if "masks" in target:
         masks = _unpacked(target["masks"][keep], size).float().to(grid.device)
-        answer["masks"] = functional.grid_sample(masks[None], grid[None], mode="nearest", align_corners=False)[0] > 0.5
-    return answer
+        kept["masks"] = functional.grid_sample(masks[None], grid[None], mode="nearest", align_corners=False)[0] > 0.5
+    return kept
 
 
 def mixed_seed(*numbers):
@@ -336,7 +330,6 @@ def order(count, batch_size, seed, epoch):
     generator = torch.Generator().manual_seed(mixed_seed(seed, epoch))
     shuffled = torch.randperm(count, generator=generator)
     batches = list(shuffled.split(batch_size))
-    short = (
-        len(batches[-1]) * 2 < batch_size or len(batches[-1]) == 1 < batch_size
-    )  # one alone has no statistics to normalise by
+    last = len(batches[-1])
+    short = last * 2 < batch_size or last == 1 < batch_size  # one alone has no statistics to normalise by
     return batches[:-1] if len(batches) > 1 and short else batches

@@ -1,0 +1,100 @@
+"""What a training has come to, and its file checkpoint.pt: weights, their moving average, optimizer, history."""
+
+import io
+import json
+import math
+
+import torch
+from torch.optim.swa_utils import AveragedModel
+
+from giou_repro.runs import store
+
+WEIGHT_DECAY = {"sgd": 5e-4, "adamw": 0.05}  # of weights; biases and normalisations have none
+KEPT = ("epoch", "history", "scores")
+MODULES = ("model", "average", "optimizer")
+
+
+class Training:
+    """A model in training: its optimizer, the moving average of its weights, which is what is evaluated, a row of
+    numbers a step (`history`) and an AP where it was measured (`scores`)."""
+
+    def __init__(self, model, config):
+        self.model, self.config = model, config
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": WEIGHT_DECAY[config.optimizer]},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        if config.optimizer == "sgd":
+            self.optimizer = torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9, foreach=True)
+        else:
+            self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, foreach=True)
+        self.average = AveragedModel(model, multi_avg_fn=_moving_average(config.ema), use_buffers=True)
+        self.average.eval().requires_grad_(False)
+        self.epoch, self.history, self.scores = 0, [], []
+
+    def step(self, forward, images, targets, progress):
+        """One update; returns losses, positives (detached) and the norm of the gradient before clipping."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * rate(progress, self.config)
+        losses, positives = forward(images, targets)
+        self.optimizer.zero_grad(set_to_none=True)
+        sum(losses.values()).backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        self.optimizer.step()
+        self.average.update_parameters(self.model)
+        return {name: value.detach() for name, value in losses.items()}, positives, norm.detach()
+
+    def save(self, run):
+        """Write checkpoint.pt, all of it or nothing."""
+        content = {name: getattr(self, name).state_dict() for name in MODULES}
+        content |= {name: getattr(self, name) for name in KEPT} | {"config": self.config.model_dump()}
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        store.write_atomic(run.folder / "checkpoint.pt", buffer.getvalue())
+
+    def resume(self, folder, device):
+        """Go on from the folder's checkpoint where there is one. Raises ValueError where its configuration is
+        another."""
+        path = folder / "checkpoint.pt"
+        if not path.exists():
+            return
+        content = torch.load(path, map_location=device, weights_only=True)
+        before, now = content["config"], self.config.model_dump()
+        changed = [f"{name} {before.get(name)!r}, not {now[name]!r}" for name in now if before.get(name) != now[name]]
+        if changed:
+            raise ValueError(f"{path} is of a training with {'; '.join(changed)}; train in a fresh run folder")
+        for name in MODULES:
+            getattr(self, name).load_state_dict(content[name])
+        for name in KEPT:
+            setattr(self, name, content[name])
+
+
+def _moving_average(decay):
+    """Averages tensors in place; the `decay` rises with the updates, so that the first weights are soon forgotten."""
+
+    def update(averages, values, updates):
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, values, 1 - min(decay, (1 + int(updates)) / (10 + int(updates))))
+        else:  # counts of batches
+            torch._foreach_copy_(averages, values)
+
+    return torch.no_grad()(update)
+
+
+def rate(progress, config):
+    """Share of the learning rate at `progress` (0..1): a linear warm-up, then a half cosine, or a tenth after 80 % and
+    a hundredth after 90 %."""
+    if progress < config.warmup:
+        return max(progress / config.warmup, 1e-2)
+    if config.schedule == "step":
+        return 1.0 if progress < 0.8 else 0.1 if progress < 0.9 else 0.01
+    return 0.01 + 0.99 * (1 + math.cos(math.pi * (progress - config.warmup) / (1 - config.warmup))) / 2
+
+
+def cut_log(run, step):
+    """Cut metrics.jsonl after `step`: what an interrupted epoch logged is run again."""
+    path = run.folder / "metrics.jsonl"
+    if path.exists():
+        whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+        store.write_atomic(path, "".join(line for line in whole if json.loads(line)["step"] <= step))
