@@ -23,7 +23,7 @@ test: .venv/installed  ## the tests
 lab: .venv/installed  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
 
-bench: .venv/installed  ## ours beside its peers, timed, in about five minutes; GPU=1 on a GPU
+bench: .venv/installed  ## this package and comparable ones, timed, in about five minutes; GPU=1 on a GPU
 	$(BIN)/python -m benchmarks $(if $(GPU),--gpu)
 
 check: .venv/installed  ## style of code and notebooks

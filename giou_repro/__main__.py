@@ -284,7 +284,7 @@ def _publish(options):
     from giou_repro.report import publish
 
     for run in options.runs:
-        print(publish.publish(run))
+        print(publish.add(run))
     if not options.runs:
         print("\n".join(f"renewed: {path}" for path in publish.renew()))
 
@@ -300,8 +300,8 @@ def _report(options):
     from giou_repro.report import page
 
     out = Path(options.out or _results(options) / "report.html")
-    for whose, runs in page.write(_results(options), out, options.scale).items():
-        print("\n".join(f"{whose:<11}{name:<20}{folder}" for name, folder in runs.items()))
+    for whose, runs in page.write(out, _results(options), options.scale).items():
+        print("\n".join(f"{whose:<11}{name:<20}{run.folder}" for name, run in runs.items()))
     print(f"the report: {out}")
 
 
@@ -314,7 +314,7 @@ def _verify(options):
     """run again what is published and compare; exit status 1 where a number is not what it was"""
     from giou_repro.report import verify
 
-    table = verify.verify(options.scale, results=options.results)
+    table = verify.run_again(options.scale, results=options.results)
     print(table.to_string(index=False, na_rep="–", float_format="{:.4g}".format))
     return bool((table.ok == verify.NO).any())
 

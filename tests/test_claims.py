@@ -18,7 +18,7 @@ IDS = [*(f"G{n}" for n in range(1, 12)), "B1", "B2", *(f"Z{n}" for n in range(1,
 
 
 def folder(place, notebook, tables, **entries):
-    """A run folder with the tables (name → table)."""
+    """A run with the tables (name → table)."""
     record = (
         dict(
             status="complete",
@@ -33,7 +33,7 @@ def folder(place, notebook, tables, **entries):
     (place / "run.json").write_text(json.dumps(record))
     for name, table in tables.items():
         table.to_csv(place / f"{name}.csv", index=False)
-    return place
+    return store.Run(place)
 
 
 def decide(name, **tables):
@@ -101,7 +101,7 @@ def test_the_notebooks_tables_decide_every_claim_but_the_detectors(real):
 
 
 def test_a_run_that_is_missing_a_table_or_its_end_decides_nothing(real, tmp_path):
-    tables = {"ranges": pd.read_csv(real["01_metric"] / "ranges.csv")}
+    tables = {"ranges": real["01_metric"].table("ranges")}
     part = claims.ledger({"01_metric": folder(tmp_path / "a", "01_metric", tables)}).set_index("id")
     assert part.verdict.B2 == HOLDS
     assert part.words.G1 == "the run has no table figure_1, spread"
@@ -122,7 +122,7 @@ def test_the_papers_numbers_decide_nothing(real, monkeypatch):
 def test_the_command_repeats_what_was_given():
     record = dict(notebook="03_simulation", given=dict(scale="paper", seed=1, losses=["iou", "giou"], device="cpu"))
     assert (
-        claims.repeat(record)
+        claims.command(record)
         == """giou-repro run 03_simulation --scale paper --seed 1 -p losses '["iou", "giou"]' -p device cpu"""
     )
 
@@ -255,7 +255,7 @@ def test_g9_by_known_gains():
     assert found["verdict"] == HOLDS
     assert (found["low"] < 0.05 < found["high"], found["n"]) == (True, 5)
     assert decide("G9", detectors=detectors(-0.05))["verdict"] == FAILS
-    assert decide("G9", detectors=detectors(0.0))["verdict"] == FAILS  # surely less than half a point
+    assert decide("G9", detectors=detectors(0.0))["verdict"] == FAILS  # less than half a point
     assert decide("G9", detectors=detectors(0.0, noise=0.02))["verdict"] == UNDECIDED  # too noisy to say
     few = decide("G9", detectors=detectors(0.05, n=4))
     assert few["verdict"] == UNTESTED and "fewer than 5 paired seeds of GIoU" in few["words"]

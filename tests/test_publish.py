@@ -6,9 +6,8 @@ import pandas as pd
 import pytest
 from test_claims import detectors
 
-from giou_repro.report import claims
-from giou_repro.report import publish as publishing
-from giou_repro.report.publish import BEGIN, END, LEDGER, page, publish, published_runs
+from giou_repro.report import claims, publish
+from giou_repro.report.publish import BEGIN, END, LEDGER, published_runs, summary
 from giou_repro.runs import store
 
 
@@ -24,16 +23,16 @@ def finished(tmp_path):
 
 
 def test_small_tables_are_copied(finished, tmp_path):
-    place = publish(finished.folder, tmp_path)
+    place = publish.add(finished.folder, tmp_path)
     assert sorted(path.name for path in place.iterdir()) == ["run.json", "small.csv"]
     readme = (tmp_path / "README.md").read_text()
     assert readme.startswith("first\n") and readme.endswith(f"other table\n{END}last\n") and "stale" not in readme
 
 
-def test_publishing_again_replaces(finished, tmp_path):
-    publish(finished.folder, tmp_path)
+def test_publish_again_replaces(finished, tmp_path):
+    publish.add(finished.folder, tmp_path)
     (finished.folder / "small.csv").write_text("a\n2\n")
-    assert (publish(finished.folder, tmp_path) / "small.csv").read_text() == "a\n2\n"
+    assert (publish.add(finished.folder, tmp_path) / "small.csv").read_text() == "a\n2\n"
     assert sorted(path.name for path in (tmp_path / "results" / "published").iterdir()) == [
         "02_loss_landscape",
         "README.md",
@@ -57,7 +56,7 @@ REFUSED = [
 def test_others_are_refused(finished, tmp_path, entries, message):
     finished._write_record(finished.record | entries)
     with pytest.raises(ValueError, match=message):
-        publish(finished.folder, tmp_path)
+        publish.add(finished.folder, tmp_path)
     assert not (tmp_path / "results").exists()
 
 
@@ -67,13 +66,13 @@ def test_a_comparison_that_holds_a_users_loss_is_refused(finished, tmp_path):
     (finished.folder / "runs" / "b-run.json").write_text(json.dumps(compared))
     (finished.folder / "detectors.csv").write_text("loss,run\ngiou,a-run\nother,c-run\n")
     with pytest.raises(ValueError, match=r"package: loss scratch:mine of run b-run, loss other of run c-run$"):
-        publish(finished.folder, tmp_path)
+        publish.add(finished.folder, tmp_path)
     assert not (tmp_path / "results").exists()
 
 
 @pytest.mark.parametrize("moment", ["before the exchange", "after it"])
 def test_a_kill_leaves_the_old_folder_or_the_new_whole(finished, tmp_path, monkeypatch, moment):
-    place, exchange = publish(finished.folder, tmp_path), publishing._exchange
+    place, exchange = publish.add(finished.folder, tmp_path), publish._exchange
     (finished.folder / "small.csv").write_text("a\n2\n")
 
     def killed(*folders):
@@ -82,41 +81,41 @@ def test_a_kill_leaves_the_old_folder_or_the_new_whole(finished, tmp_path, monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(publishing, "_exchange", killed)
+        patch.setattr(publish, "_exchange", killed)
         with pytest.raises(KeyboardInterrupt):
-            publish(finished.folder, tmp_path)
+            publish.add(finished.folder, tmp_path)
     assert sorted(path.name for path in place.iterdir()) == ["run.json", "small.csv"]
     assert (place / "small.csv").read_text() == ("a\n1\n" if moment == "before the exchange" else "a\n2\n")
     assert place.with_name(".02_loss_landscape.new").is_dir()
-    publishing.renew(tmp_path)
+    publish.renew(tmp_path)
     assert sorted(path.name for path in place.parent.iterdir()) == ["02_loss_landscape", "README.md", "claims.csv"]
 
 
-def test_a_system_without_an_exchange_is_told_the_remedy(finished, tmp_path, monkeypatch):
-    place = publish(finished.folder, tmp_path)
-    monkeypatch.setattr(publishing.ctypes, "CDLL", lambda *_, **__: object())
+def test_a_system_without_an_exchange_names_the_remedy(finished, tmp_path, monkeypatch):
+    place = publish.add(finished.folder, tmp_path)
+    monkeypatch.setattr(publish.ctypes, "CDLL", lambda *_, **__: object())
     with pytest.raises(OSError, match="move it away and publish again"):
-        publish(finished.folder, tmp_path)
+        publish.add(finished.folder, tmp_path)
     assert (place / "small.csv").read_text() == "a\n1\n"
 
 
 def test_a_folder_without_a_run_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"has no run\.json; name results/<notebook>/<run-id>"):
-        publish(tmp_path, tmp_path)
+        publish.add(tmp_path, tmp_path)
 
 
 def test_what_cannot_be_tabled_leaves_all_as_it_was(finished, tmp_path):
     finished._write_record(finished.record | dict(notebook="03_simulation"))  # without the tables of one
     readme = (tmp_path / "README.md").read_text()
     with pytest.raises(OSError):
-        publish(finished.folder, tmp_path)
+        publish.add(finished.folder, tmp_path)
     assert (tmp_path / "README.md").read_text() == readme
     assert not (tmp_path / "results" / "published" / "03_simulation").exists()
 
 
 def test_what_is_made_of_the_published_runs_is_what_they_say():
     project = store.project_folder()
-    texts = publishing._texts(project, published_runs(project))
+    texts = publish._texts(project, published_runs(project))
     for path in (project / "README.md", project / "results" / "published" / "README.md"):
         assert path.read_text() == texts[path]
 
@@ -135,40 +134,48 @@ def test_verdicts_in_sentences():
         ("AP", "giou", "l1", 0.0, "undecided"),
     )
     said = "Against ℓ2: AP better: GIoU; AP50 worse: GIoU; mean IoU worse: gone."
-    assert publishing.verdicts(table) == f"{said} The other 2 comparisons, against ℓ2, ℓ1: undecided."
-    assert "AP50 worse: GIoU -0.020 (-0.030 to -0.010);" in publishing.verdicts(table, numbers=True)
+    assert publish.verdicts(table) == f"{said} The other 2 comparisons, against ℓ2, ℓ1: undecided."
+    assert "AP50 worse: GIoU -0.020 (-0.030 to -0.010);" in publish.verdicts(table, numbers=True)
     few = compared(("AP", "giou", "l2", 0.02, "too few seeds"), ("AP50", "giou", "l2", 0.02, "too few seeds"))
-    assert publishing.verdicts(few) == "All 2 comparisons, against ℓ2: too few seeds."
-    head, (row,) = publishing.difference_table(few.assign(n=[5, 2]))
-    assert head == ["loss", "against", "AP", "AP50"]
-    assert row == ["GIoU", "ℓ2", "+0.020 (+0.010 to +0.030) too few seeds", "+0.020 too few seeds"]
+    assert publish.verdicts(few) == "All 2 comparisons, against ℓ2: too few seeds."
+    wide = publish.difference_table(few.assign(n=[5, 2]))
+    assert list(wide) == ["loss", "against", "AP", "AP50"]
+    assert wide.to_numpy().tolist()[0] == [
+        "GIoU",
+        "ℓ2",
+        "+0.020 (+0.010 to +0.030) too few seeds",
+        "+0.020 too few seeds",
+    ]
 
 
 def test_readme_page_and_ledger_take_their_verdicts_from_one_family(tmp_path):
     runs = pd.concat([detectors(0.05, ap50=-0.05), detectors(0.05, n=3, detector="fcos")])
     runs.to_csv(tmp_path / "detectors.csv", index=False)
-    found, ledger = {"06_compare_losses": tmp_path}, claims.ledger({})
-    (few, row), told = sorted(publishing.reproduced({}, publishing.detector_settings(found))), page(found, ledger)
+    found, ledger = {"06_compare_losses": store.Run(tmp_path)}, claims.ledger({})
+    (few, row), text = (
+        sorted(publish.reproduced({}, publish.detector_settings(found)).to_numpy().tolist()),
+        summary(found, ledger),
+    )
     assert row[0] == "AP, voc, yolov3; 5 paired seeds"
     assert "Against ℓ2: AP better: IoU, GIoU; AP50 worse: IoU, GIoU; AP75 better: IoU, GIoU. Against IoU: AP" in row[2]
     assert few[0] == "AP, voc, fcos; 3 paired seeds"
     assert few[2].endswith("All 12 comparisons, against ℓ2, IoU: too few seeds.")
-    assert "AP, voc, yolov3; 5 paired seeds: ℓ2 0." in told and "AP50 worse: IoU -0.02" in told
-    assert f"papers' {len(ledger)} claims. not tested: " in told and "### voc, fcos" in told
+    assert "AP, voc, yolov3; 5 paired seeds: ℓ2 0." in text and "AP50 worse: IoU -0.02" in text
+    assert f"papers' {len(ledger)} claims. not tested: " in text and "### voc, fcos" in text
 
 
 def test_remarks_are_said_of_their_setting(tmp_path):
     (remark, *_) = claims.BOOK["remarks"]
     runs = detectors(0.05, detector=remark["detector"]).assign(dataset=remark["dataset"])
     runs.to_csv(tmp_path / "detectors.csv", index=False)
-    found = {"06_compare_losses": tmp_path}
-    settings = publishing.detector_settings(found)
-    assert publishing.reproduced({}, settings)[0][2].endswith(remark["text"])
-    assert remark["text"] in page(found, claims.ledger({}))
-    assert remark["text"] not in publishing.reproduced({}, settings, remarks=False)[0][2]
+    found = {"06_compare_losses": store.Run(tmp_path)}
+    settings = publish.detector_settings(found)
+    assert publish.reproduced({}, settings).ours[0].endswith(remark["text"])
+    assert remark["text"] in summary(found, claims.ledger({}))
+    assert remark["text"] not in publish.reproduced({}, settings, remarks=False).ours[0]
 
 
-@pytest.mark.parametrize("folder", published_runs(store.project_folder()).values(), ids=lambda path: path.name)
-def test_published_runs_are_complete_and_of_committed_code(folder):
-    entries = store.Run(folder).record
+@pytest.mark.parametrize("run", published_runs(store.project_folder()).values(), ids=lambda run: run.folder.name)
+def test_published_runs_are_complete_and_of_committed_code(run):
+    entries = run.record
     assert (entries["status"], entries["dirty"]) == ("complete", False)

@@ -1,12 +1,13 @@
-"""The page stands alone and says what the tables say; the published ledger is renewed with it; verify tells numbers
+"""The page stands alone and says what the tables say; the published ledger is renewed with it; verify finds numbers
 that moved."""
 
-import re
 import shutil
-from html.parser import HTMLParser
 
+import nbformat
 import pandas as pd
 import pytest
+from bs4 import BeautifulSoup
+from test_claims import detectors
 
 from giou_repro.__main__ import main
 from giou_repro.report import claims, page, publish, verify
@@ -16,139 +17,146 @@ PUBLISHED = store.project_folder() / "results" / "published"
 FIRST = "01_metric"
 
 
-def run_folder(results, notebook=FIRST, scale="laptop", status="complete", name="20260101T000000-000-abcdef0"):
-    """A run folder with the published tables and figures of a notebook."""
-    folder = results / notebook / name
-    shutil.copytree(PUBLISHED / notebook, folder)
-    run = store.Run(folder)
+def copied_run(results, notebook=FIRST, scale="laptop", status="complete", name="20260101T000000-000-abcdef0"):
+    """A run with the published tables and figures of a notebook."""
+    shutil.copytree(PUBLISHED / notebook, results / notebook / name)
+    run = store.Run(results / notebook / name)
     run._write_record(
         run.record | dict(status=status, run=name, parameters=run.record["parameters"] | {"scale": scale})
     )
-    return folder
+    return run
 
 
-class Page(HTMLParser):
-    """Tags that are open, and every src and href."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.links, self.images = [], [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.open += [tag] * (tag not in ("meta", "img", "br"))
-        self.links += [value for name, value in attributes if name == "href"]
-        self.images += [value for name, value in attributes if name == "src"]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
+def files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
+    """A run of the reader's, and the page that the command writes of it."""
     results = tmp_path_factory.mktemp("project") / "results"
-    folder = run_folder(results)
-    out = results / "pages" / "report.html"
-    page.write(results, out)
-    return folder, out
+    run, out = copied_run(results), results / "pages" / "report.html"
+    before = files(results)
+    assert main(["report", "--results", str(results), "--out", str(out)]) == 0
+    after = files(results)
+    assert after.pop(out) and after == before  # nothing else is written
+    return run, out, BeautifulSoup(out.read_text(), "html.parser")
 
 
 def test_the_page_stands_alone(written):
-    folder, out = written
-    text = out.read_text()
-    page = Page(text)
-    assert page.open == []
-    assert "<script" not in text and "http" not in text.replace("https", "http").replace("http-equiv", "")
-    assert page.images and all(image.startswith("data:image/png;base64,") for image in page.images)
-    linked = {(out.parent / link).resolve() for link in page.links}
-    assert {folder.resolve(), PUBLISHED / FIRST} <= linked
+    run, out, soup = written
+    assert "<script" not in out.read_text() and "http" not in out.read_text()
+    images = soup.find_all("img")
+    assert images and all(image["src"].startswith("data:image/png;base64,") and image["alt"] for image in images)
+    linked = {(out.parent / link["href"]).resolve() for link in soup.find_all("a")}
+    assert {run.folder.resolve(), PUBLISHED / FIRST} <= linked
     assert all(path.is_dir() for path in linked)
 
 
+def test_the_page_fits_a_phone_and_shows_no_code(written):
+    _, out, soup = written
+    assert soup.find("meta", attrs={"name": "viewport"})["content"].startswith("width=device-width")
+    assert ".output_subarea, .text_cell_render { overflow-x: auto }" in out.read_text()
+    boxes = [table.find_parent(class_=["output_subarea", "text_cell_render"]) for table in soup.find_all("table")]
+    assert boxes and all(boxes)
+    assert "import" not in soup.text and "display(" not in soup.text
+
+
+def table_rows(soup, number):
+    return [[cell.text.strip() for cell in row.find_all("td")] for row in soup.find_all("table")[number].find_all("tr")]
+
+
 def test_the_page_has_every_claim_with_its_verdict_in_words_and_whose_it_is(written):
-    folder, out = written
-    rows = re.findall(r"<b>(\w+)</b></td>.*?class=\"verdict \w+\">. ([a-z ]+)</span><br><small>(\w+)<", out.read_text())
-    both = {"published": publish.published_runs(store.project_folder()), "yours": {FIRST: folder}}
+    run, _, soup = written
+    both = {"published": publish.published_runs(store.project_folder()), "yours": {FIRST: run}}
     ledgers = {whose: claims.ledger(runs) for whose, runs in both.items()}
-    said = {(row.id, row.verdict, whose) for whose, table in ledgers.items() for row in table.itertuples() if row.run}
-    assert set(rows) == said and len(rows) == len(said)
-    assert {whose for _, _, whose in rows} == {"published", "yours"}
-
-
-def test_the_page_marks_what_is_recalled(written):
-    text = written[1].read_text()
-    told = [value for row in claims.BOOK["paper"]["rows"] for value in row[4:]]
-    assert text.count("<small>as recalled</small>") == sum(value.endswith("?") for value in told) > 30
-    alone = page.page({"published": {FIRST: PUBLISHED / FIRST}}, PUBLISHED)
-    assert "No detector runs to set beside them yet" in alone
-
-
-def test_the_newest_complete_run_of_the_scale_is_yours_and_what_is_published_stays(tmp_path):
-    run_folder(tmp_path, name="20260101T000000-000-abcdef0")
-    new = run_folder(tmp_path, name="20260102T000000-000-abcdef0")
-    run_folder(tmp_path, name="20260103T000000-000-abcdef0", status="running")
-    small = run_folder(tmp_path, name="20260104T000000-000-abcdef0", scale="smoke")
-    shutil.copytree(new, tmp_path / "published" / FIRST)
-    published = publish.published_runs(store.project_folder())
-    assert page.sources(tmp_path) == {"published": published, "yours": {FIRST: new}}
-    assert page.sources(tmp_path, "smoke")["yours"] == {FIRST: small}
-    assert page.sources(tmp_path, "paper") == {"published": published}  # none of that scale here
-
-
-def test_a_claim_without_any_run_is_not_tested_once():
-    table = page.ledger({"published": {}, "yours": {FIRST: PUBLISHED / FIRST}})
-    verdicts = table.groupby("id")[["whose", "verdict"]].apply(lambda rows: rows.to_numpy().tolist())
-    assert verdicts.Z1 == [["published", claims.UNTESTED]]
-    assert verdicts.G3 == [["published", claims.UNTESTED], ["yours", claims.HOLDS]]
+    expected = [(row.id, row.verdict, whose) for whose in both for row in ledgers[whose].itertuples() if row.run]
+    shown = [(name, verdict[2:], whose) for name, _, verdict, whose, _ in filter(None, table_rows(soup, 0))]
+    assert sorted(shown) == sorted(expected)
+    assert {whose for _, _, whose in shown} == {"published", "yours"}
 
 
 def test_your_figure_is_shown_and_else_the_published(written):
-    _, out = written
-    captions = re.findall(r"\((\w+), (\w+)\)</figcaption>", out.read_text())
-    assert (FIRST, "yours") in captions and (FIRST, "published") not in captions
-    assert ("02_loss_landscape", "published") in captions
+    captions = [caption.parent.text for caption in written[2].find_all("em")]
+    assert any(f"({FIRST}, yours)" in caption for caption in captions)
+    assert not any(f"({FIRST}, published)" in caption for caption in captions)
+    assert any("(02_loss_landscape, published)" in caption for caption in captions)
+
+
+def test_the_papers_tables_mark_what_is_recalled():
+    table = page.paper_tables({"published": publish.published_runs(store.project_folder())}).set_index(
+        ["table", "loss"]
+    )
+    assert (table.AP["1", "MSE (ℓ2)"], table.AP["1", "GIoU"]) == (".461", ".477 as recalled")
+    marked = table.apply(lambda column: column.astype(str).str.endswith(" as recalled")).to_numpy().sum()
+    assert marked == sum(value.endswith("?") for row in claims.BOOK["paper"]["rows"] for value in row[4:]) > 30
+    alone = page.paper_tables({"published": {FIRST: store.Run(PUBLISHED / FIRST)}})
+    assert set(alone.n) == {"–"} and alone["AP, measured"].isna().all()
+
+
+def test_a_table_escapes_text_and_marks_verdicts_in_words():
+    table = pd.DataFrame(dict(words=["<b>"], verdict=[claims.FAILS], run=['<a href="x">y</a>'], n=[1000], low=[2.5e-5]))
+    soup = BeautifulSoup(page.styled(table).to_html(), "html.parser")
+    assert [cell.text for cell in soup.find_all("td")] == ["<b>", f"✘ {claims.FAILS}", "y", "1,000", "2.5e-05"]
+
+
+def test_the_newest_complete_run_of_the_scale_is_yours_and_what_is_published_stays(tmp_path):
+    copied_run(tmp_path, name="20260101T000000-000-abcdef0")
+    new = copied_run(tmp_path, name="20260102T000000-000-abcdef0")
+    copied_run(tmp_path, name="20260103T000000-000-abcdef0", status="running")
+    small = copied_run(tmp_path, name="20260104T000000-000-abcdef0", scale="smoke")
+    shutil.copytree(new.folder, tmp_path / "published" / FIRST)
+
+    def folders(scale="laptop"):
+        sources = page.sources(tmp_path, scale)
+        return {whose: {name: run.folder for name, run in runs.items()} for whose, runs in sources.items()}
+
+    published = {path.parent.name: path.parent for path in PUBLISHED.glob("*/run.json")}
+    assert folders() == {"published": published, "yours": {FIRST: new.folder}}
+    assert folders("smoke")["yours"] == {FIRST: small.folder}
+    assert folders("paper") == {"published": published}  # none of that scale here
+
+
+def test_a_claim_without_any_run_is_not_tested_once():
+    table = page.ledger({"published": {}, "yours": {FIRST: store.Run(PUBLISHED / FIRST)}})
+    verdicts = table.groupby("id")[["whose", "verdict"]].apply(lambda rows: rows.to_numpy().tolist())
+    assert verdicts.Z1 == [["published", claims.UNTESTED]]
+    assert verdicts.G3 == [["published", claims.UNTESTED], ["yours", claims.HOLDS]]
+    two = table[table.id.isin(["G3", "Z1"])]
+    assert page.counted(two).data == "Published: 2 not tested (G3, Z1). Yours: 1 holds (G3)."
 
 
 def test_detector_runs_are_tabled_beside_the_papers(tmp_path):
-    from test_claims import detectors
-
     runs = detectors(0.05).assign(dataset="voc2007")
-    found = {"published": publish.published_runs(store.project_folder()), "yours": detector_run(tmp_path, runs)}
-    text = page.page(found, tmp_path)
-    assert "<h4>voc, yolov3 (yours)</h4>" in text
-    mean = detectors(0.05).query("loss == 'giou'").AP.mean()
-    (row,) = re.findall(r"YOLOv3, VOC 2007</td><td>GIoU</td>(.*?)</tr>", text)
-    assert row.startswith(f'<td class="number">.477 <small>as recalled</small></td><td class="number">{mean:.3f}</td>')
-    assert row.endswith('<td class="number">5 yours</td>')
-    assert re.search(r"<td>GIoU</td><td>ℓ2</td><td>\+0\.0\d\d \(.*?\) better</td>", text)
-    Page(text)
+    own = detector_run(tmp_path, runs)
+    heading, summary, _, setting, means, differences = page.reproduced("yours", own)
+    assert (heading.data, setting.data) == ("### Yours", "#### voc, yolov3 (yours)")
+    mean = runs.query("loss == 'giou'").AP.mean()
+    assert means.data.set_index("loss").AP["GIoU"] == mean
+    assert means.data.set_index("loss").loc["GIoU", ["weight", "n"]].tolist() == ["1", 5]
+    assert differences.data.set_index(["loss", "against"]).AP["GIoU", "ℓ2"].endswith("better")
+    assert summary.data.what.tolist()[-1] == "AP, voc, yolov3; 5 paired seeds"
+    sources = {"published": publish.published_runs(store.project_folder()), "yours": own}
+    row = page.paper_tables(sources).set_index(["table", "loss"]).loc[("1", "GIoU")]
+    assert (row.AP, row["AP, measured"], row.n) == (".477 as recalled", mean, "5 yours")
 
 
-def test_a_few_runs_of_yours_leave_the_published_detectors_as_they_are(tmp_path):
-    from test_claims import detectors
-
-    published = publish.published_runs(store.project_folder())
+def test_a_few_runs_of_yours_say_nothing_and_take_no_remark(tmp_path):
     runs = detectors(0.05, n=1).replace({"loss": {"iou": "gone"}})  # a loss that cannot be imported
-    found = {
-        "published": published,
-        "yours": detector_run(tmp_path, runs.assign(setting="yours alone", dataset="bccd")),
-    }
-    text, alone = page.page(found, tmp_path), page.page({"published": published}, tmp_path)
-    told = re.findall(r"<h4>(.*?) \(published\)</h4>(.*?)<h", alone)
-    assert told and all(f"<h4>{name} (published)</h4>{tables}" in text for name, tables in told)
-    (row,) = re.findall(r"<td>AP, yours alone; 1 paired seeds</td>.*?</tr>", text)
-    assert "gone 0." in row and "too few seeds." in row and not re.search("better|worse", row)
-    assert text.count("Seeds 5 to 9 were added") == 1  # a remark on the published runs is not one on yours
+    own = detector_run(tmp_path, runs.assign(setting="yours alone", dataset="bccd"))
+    (row,) = page.reproduced("yours", own)[1].data.query("what == 'AP, yours alone; 1 paired seeds'").ours
+    assert "gone 0." in row and "too few seeds." in row and "better" not in row and "worse" not in row
+    assert "were added" not in row  # a remark on the published runs is not one on yours
 
 
 def detector_run(place, runs):
-    """A run of 06 with the table of detector runs: notebook → folder."""
+    """A run of 06 with the table of detector runs, after a run of 01: notebook → Run."""
     folder = place / "06_compare_losses" / "20260101T000000-000-abcdef0"
     shutil.copytree(PUBLISHED / FIRST, folder)
     run = store.Run(folder)
     run._write_record(run.record | dict(notebook="06_compare_losses"))
     runs.to_csv(folder / "detectors.csv", index=False)
-    return {"06_compare_losses": folder}
+    return {FIRST: store.Run(PUBLISHED / FIRST), "06_compare_losses": run}
 
 
 @pytest.fixture
@@ -160,17 +168,14 @@ def project(tmp_path):
     return tmp_path
 
 
-def files(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def test_the_command_writes_the_page_and_nothing_else(project, monkeypatch, capsys):
+def test_the_command_writes_into_the_results_folder_by_default(project, monkeypatch, capsys):
     monkeypatch.setattr(store, "project_folder", lambda: project)
-    before, page = files(project), project / "results" / "report.html"
+    calls = []
+    monkeypatch.setattr(page, "write", lambda *arguments: calls.append(arguments) or {})
+    results = project / "results"
     assert main(["report"]) == 0
-    after = files(project)
-    assert after.pop(page) and after == before
-    assert str(page) in capsys.readouterr().out
+    assert calls == [(results / "report.html", results, "laptop")]
+    assert str(results / "report.html") in capsys.readouterr().out
 
 
 def test_publishing_nothing_renews_what_is_made_of_the_published_runs(project, monkeypatch, capsys):
@@ -181,14 +186,14 @@ def test_publishing_nothing_renews_what_is_made_of_the_published_runs(project, m
     assert table.set_index("id").verdict.G3 == claims.HOLDS
     readme = (project / "README.md").read_text()
     assert readme.startswith("first\n") and "between" in readme and readme.endswith("last\n")
-    assert "| G3 | 1 − GIoU is a metric: no detour over a third box is shorter. | **holds** |" in readme
+    assert "| G3 | 1 − GIoU is a metric: it obeys the triangle inequality. | **holds** |" in readme
     assert "README.md" in capsys.readouterr().out
     first = files(project)
     publish.renew(project)
     assert files(project) == first
 
 
-def test_no_runs_at_all_is_told(tmp_path, monkeypatch, capsys):
+def test_no_runs_at_all_are_refused_with_the_remedy(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(store, "project_folder", lambda: tmp_path)
     assert main(["report", "--results", str(tmp_path / "results")]) == 2
     assert "make some: giou-repro run 01_metric" in capsys.readouterr().err
@@ -196,61 +201,58 @@ def test_no_runs_at_all_is_told(tmp_path, monkeypatch, capsys):
     assert "nothing is published" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("place", "found"), [("elsewhere/07_report/a-run", "elsewhere"), ("myrun", "results")])
-def test_yours_are_around_the_page_or_the_projects(project, tmp_path, monkeypatch, place, found):
-    monkeypatch.setattr(store, "project_folder", lambda: project)
-    mine = {name: run_folder(tmp_path / name) for name in ("elsewhere", "results")}
-    assert page.write(None, tmp_path / place / "report.html")["yours"] == {FIRST: mine[found]}
+@pytest.mark.parametrize(("place", "results"), [("elsewhere/07_report/a-run", "elsewhere"), ("myrun", "results")])
+def test_yours_are_around_the_run_or_the_projects(tmp_path, monkeypatch, place, results):
+    monkeypatch.setattr(store, "project_folder", lambda: tmp_path)
+    assert page.results_around(tmp_path / place) == tmp_path / results
 
 
-def test_verify_takes_an_equal_run_and_tells_a_moved_number(tmp_path):
-    now = run_folder(tmp_path)
-    rows = pd.DataFrame(verify.compare(PUBLISHED / FIRST, now), columns=verify.COLUMNS)
+def test_verify_takes_an_equal_run_and_finds_a_moved_number(tmp_path):
+    now, published = copied_run(tmp_path), store.Run(PUBLISHED / FIRST)
+    rows = pd.DataFrame(verify.compare(published, now), columns=verify.COLUMNS)
     assert set(rows.ok) == {verify.YES}
     assert rows.tolerance[0] == 1e-9
-    figure = pd.read_csv(now / "figure_1.csv")
+    figure = now.table("figure_1")
     figure.loc[2, "iou"] += 1e-6
-    figure.to_csv(now / "figure_1.csv", index=False)
-    rows = pd.DataFrame(verify.compare(PUBLISHED / FIRST, now), columns=verify.COLUMNS)
+    figure.to_csv(now.folder / "figure_1.csv", index=False)
+    rows = pd.DataFrame(verify.compare(published, now), columns=verify.COLUMNS)
     assert rows.ok.tolist() == [verify.NO] + [verify.YES] * (len(rows) - 1)
     assert "figure_1: iou, at a, 0.65" in rows.what[0]
 
 
 def test_verify_widens_for_a_smaller_sample_and_leaves_other_parameters(tmp_path):
-    folder = run_folder(tmp_path)
-    run = store.Run(folder)
-    before = run.record["parameters"]
+    run = copied_run(tmp_path)
+    before = run.parameters
     headline = next(headline for headline in verify.HEADLINES if headline.table == "rank_correlation")
     assert verify._tolerance(headline, before, before | {"n_pairs": 10_000}) == pytest.approx(2.5 / 100)
     assert verify._tolerance(headline, before, before | {"losses": ["iou"]}) is None
     run._write_record(run.record | dict(parameters=before | {"losses": ["iou"]}))
-    assert {row[4] for row in verify.compare(PUBLISHED / FIRST, folder)} == {verify.SKIPPED}
+    assert {row[4] for row in verify.compare(store.Run(PUBLISHED / FIRST), run)} == {verify.SKIPPED}
 
 
 @pytest.mark.parametrize(("moved", "status"), [(0, 0), (0.5, 1)])
 def test_the_command_runs_what_is_published_again(project, tmp_path, monkeypatch, capsys, moved, status):
-    """The runs themselves are tested with the runner: here one is handed over, with what it was asked for."""
-    asked = []
+    """The runs themselves are tested with the runner: here one is handed over, and the call is kept."""
+    calls = []
 
     def rerun(name, given, results, progress):
-        asked.append((name, given))
-        table = pd.read_csv(run_folder(tmp_path / "again", name) / "rank_correlation.csv").assign(
-            spearman=lambda t: t.spearman - moved
-        )
-        table.to_csv(tmp_path / "again" / name / "20260101T000000-000-abcdef0" / "rank_correlation.csv", index=False)
-        return store.Run(tmp_path / "again" / name / "20260101T000000-000-abcdef0")
+        calls.append((name, given))
+        run = copied_run(tmp_path / "again", name)
+        table = run.table("rank_correlation").assign(spearman=lambda t: t.spearman - moved)
+        table.to_csv(run.folder / "rank_correlation.csv", index=False)
+        return run
 
     monkeypatch.setattr(runner, "run_notebook", rerun)
     monkeypatch.setattr(store, "project_folder", lambda: project)
     publish.renew(project)
     assert main(["verify", "--scale", "laptop"]) == status
-    assert asked == [(FIRST, {"scale": "laptop"})]
+    assert calls == [(FIRST, {"scale": "laptop"})]
     out = capsys.readouterr().out
     assert ("NO" in out) == bool(moved)
     assert "claims.csv, from the published tables" in out
 
 
-def test_verify_tells_a_ledger_that_is_not_what_the_tables_say(project):
+def test_verify_finds_a_ledger_that_is_not_what_the_tables_say(project):
     publish.renew(project)
     path = project / "results" / "published" / "claims.csv"
     runs = publish.published_runs(project)
@@ -259,12 +261,27 @@ def test_verify_tells_a_ledger_that_is_not_what_the_tables_say(project):
     assert verify._claims(project, runs)[-1] == verify.NO
 
 
-def test_the_notebook_writes_the_same_page(tmp_path):
-    run_folder(tmp_path)
+def test_the_notebook_writes_the_same_page(written, tmp_path):
+    copied_run(tmp_path)
     run = runner.run_notebook("07_report", dict(scale="laptop"), tmp_path, progress=False)
     assert {"report.html", "claims.csv", "notebook.html"} <= set(run.record["outputs"])
-    found = page.sources(tmp_path)
-    assert (run.folder / "report.html").read_text() == page.page(found, run.folder)
-    table = pd.read_csv(run.folder / "claims.csv")
+    soup = BeautifulSoup((run.folder / "report.html").read_text(), "html.parser")
+    assert [table_rows(soup, number) for number in (0, 2)] == [table_rows(written[2], number) for number in (0, 2)]
+    links = [(run.folder / link["href"]).resolve() for link in soup.find_all("a")]
+    assert links and all(path.is_dir() for path in links)
     columns = ["whose", "id", "verdict"]
-    assert table[columns].to_numpy().tolist() == page.ledger(found)[columns].to_numpy().tolist()
+    ledger = page.ledger(page.sources(tmp_path))
+    assert run.table("claims")[columns].to_numpy().tolist() == ledger[columns].to_numpy().tolist()
+
+
+def test_a_run_without_an_executed_copy_has_the_page_of_a_second_run(tmp_path, monkeypatch):
+    run = store.start("07_report", tmp_path / "run", dict(scale="laptop"))
+    calls = []
+    monkeypatch.setattr(page, "write", lambda *arguments: calls.append(arguments))
+    page.save(run, "results")
+    assert calls == [(run.folder / "report.html", "results", "laptop")]
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Title")]), run.folder / "notebook.ipynb"
+    )
+    page.save(run, "results")
+    assert "<h1>Title</h1>" in (run.folder / "report.html").read_text() and len(calls) == 1

@@ -1,31 +1,32 @@
-"""The report: one page, for someone who has never seen the project, of what is published and of the reader's own runs.
+"""The report: the tables and figures that notebook 07_report shows, of published runs and of the reader's own, and the
+page that nbconvert makes of the executed notebook: one file, without scripts or links to the net."""
 
-The page is one file without scripts or links to the net; figures are inside, links lead to the run folders beside it.
-"""
-
-import base64
 import html
-import json
 import os
+import tempfile
 from pathlib import Path
 
+import nbformat
 import pandas as pd
+from IPython.display import Image, Markdown
+from nbconvert import HTMLExporter
 
 from giou_repro.experiments import comparison
 from giou_repro.registry import label
 from giou_repro.report import claims, publish
-from giou_repro.runs import store
+from giou_repro.runs import runner, store
 
+NOTEBOOK = "07_report"
 OUTPUTS = ("report.html", "claims.csv")  # without which a run of the notebook is not complete
 SCALES = ("smoke", "laptop", "paper")
-SIGNS = {
-    claims.HOLDS: ("✔", "holds"),
-    claims.CONDITION: ("◐", "condition"),
-    claims.FAILS: ("✘", "fails"),
-    claims.UNDECIDED: ("?", "untested"),
-    claims.UNTESTED: ("…", "untested"),
+VERDICTS = {  # how a table shows them
+    claims.HOLDS: ("✔", "background: #0b5394; color: #fff"),
+    claims.CONDITION: ("◐", "background: #dbe9f6; color: #1b1b1b"),
+    claims.FAILS: ("✘", "background: #fff; color: #8a3c00; outline: 3px solid #b45309"),
+    claims.UNDECIDED: ("?", "background: #f1f1f1; color: #444"),
+    claims.UNTESTED: ("…", "background: #f1f1f1; color: #444"),
 }
-FIGURES = [  # notebook, figure, what to look at
+FIGURES = [  # notebook, figure, caption
     (
         "01_metric",
         "figure_1",
@@ -56,258 +57,210 @@ FIGURES = [  # notebook, figure, what to look at
     ("06_compare_losses", "thresholds", "AP against the threshold of the match, by IoU and by GIoU."),
     ("06_compare_losses", "curves", "Training: classification loss, mean IoU of the positives, AP."),
 ]
-QUESTION = (
-    "Object detectors learn to place boxes by minimising a loss, usually a distance between coordinates, although they are judged by overlap (IoU). "
-    "Rezatofighi et al. (CVPR 2019) proposed to minimise 1 − GIoU, an overlap that still tells near from far when boxes are disjoint; Zheng et al. "
-    "(AAAI 2020) answered that it converges slowly. Here every claim of these papers is computed again, from the losses themselves to trained "
-    "detectors, and each ends in a verdict with the number and the run that decide it."
-)
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1b1b1b; max-width: 72rem; margin: 2rem auto; padding: 0 1rem }
-h1 { line-height: 1.2 } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc }
-table { border-collapse: collapse; font-size: .9rem; margin: 1rem 0 } th { text-align: left; border-bottom: 2px solid #666 }
-td, th { padding: .35rem .6rem; vertical-align: top } tr + tr td { border-top: 1px solid #ddd } td.number { text-align: right; white-space: nowrap }
-small, figcaption, .note { color: #555; font-size: .85rem } code { font-size: .85em } figure { margin: 1.5rem 0 } img { max-width: 100% }
-.wide { overflow-x: auto } .verdict { display: inline-block; white-space: nowrap; padding: .1rem .4rem; border: 2px solid; border-radius: .3rem;
-  font-weight: 600; font-size: .85rem }
-.holds { background: #0b5394; border-color: #0b5394; color: #fff } .condition { background: #dbe9f6; border-color: #0b5394; border-style: dashed }
-.fails { background: #fff; border-color: #b45309; border-width: 4px; color: #8a3c00 }
-.untested { background: #f1f1f1; border-color: #999; color: #444 }
-"""
+Sources = dict[str, dict[str, store.Run]]
 
 
-def sources(results, scale="laptop"):
-    """Whose runs a report speaks of: "published" and "yours", each notebook → folder; one without runs is left out.
+def sources(results: Path | str, scale: str = "laptop") -> Sources:
+    """The runs that a report is about: "published" and "yours", each notebook → Run; one without runs is left out.
 
     Published are the project's; yours are the newest complete ones under the folder `results`, at `scale` or larger.
+    Raises FileNotFoundError where there is no run at all.
     """
     smaller = SCALES[: SCALES.index(scale)]
     complete = [run for run in store.runs(results, status="complete") if run.parameters.get("scale") not in smaller]
-    yours = {run.record["notebook"]: run.folder for run in complete if run.record["notebook"] != "07_report"}
-    found = {"published": publish.published_runs(store.project_folder()), "yours": yours}
-    return {whose: dict(sorted(runs.items())) for whose, runs in found.items() if runs}
+    yours = {run.record["notebook"]: run for run in complete if run.record["notebook"] != NOTEBOOK}
+    both = {"published": publish.published_runs(store.project_folder()), "yours": dict(sorted(yours.items()))}
+    if not any(both.values()):
+        raise FileNotFoundError(
+            f"no complete run under {results}, and none published; make some: giou-repro run 01_metric"
+        )
+    return {whose: runs for whose, runs in both.items() if runs}
 
 
-def ledger(found):
-    """claims.ledger of each of `sources`, told apart by the column `whose`: a row a claim, and one for yours where you
-    have a run."""
-    tables = [claims.ledger(runs).assign(whose=whose) for whose, runs in found.items()]
+def results_around(folder: Path) -> Path:
+    """The results folder that holds the run folder <results>/07_report/<run-id>; of any other folder the project's."""
+    return folder.parents[1] if folder.parent.name == NOTEBOOK else store.project_folder() / "results"
+
+
+def write(out: Path | str, results: Path | str, scale: str = "laptop") -> Sources:
+    """Run the notebook in a temporary folder and write its page to the file `out`, and nothing else. Returns `sources`.
+
+    Raises FileNotFoundError where there is no run, RuntimeError where the notebook fails.
+    """
+    out, results = Path(out).resolve(), Path(results).resolve()
+    runs = sources(results, scale)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    given = dict(scale=scale, results=str(results), links_from=str(out.parent))
+    with tempfile.TemporaryDirectory() as folder:
+        run = runner.run_notebook(NOTEBOOK, given, folder, progress=False)
+        store.write_atomic(out, (run.folder / "report.html").read_bytes())
+    return runs
+
+
+def save(run: store.Run, results: Path | str) -> None:
+    """Write report.html into the run folder of a notebook at its end, from its executed copy there.
+
+    Without the runner there is no copy: the page is then that of a second, headless run.
+    """
+    copy, out = run.folder / "notebook.ipynb", run.folder / "report.html"
+    if copy.is_file():
+        run.save(out.name, exported(copy))
+    else:
+        write(out, results, run.parameters["scale"])
+
+
+def exported(notebook: Path) -> str:
+    """The page of an executed notebook: its text, tables and figures, without code and prompts."""
+    exporter = HTMLExporter(
+        raw_template=Path(__file__).with_name("page.html.j2").read_text(),
+        exclude_input=True,
+        exclude_output_prompt=True,
+        exclude_anchor_links=True,
+    )
+    return exporter.from_notebook_node(nbformat.read(notebook, as_version=4))[0]
+
+
+# ---- the claims
+
+
+def ledger(sources: Sources) -> pd.DataFrame:
+    """claims.ledger of each of `sources`, named in the column `whose`: a row a claim, and one for yours where you have
+    a run."""
+    tables = [claims.ledger(runs).assign(whose=whose) for whose, runs in sources.items()]
     table = pd.concat(tables).sort_index(kind="stable", ignore_index=True)
     return table[(table.run != "") | ~table.id.duplicated()]
 
 
-def describe_ledger(table):
-    """The verdicts of `ledger`, by whose runs they are."""
-    words = []
-    for whose, part in table.groupby("whose", sort=False):
-        each = (f"{len(ids)} {verdict} ({', '.join(ids)})" for verdict, ids in part.groupby("verdict", sort=False).id)
-        words.append(f"{whose.capitalize()}: {'; '.join(each)}.")
-    return f"**What we see.** {' '.join(words)}"
-
-
-def page(found, beside):
-    """The page as HTML text, from `sources`; links are relative to the folder `beside`."""
-    table, detectors = ledger(found), {whose: publish.detector_settings(runs) for whose, runs in found.items()}
-    summary = describe_ledger(table).removeprefix("**What we see.** ")
-    ours = "".join(_reproduced(whose, found[whose], detectors[whose]) for whose in found)
-    parts = [
-        f"<h1>Which box-regression loss to use, measured</h1><p>{_text(QUESTION)}</p><p>{_text(summary)}</p>",
-        f"<h2>The claims</h2>{_claims(table, found, beside)}",
-        f"<h2>The main figures</h2>{''.join(_figure(found, *entry) for entry in FIGURES)}",
-        f"<h2>Ours and the papers'</h2>{ours}{_paper_tables(detectors)}",
-        f"<h2>Where we depart from the papers, and why</h2>{_deviations()}",
-        f"<h2>Runs, hardware and cost</h2>{_costs(found, beside)}",
-    ]
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>giou-repro: the report</title><style>{STYLE}</style>'
-    body = "\n".join(parts)
-    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
-
-
-def write(results, out, scale="laptop"):
-    """Write the page to the file `out`, and nothing else. Returns `sources` of the folder `results`.
-
-    `results` None stands for the folder that `out` lies in as <results>/07_report/<run-id>/report.html, and else for
-    the project's. Raises FileNotFoundError where there is no run at all.
-    """
-    out = Path(out).resolve()
-    if results is None:
-        results = out.parents[2] if out.parents[1].name == "07_report" else store.project_folder() / "results"
-    found = sources(results, scale)
-    if not found:
-        raise FileNotFoundError(
-            f"no complete run under {results}, and none published; make some: giou-repro run 01_metric"
+def counted(ledger: pd.DataFrame) -> Markdown:
+    """How many claims have each verdict, in words."""
+    sentences = []
+    for whose, part in ledger.groupby("whose", sort=False):
+        clauses = (
+            f"{len(ids)} {verdict} ({', '.join(ids)})" for verdict, ids in part.groupby("verdict", sort=False).id
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    store.write_atomic(out, page(found, out.parent))
-    return found
+        sentences.append(f"{whose.capitalize()}: {'; '.join(clauses)}.")
+    return Markdown(" ".join(sentences))
 
 
-def _text(value):
-    return html.escape(str(value))
+def evidence(ledger: pd.DataFrame, sources: Sources, beside: Path):
+    """The number that decides each claim, the run it is from, as a link from the folder `beside`, and its command."""
+    names = ["id", "whose", "value", "low", "high", "n", "decided_by", "source", "run", "command"]
+    notebooks = [claims.BOOK["claims"][name]["notebook"] for name in ledger.id]
+    runs = [sources[whose].get(notebook) for whose, notebook in zip(ledger.whose, notebooks, strict=True)]
+    links = [_link(run, beside, notebook) for run, notebook in zip(runs, notebooks, strict=True)]
+    return styled(ledger.assign(run=links)[names].rename(columns={"decided_by": "decided by"}))
 
 
-def _number(value, digits=3):
-    if pd.isna(value):
-        return "–"
-    return "0" if value == 0 else f"{value:.{digits}f}" if 10**-digits <= abs(value) < 1e5 else f"{value:.1e}"
+def styled(table: pd.DataFrame):
+    """A table for the notebook and the page: numbers to the right, verdicts with sign and colour, text escaped but for
+    the links in the column `run`."""
+    numbers, counts = (table.select_dtypes(kind).columns for kind in ("number", "integer"))
+    texts = table.columns.difference([*numbers, "run"])
+    style = table.style.hide(axis="index").format(escape="html", subset=texts)
+    style.format("{:.3g}", subset=numbers, na_rep="–").format("{:,}", subset=counts)
+    style.set_properties(subset=numbers, **{"text-align": "right", "white-space": "nowrap"})
+    if "verdict" in table:
+        style.format(lambda verdict: f"{VERDICTS[verdict][0]} {verdict}", subset=["verdict"])
+        style.map(lambda verdict: f"{VERDICTS[verdict][1]}; font-weight: 600", subset=["verdict"])
+    return style
 
 
-def _table(head, rows):
-    """An HTML table; cells are HTML already, those of numbers are set to the right."""
-    body = "".join(
-        "<tr>"
-        + "".join(f'<td class="number">{c[1]}</td>' if isinstance(c, tuple) else f"<td>{c}</td>" for c in row)
-        + "</tr>"
-        for row in rows
-    )
-    return (
-        f'<div class="wide"><table><tr>{"".join(f"<th>{_text(name)}</th>" for name in head)}</tr>{body}</table></div>'
-    )
+def _link(run, beside, text):
+    return f'<a href="{html.escape(os.path.relpath(run.folder, beside))}">{text}</a>' if run else text
 
 
-def _verdict(verdict):
-    sign, kind = SIGNS[verdict]
-    return f'<span class="verdict {kind}">{sign} {_text(verdict)}</span>'
+# ---- figures, and numbers beside the papers'
 
 
-def _link(folder, beside, text):
-    return f'<a href="{_text(os.path.relpath(folder, beside))}">{_text(text)}</a>'
+def figures(sources: Sources) -> list:
+    """The main figures, each before its caption: the reader's own where there is one, else the published."""
+    shown = []
+    for notebook, name, caption in FIGURES:
+        runs = {whose: runs[notebook] for whose, runs in sources.items() if notebook in runs}
+        paths = {whose: run.folder / "figures" / f"{name}.png" for whose, run in runs.items()}
+        existing = [whose for whose, path in paths.items() if path.is_file()]
+        if existing:
+            whose = existing[-1]
+            shown += [Image(paths[whose], alt=caption), Markdown(f"*{caption}* ({notebook}, {whose})")]
+    return shown
 
 
-def _claims(table, found, beside):
-    rows = []
-    for claim, again in zip(table.itertuples(), table.id.duplicated(), strict=True):
-        measured = (
-            f"{_number(claim.value)} <small>[{_number(claim.low)}, {_number(claim.high)}], n = {claim.n:,}</small><br>"
-            if claim.n
-            else ""
-        )
-        notebook, runs = claims.BOOK["claims"][claim.id]["notebook"], found[claim.whose]
-        run = _link(runs[notebook], beside, notebook) if notebook in runs else _text(notebook)
-        rows.append(
-            [
-                f"<b>{claim.id}</b>",
-                "" if again else f"{_text(claim.claim)}<br><small>{_text(claim.source)}</small>",
-                f"{_verdict(claim.verdict)}<br><small>{claim.whose}</small>",
-                f"{measured}{_text(claim.words)}<br><small>{'' if again else _text(claim.decided_by)}</small>",
-                f"{run}<br><code>{_text(claim.command)}</code>",
-            ]
-        )
-    head = ["", "claim", "verdict, by whose runs", "what was measured, and what decides", "shown by, repeated by"]
-    return _table(head, rows)
-
-
-def _figure(found, notebook, name, caption):
-    """The reader's own figure where there is one, else the published."""
-    for whose in ("yours", "published"):
-        path = found.get(whose, {}).get(notebook, Path()) / "figures" / f"{name}.png"
-        if path.is_file():
-            image = f'<img src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}" alt="{_text(caption)}">'
-            return f"<figure>{image}<figcaption>{_text(caption)} ({notebook}, {whose})</figcaption></figure>\n"
-    return ""
-
-
-def _reproduced(whose, runs, settings):
+def reproduced(whose: str, runs: dict[str, store.Run]) -> list:
     """The table "what was reproduced", and for each setting of detectors the means and every difference."""
-    rows = publish.reproduced(runs, settings, remarks=whose == "published")
-    parts = [f"<h3>{whose.capitalize()}</h3>", _plain_table(publish.HEAD, rows) if rows else ""]
-    if "06_compare_losses" in runs:
-        said = f"{publish.VERDICTS} Differences are means over the same seeds, with the 95 % interval of each alone."
-        parts.append(
-            f'<p class="note">{said if settings else f"No detector reached a mean AP of {claims.LEARNED}."}</p>'
-        )
+    settings = publish.detector_settings(runs)
+    shown = [Markdown(f"### {whose.capitalize()}")]
+    shown.append(styled(publish.reproduced(runs, settings, remarks=whose == "published")))
+    if settings:
+        shown.append(Markdown(f"{publish.VERDICTS} {publish.INTERVALS}"))
+    elif "06_compare_losses" in runs:
+        shown.append(Markdown(f"No detector reached a mean AP of {claims.LEARNED}."))
     for name, group, table in settings:
-        parts.append(f"<h4>{_text(name)} ({whose})</h4>{_means(group)}")
-        parts.append(_plain_table(*publish.difference_table(table)) if len(table) else "")
-    return "".join(parts)
+        shown += [Markdown(f"#### {name} ({whose})"), styled(means(group)), styled(publish.difference_table(table))]
+    return shown
 
 
-def _plain_table(head, rows):
-    return _table(head, [[_text(cell) for cell in row] for row in rows])
-
-
-def _means(group):
+def means(group: pd.DataFrame) -> pd.DataFrame:
     """A setting's losses: weight, number of runs and the mean of each measure over them."""
-    measures = list(dict.fromkeys([*comparison.TESTED, *comparison.MEASURES]))
-    rows = []
-    for loss, part in group.groupby("loss", sort=False):
-        cells = [_text(label(loss)), ("n", ", ".join(f"{w:g}" for w in part.weight.unique())), ("n", len(part))]
-        rows.append(cells + [("n", _number(part[measure].mean())) for measure in measures])
-    return _table(["loss", "weight", "n", *map(comparison.measure_label, measures)], rows)
+    by_loss = group.groupby("loss", sort=False)
+    table = by_loss[list(dict.fromkeys([*comparison.TESTED, *comparison.MEASURES]))].mean()
+    table.insert(0, "weight", by_loss.weight.agg(lambda weights: ", ".join(f"{w:g}" for w in weights.unique())))
+    table.insert(1, "n", by_loss.size())
+    return table.rename(index=label, columns=comparison.measure_label).reset_index()
 
 
-def _paper_tables(detectors):
-    """The paper's detector tables, a column of the paper and one of ours for each measure."""
-    groups = [group.assign(whose=whose) for whose, settings in detectors.items() for _, group, _ in settings]
+def paper_tables(sources: Sources) -> pd.DataFrame:
+    """The GIoU paper's detector tables, a column of the paper and one of the closest runs for each measure."""
+    settings = [(whose, group) for whose, runs in sources.items() for _, group, _ in publish.detector_settings(runs)]
+    groups = [group.assign(whose=whose) for whose, group in settings]
     rows = []
     for row in claims.paper_tables().itertuples():
-        ours, protocol = _ours(row, groups)
-        cells = [
-            str(row.table),
-            f"{claims.TABLES[row.table]}",
-            _text(label(row.loss) if row.loss != "l2" else "MSE (ℓ2)"),
-        ]
+        runs, protocol = _closest(row, groups)
+        loss = "MSE (ℓ2)" if row.loss == "l2" else label(row.loss)
+        cells = {"table": str(row.table), "": claims.TABLES[row.table], "loss": loss}
         for measure in comparison.MEASURES:
-            told = getattr(row, measure)
-            paper = f"{told.rstrip('?')}{' <small>as recalled</small>' if told.endswith('?') else ''}" if told else "–"
-            cells += [
-                ("n", paper),
-                ("n", _number(ours[protocol + measure].mean()) if len(ours) and protocol + measure in ours else "–"),
-            ]
-        rows.append([*cells, ("n", f"{len(ours)} {ours.whose.iloc[0]}" if len(ours) else "–")])
-    head = [part for measure in comparison.MEASURES for part in (comparison.measure_label(measure), "ours")]
-    note = "Numbers “as recalled” were not read in the paper: they are shown and decide nothing. Ours on VOC are in the VOC 2007 protocol."
-    note = note if groups else f"No detector runs to set beside them yet. {note}"
-    return f'<h3>The GIoU paper\'s detector tables</h3><p class="note">{note}</p>' + _table(
-        ["table", "", "loss", *head, "n"], rows
-    )
+            name = comparison.measure_label(measure)
+            cells[name] = getattr(row, measure).replace("?", " as recalled") or "–"
+            cells[f"{name}, measured"] = runs[protocol + measure].mean() if protocol + measure in runs else float("nan")
+        rows.append(cells | {"n": f"{len(runs)} {runs.whose.iloc[0]}" if len(runs) else "–"})
+    return pd.DataFrame(rows)
 
 
-def _ours(row, groups):
+def _closest(row, groups):
     """The runs closest to a row of the paper's tables, those of the setting with most, and the prefix of their AP's
     protocol."""
     family = row.data.split()[0].lower()
     alike = [group[(group.detector == row.detector) & (group.loss == row.loss)] for group in groups]
     alike = [runs for runs in alike if len(runs) and family in str(runs.dataset.iloc[0]).lower()]
-    best = max(alike, key=len, default=pd.DataFrame())
-    return best, "voc07_" if family == "voc" and "voc07_AP" in best else ""
+    closest = max(alike, key=len, default=pd.DataFrame())
+    return closest, "voc07_" if family == "voc" and "voc07_AP" in closest else ""
 
 
-def _deviations():
-    return _plain_table(["what differs", "why"], [[entry["what"], entry["why"]] for entry in claims.BOOK["deviations"]])
+# ---- costs
 
 
-def _costs(found, beside):
+def costs(sources: Sources, beside: Path):
+    """Scale, commit, hardware and wall time of every run, and of the trainings that a run compares, together."""
     rows = []
-    for whose, notebook, folder in [(whose, *run) for whose, runs in found.items() for run in runs.items()]:
-        records = [json.loads(path.read_text()) for path in sorted(folder.glob("runs/*.json"))]
-        rows.append([_link(folder, beside, notebook), whose, *_cost([store.Run(folder).record])])
-        if records:
-            rows.append([f"the {len(records)} trainings it compares", whose, *_cost(records)])
-    return _table(["run", "whose", "scale", "commit", "hardware", "wall time"], rows)
+    for whose, runs in sources.items():
+        for notebook, run in runs.items():
+            rows.append([_link(run, beside, notebook), whose, *_cost([run.record])])
+            trainings = publish.compared_records(run)
+            if trainings:
+                rows.append([f"the {len(trainings)} trainings it compares", whose, *_cost(trainings)])
+    return styled(pd.DataFrame(rows, columns=["run", "whose", "scale", "commit", "hardware", "wall time"]))
 
 
 def _cost(records):
-    """Scale, commit, hardware and wall time of runs, each told once."""
-    hardware = {
-        f"{r['hardware']['processor']}, {r['hardware']['cores']} cores, {r['hardware']['device']}" for r in records
-    }
-    scales, commits = (
-        {str(value) for value in column}
-        for column in zip(*((r["parameters"].get("scale"), r["commit"][:7]) for r in records), strict=True)
-    )
-    seconds = sum(r.get("wall_seconds", 0) for r in records)
-    time = (
-        f"{seconds:.0f} s"
-        if seconds < 600
-        else f"{seconds / 60:.0f} min"
-        if seconds < 36_000
-        else f"{seconds / 3600:.1f} h"
-    )
-    dirty = " (with changes)" if any(r["dirty"] for r in records) else ""
-    return [
-        _text(", ".join(sorted(scales))),
-        _text(", ".join(sorted(commits)) + dirty),
-        _text("; ".join(sorted(hardware))),
-        ("n", time),
+    """Scale, commit, hardware and wall time of runs, each value once."""
+    values = [
+        (
+            str(record["parameters"].get("scale")),
+            record["commit"][:7],
+            "{processor}, {cores} cores, {device}".format(**record["hardware"]),
+        )
+        for record in records
     ]
+    scale, commit, machine = (", ".join(sorted(set(column))) for column in zip(*values, strict=True))
+    changed = " (with changes)" if any(record["dirty"] for record in records) else ""
+    minutes = sum(record.get("wall_seconds", 0) for record in records) / 60
+    return [scale, commit + changed, machine, f"{minutes:,.1f} min"]

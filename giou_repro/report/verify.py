@@ -1,4 +1,4 @@
-"""Is what is published still what comes out? Published notebooks are run again and their headline numbers compared.
+"""Published notebooks are run again, and their headline numbers compared with the published ones.
 
 Tolerances, of a number up to 1, or of the number itself where it is larger: `exact` where every parameter is the
 published one, so that only rounding is left, in another order on other hardware. Else it is another sample, of `budget`
@@ -45,7 +45,9 @@ HEADLINES = [
 FREE = {"scale", "run_dir", "device", *(headline.budget for headline in HEADLINES)}  # parameters that may differ
 
 
-def verify(scale=None, project=None, results=None, progress=True):
+def run_again(
+    scale: str | None = None, project: Path | None = None, results: Path | None = None, progress: bool = True
+) -> pd.DataFrame:
     """Run what is published again, at `scale` (by default as it was run), and compare: a table of COLUMNS, a row a
     headline.
 
@@ -58,47 +60,38 @@ def verify(scale=None, project=None, results=None, progress=True):
     if not runs:
         raise FileNotFoundError(f"nothing is published in {project / 'results' / 'published'}")
     rows = []
-    for name, folder in sorted(runs.items()):
-        if not any(headline.notebook == name for headline in HEADLINES):
-            rows.append([f"{name}: not run again", np.nan, np.nan, np.nan, SKIPPED])
-            continue
-        given = store.Run(folder).record["given"]
-        rows += compare(
-            folder, runner.run_notebook(name, given | ({"scale": scale} if scale else {}), results, progress).folder
-        )
+    for name, published in runs.items():
+        if any(headline.notebook == name for headline in HEADLINES):
+            given = published.record["given"] | ({"scale": scale} if scale else {})
+            rows += compare(published, runner.run_notebook(name, given, results, progress))
+        else:
+            rows.append(_skipped(f"{name}: not run again"))
     return pd.DataFrame([*rows, _claims(project, runs)], columns=COLUMNS)
 
 
-def compare(published, now):
-    """A row for each headline of two runs of one notebook, given by their folders."""
-    old, new = (store.Run(folder).record for folder in (published, now))
-    headlines = [headline for headline in HEADLINES if headline.notebook == new["notebook"]]
-    return [
-        _row(headline, Path(published), Path(now), _tolerance(headline, old["parameters"], new["parameters"]))
-        for headline in headlines
-    ]
+def compare(published: store.Run, now: store.Run) -> list[list]:
+    """A row for each headline of two runs of one notebook."""
+    return [_row(headline, published, now) for headline in HEADLINES if headline.notebook == now.record["notebook"]]
 
 
-def _row(headline, published, now, tolerance):
+def _skipped(what):
+    return [what, np.nan, np.nan, np.nan, SKIPPED]
+
+
+def _row(headline, published, now):
     what = f"{headline.notebook} {headline.table}: {headline.column}"
+    tolerance = _tolerance(headline, published.parameters, now.parameters)
     if tolerance is None:
-        return [f"{what}, of other parameters", np.nan, np.nan, np.nan, SKIPPED]
-    old, new = (
-        pd.read_csv(folder / f"{headline.table}.csv")[[*headline.keys, headline.column]] for folder in (published, now)
-    )
+        return _skipped(f"{what}, of other parameters")
+    old, new = (run.table(headline.table)[[*headline.keys, headline.column]] for run in (published, now))
     both = old.merge(new, on=headline.keys, how="outer", suffixes=("", "_now"))
     first, second = both[headline.column], both[f"{headline.column}_now"]
     allowed = tolerance * first.abs().clip(lower=1).fillna(1)
     off = ((first - second).abs() / allowed).fillna(np.inf).mask(first.isna() & second.isna(), 0)
     worst = off.idxmax()
     entry = ", ".join(str(value) for value in both.loc[worst, headline.keys])
-    return [
-        f"{what}, at {entry} (of {len(both)})",
-        first[worst],
-        second[worst],
-        allowed[worst],
-        YES if off[worst] <= 1 else NO,
-    ]
+    what = f"{what}, at {entry} (of {len(both)})"
+    return [what, first[worst], second[worst], allowed[worst], YES if off[worst] <= 1 else NO]
 
 
 def _tolerance(headline, old, new):
@@ -116,7 +109,7 @@ def _claims(project, runs):
     tables."""
     path = project / "results" / "published" / "claims.csv"
     if not path.exists():
-        return ["claims.csv: not published", np.nan, np.nan, np.nan, SKIPPED]
+        return _skipped("claims.csv: not published")
     written, ledger = pd.read_csv(path), claims.ledger(runs)
     same = written.verdict.tolist() == ledger.verdict.tolist() and np.allclose(
         written.value, ledger.value, rtol=1e-9, equal_nan=True
