@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 from giou_repro.data.defects import Defect, Unreadable
 
-LARGEST_FILE = 2**31  # bytes
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -70,7 +69,7 @@ def number(value: object) -> float:
         return math.nan
 
 
-def read_text(path: Path, kind: str, largest: int = LARGEST_FILE) -> tuple[str, list[Defect]]:
+def read_text(path: Path, kind: str, largest: float = math.inf) -> tuple[str, list[Defect]]:
     """(the text of a file, defects): UTF-8 or, by its mark, UTF-16; else the encoding that an XML declares, or Latin-1.
 
     Raises Unreadable with a defect of `kind` where the file is empty, above `largest` bytes, or cannot be read.

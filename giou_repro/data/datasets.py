@@ -33,19 +33,6 @@ from giou_repro.data.defects import Defect, Unreadable, summary
 from giou_repro.data.folder import Folder
 from giou_repro.runs import store
 
-__all__ = [
-    "Defect",
-    "Unreadable",
-    "check",
-    "check_splits",
-    "download",
-    "in_both",
-    "load",
-    "report",
-    "splits",
-    "summary",
-]
-
 DOWNLOADS = {
     "voc2007": {"trainval": "2007", "test": "2007-test"},  # split → torchvision's year
     "voc2012": {"trainval": "2012"},
@@ -128,12 +115,11 @@ def _downloaded(name):
 
 def _path(dataset):
     path = _downloaded(dataset) if dataset in DOWNLOADS else Path(dataset)
-    if path.exists():
-        return path
-    if dataset in DOWNLOADS:
-        raise FileNotFoundError(f"{dataset} is not at {path}; fetch it: giou-repro data download {dataset}")
-    names = ", ".join(DOWNLOADS)
-    raise FileNotFoundError(f"no data set at {path}; give shapes, {names}, a Pascal VOC folder or a COCO JSON")
+    if not path.exists():
+        formats = f"give shapes, {', '.join(DOWNLOADS)}, a Pascal VOC folder or a COCO JSON"
+        remedy = f"fetch it: giou-repro data download {dataset}" if dataset in DOWNLOADS else formats
+        raise FileNotFoundError(f"no data set at {path}; {remedy}")
+    return path
 
 
 def _sources(path):
@@ -148,14 +134,11 @@ def _sources(path):
 def _part(split):
     """(name, first, last) of a split such as "train[20%:80%]", in per cent of its images; (name, 0, 100) where it is
     whole."""
-    name, bracket, _ = split.partition("[")
-    if not bracket:
-        return name, 0, 100
-    bounds = re.fullmatch(r"\[(?:(\d+)%)?:(?:(\d+)%)?\]", split[len(name) :])
-    first, last = (int(bounds[1] or 0), int(bounds[2] or 100)) if bounds else (0, 0)
+    match = re.fullmatch(r"([^[]*)(?:\[(?:(\d+)%)?:(?:(\d+)%)?\])?", split)
+    first, last = (int(match[2] or 0), int(match[3] or 100)) if match else (0, 0)
     if not first < last <= 100:
         raise ValueError(f"split {split!r}: a part is written as train[:80%], train[80%:] or train[20%:80%]")
-    return name, first, last
+    return match[1], first, last
 
 
 def _pick(sources, split, path):
