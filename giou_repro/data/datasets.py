@@ -31,7 +31,7 @@ from giou_repro.data import coco, generated, voc
 from giou_repro.data.annotations import Picture
 from giou_repro.data.defects import Defect, Unreadable, summary
 from giou_repro.data.folder import Folder
-from giou_repro.runs import store
+from giou_repro.runs.files import project_folder
 
 DOWNLOADS = {
     "voc2007": {"trainval": "2007", "test": "2007-test"},  # split → torchvision's year
@@ -105,12 +105,12 @@ def download(name: str) -> Path:
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"a download needs {error.name}: pip install 'giou-repro[detection]'") from None
     for split, year in DOWNLOADS[name].items():
-        VOCDetection(str(store.project_folder() / "data"), year=year, image_set=split, download=True)
+        VOCDetection(str(project_folder() / "data"), year=year, image_set=split, download=True)
     return _downloaded(name)
 
 
 def _downloaded(name):
-    return store.project_folder() / "data" / "VOCdevkit" / name.upper()
+    return project_folder() / "data" / "VOCdevkit" / name.upper()
 
 
 def _path(dataset):
