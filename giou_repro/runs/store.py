@@ -30,8 +30,6 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
-
 from giou_repro.runs.address import address, notebook_name
 from giou_repro.runs.files import describe, is_full, lock, project_folder, write_atomic
 from giou_repro.runs.machine import git_commit, hardware, versions
@@ -121,6 +119,8 @@ class Run:
 
     def save_arrays(self, name: str, **arrays) -> Path:
         """Write arrays as <name>.npz."""
+        import numpy as np  # in the function, so that the command line can answer without it
+
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)
         return self.save(f"{name}.npz", buffer.getvalue())
