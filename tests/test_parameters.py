@@ -7,6 +7,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 from giou_repro.runs import parameters, store
+from giou_repro.training.config import Config
 
 
 def notebook(folder, *lines):
@@ -99,3 +100,11 @@ def test_a_wrong_value_ends_the_set_up_cell_before_there_is_a_run(path, tmp_path
     finally:
         InteractiveShell.clear_instance()
     assert not (tmp_path / "run").exists()
+
+
+def test_a_training_has_the_parameters_and_defaults_of_its_notebook():
+    declared = parameters.declared(parameters.find_notebook("05_train_detector"))
+    del declared["run_dir"]
+    assert set(declared) == set(Config.model_fields)
+    given = {name: parameter.default for name, parameter in declared.items() if parameter.default is not None}
+    assert given == {name: Config.model_fields[name].default for name in given}

@@ -132,11 +132,10 @@ def _words(fixed):
 def keep_records(runs: pd.DataFrame, results, run: store.Run):
     """Copy the record of every training compared into the folder runs/ of `run`, so that the table's evidence travels
     with it."""
-    (run.folder / "runs").mkdir(exist_ok=True)
     for name in runs.run:
         copy = Path(results) / "06_compare_losses" / "runs" / f"{name}.json"
         path = next(Path(results).glob(f"*/{name}/run.json"), copy)
-        store.write_atomic(run.folder / "runs" / f"{name}.json", path.read_bytes())
+        run.save(f"runs/{name}.json", path.read_bytes())
 
 
 def at_one_weight(runs: pd.DataFrame) -> pd.DataFrame:

@@ -21,8 +21,9 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what every random generator take
 PositiveFloat = Annotated[FiniteFloat, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 ImageSize = Annotated[int, Field(ge=64, multiple_of=32)]  # pixels; 32 is the coarsest stride of the backbones
-TYPES = dict(bool=bool, int=int, float=FiniteFloat, str=str, Seed=Seed, Share=Share, ImageSize=ImageSize)
-TYPES |= dict(NonNegativeInt=NonNegativeInt, PositiveInt=PositiveInt, PositiveFloat=PositiveFloat)
+TYPES = {"bool": bool, "int": int, "float": FiniteFloat, "str": str, "Seed": Seed, "Share": Share}
+TYPES |= {"ImageSize": ImageSize, "PositiveFloat": PositiveFloat}
+TYPES |= {"NonNegativeInt": NonNegativeInt, "PositiveInt": PositiveInt}
 
 
 class ParameterError(ValueError):
@@ -63,14 +64,13 @@ def declared(notebook):
     except SyntaxError as error:
         raise ParameterError(f"{notebook}: its parameters cell is not Python ({error})") from None
     comments = {token.start[0]: token.string[1:].strip() for token in tokens if token.type == tokenize.COMMENT}
-    found = [_parameter(notebook, node, comments.get(node.end_lineno, "")) for node in statements]
-    return {parameter.name: parameter for parameter in found}
+    parameters = [_parameter(notebook, node, comments.get(node.end_lineno, "")) for node in statements]
+    return {parameter.name: parameter for parameter in parameters}
 
 
 def _parameter(notebook, statement, comment):
     name = ast.unparse(statement.targets[0])
-    found = re.fullmatch(r"(?:type:\s*(\S+))?\s*(.*)", comment)
-    written, text = found[1], found[2]
+    written, text = re.fullmatch(r"(?:type:\s*(\S+))?\s*(.*)", comment).groups()
     try:
         default = ast.literal_eval(statement.value)
         kind = _type(ast.parse(written, mode="eval").body) if written else type(default)
@@ -141,7 +141,7 @@ def _checked(declared, given):
 def _check_losses(names):
     """Import what the notebook will import, so that a loss that is not there is refused before a kernel starts."""
     if names is not None:
-        from giou_repro.registry import select  # here, because it brings torch
+        from giou_repro.registry import select  # in the function, because it brings torch
 
         try:
             select(names)

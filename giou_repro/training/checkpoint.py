@@ -7,8 +7,6 @@ import math
 import torch
 from torch.optim.swa_utils import AveragedModel
 
-from giou_repro.runs import store
-
 WEIGHT_DECAY = {"sgd": 5e-4, "adamw": 0.05}  # of weights; biases and normalisations have none
 KEPT = ("epoch", "history", "scores")
 MODULES = ("model", "average", "optimizer")
@@ -51,7 +49,7 @@ class Training:
         content |= {name: getattr(self, name) for name in KEPT} | {"config": self.config.model_dump()}
         buffer = io.BytesIO()
         torch.save(content, buffer)
-        store.write_atomic(run.folder / "checkpoint.pt", buffer.getvalue())
+        run.save("checkpoint.pt", buffer.getvalue())
 
     def resume(self, folder, device):
         """Go on from the folder's checkpoint where there is one. Raises ValueError where its configuration is
@@ -97,4 +95,4 @@ def cut_log(run, step):
     path = run.folder / "metrics.jsonl"
     if path.exists():
         whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
-        store.write_atomic(path, "".join(line for line in whole if json.loads(line)["step"] <= step))
+        run.save(path.name, "".join(line for line in whole if json.loads(line)["step"] <= step))

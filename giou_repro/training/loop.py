@@ -200,7 +200,7 @@ def _finish(training, run, val, val_set, device):
     measured = {"disjoint": steps.disjoint_count.sum() / max(steps.positives.sum(), 1)}
     measured |= {"images_per_second": steps.images_per_second.median()}
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    store.write_atomic(run.folder / "model.safetensors", safetensors_bytes(weights))
+    run.save("model.safetensors", safetensors_bytes(weights))
     last = {"epoch": config.epochs} | {name: summary[name] for name in SCORES}
     curves = _curves(steps, pd.DataFrame([*training.scores, last]))
     tables = pd.DataFrame([about | summary | measured]), thresholds, classes, curves
