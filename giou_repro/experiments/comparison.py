@@ -57,23 +57,29 @@ def gather(results, dataset: str | None = None, scale: str = "smoke") -> tuple[p
         if smaller:
             remedy = f"{smaller} of a smaller scale do not count at scale {scale}, but at --scale smoke; or {remedy}"
         raise FileNotFoundError(f"no complete run of 05_train_detector{on} under {results}; {remedy}")
-    parts, titles = {name: [] for name in TABLES}, _titles(settings)
-    for (setting, *_), (run, tables) in newest.items():
-        size = {name: settings[setting][name] for name in ("epochs", "image_size")}
-        for name, table in tables.items():
-            parts[name].append(table.assign(run=run, setting=titles[setting], **size))
-    runs = pd.concat(parts["evaluation"])
+    titles = _titles(settings)
+
+    def stacked(name):
+        sizes = {setting: {key: fixed[key] for key in ("epochs", "image_size")} for setting, fixed in settings.items()}
+        return pd.concat(
+            tables[name].assign(run=run, setting=titles[setting], **sizes[setting])
+            for (setting, *_), (run, tables) in newest.items()
+        )
+
+    runs = stacked("evaluation")
     runs["loss"] = [_registered(name, run) for name, run in zip(runs.loss, runs.run, strict=True)]
     order = [*registry.LOSSES, *sorted(set(runs.loss) - set(registry.LOSSES))]
-    runs = runs.assign(place=runs.loss.map(order.index)).sort_values(["setting", "place", "weight", "seed"])
-    runs = runs.drop(columns="place").reset_index(drop=True)
-    curves, thresholds = (runs[KEY].merge(pd.concat(parts[name]), on="run") for name in TABLES[1:])
+    runs = runs.sort_values(
+        ["setting", "loss", "weight", "seed"],
+        key=lambda column: column.map(order.index) if column.name == "loss" else column,
+        ignore_index=True,
+    )
+    curves, thresholds = (runs[KEY].merge(stacked(name), on="run") for name in TABLES[1:])
     return runs[list(dict.fromkeys([*RUNS, *runs]))], curves, thresholds
 
 
 def _trainings(results):
-    """(record, its TABLES by name) of every complete training under `results`, oldest first, else of those that a
-    comparison there kept."""
+    """(record, TABLES) of every complete training under `results`, oldest first, else of those a comparison kept."""
     finished = store.runs(results, "05_train_detector", "complete")
     for run in finished:
         tables = {name: run.table(name) for name in TABLES}
@@ -130,8 +136,7 @@ def _words(fixed):
 
 
 def keep_records(runs: pd.DataFrame, results, run: store.Run):
-    """Copy the record of every training compared into the folder runs/ of `run`, so that the table's evidence travels
-    with it."""
+    """Copy the record of every training compared into runs/ of the run's folder: the table's evidence goes with it."""
     for name in runs.run:
         copy = Path(results) / "06_compare_losses" / "runs" / f"{name}.json"
         path = next(Path(results).glob(f"*/{name}/run.json"), copy)
@@ -151,14 +156,14 @@ def at_one_weight(runs: pd.DataFrame) -> pd.DataFrame:
         if not _has_several_weights(group):
             parts.append(group)
             continue
+        name = group.setting.iloc[0]
         equal = group[group.groupby("weight").loss.transform("nunique") == group.loss.nunique()]
-        parts += [part.assign(setting=f"{part.setting.iloc[0]}, weight {w:g}") for w, part in equal.groupby("weight")]
-        parts.append(at_best_weight(group).assign(setting=f"{group.setting.iloc[0]}, best weights"))
+        parts += [part.assign(setting=f"{name}, weight {weight:g}") for weight, part in equal.groupby("weight")]
+        parts.append(at_best_weight(group).assign(setting=f"{name}, best weights"))
     chosen = pd.concat(parts)
     if chosen.empty:
         raise ValueError(
-            "no weight is shared by all losses, and seeds are too few to choose each loss's best; "
-            "run all losses at one weight"
+            "no weight is shared by all losses, and seeds are too few to choose each; run all at one weight"
         )
     return chosen
 
@@ -286,14 +291,14 @@ def plot_paired(table: pd.DataFrame):
         for axis, measure in zip(axes, measures, strict=True):
             entries = part[part.measure == measure].reset_index()
             colors, decided = entries.loss.map(style.color), entries.verdict.isin(("better", "worse"))
-            dots = dict(s=25, facecolors=colors.where(decided, "white"), edgecolors=colors, zorder=3)
+            fill = colors.where(decided, "white")
             axis.hlines(entries.index, 100 * entries.low, 100 * entries.high, color=colors, linewidth=2)
-            axis.scatter(100 * entries.difference, entries.index, **dots)
+            axis.scatter(100 * entries.difference, entries.index, 25, fill, edgecolors=colors, zorder=3)
             for place in np.flatnonzero(entries.against != entries.against.shift())[1:]:
                 axis.axhline(place - 0.5, color="#999999", linewidth=0.6)
             axis.axvline(0, color="#999999", linewidth=1)
             pairs = entries.loss.map(registry.label) + " − " + entries.against.map(registry.label)
-            axis.set_yticks(entries.index, pairs + " (n " + entries.n.astype(str) + ")")
+            axis.set(yticks=entries.index, yticklabels=pairs + " (n " + entries.n.astype(str) + ")")
             axis.set(xlabel=f"Δ {measure_label(measure)}, points", ylim=(len(entries) - 0.4, -0.6))
             axis.locator_params(axis="x", nbins=3)
             axis.grid(axis="y", visible=False)
@@ -334,8 +339,7 @@ def difference_label(row) -> str:
 
 
 def of_chosen(table: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `table` (curves, thresholds) of the runs in `chosen`, under the settings that they have there, in
-    their order."""
+    """The rows of `table` (curves, thresholds) of the runs in `chosen`, under the settings and in the order there."""
     return chosen[["run", "setting"]].merge(table.drop(columns="setting"), on="run")
 
 
@@ -345,7 +349,7 @@ def plot_curves(table: pd.DataFrame):
     labels = {"classification": "classification loss", "mean_iou": "mean IoU of positives", "AP": "AP (validation)"}
     figure, rows = _row_a_setting(table, len(labels))
     for axes, part in rows:
-        means = part.groupby(["loss", "epoch"], sort=False)[list(labels)].mean().reset_index()
+        means = part.groupby(["loss", "epoch"], sort=False, as_index=False)[list(labels)].mean()
         detector.draw_curves(axes, means, labels)
     style.legend_below(figure, figure.axes)
     return figure
@@ -353,19 +357,17 @@ def plot_curves(table: pd.DataFrame):
 
 @style.styled
 def plot_thresholds(table: pd.DataFrame):
-    """AP against the threshold of the match, mean over seeds, by IoU and by GIoU, and the difference to the
-    baseline."""
+    """AP against the threshold of the match by IoU and by GIoU, mean over seeds, and the difference to the baseline."""
     figure, rows = _row_a_setting(table, 3)
     for axes, part in rows:
         base = baseline(part.loss.unique())
         means = part.groupby(["criterion", "loss", "threshold"], sort=False, as_index=False).AP.mean()
         iou, giou = (means[means.criterion == criterion] for criterion in ("iou", "giou"))
         gain = iou.assign(AP=iou.AP - iou.threshold.map(iou[iou.loss == base].set_index("threshold").AP))
-        over_base = f"AP − AP of {registry.label(base)}"
-        contents = (iou, "IoU", "AP", 0), (giou, "GIoU", "AP", 0), (gain, "IoU", over_base, None)
-        for axis, (lines, criterion, label, bottom) in zip(axes, contents, strict=True):
+        for axis, lines, criterion in zip(axes, (iou, giou, gain), ("IoU", "GIoU", "IoU"), strict=True):
             style.draw_losses(axis, lines, "threshold", "AP")
-            axis.set(xlabel=f"threshold of {criterion}", ylabel=label, ylim=(bottom, None))
+            axis.set(xlabel=f"threshold of {criterion}", ylabel="AP", ylim=(None if lines is gain else 0, None))
+        axes[2].set_ylabel(f"AP − AP of {registry.label(base)}")
     style.legend_below(figure, figure.axes)
     return figure
 
@@ -390,8 +392,7 @@ def plot_weights(table: pd.DataFrame):
     for axis, (setting, part) in zip(axes[0], settings, strict=True):
         style.draw_losses(axis, part, "weight", "mean", ("low", "high"), markevery=1)
         axis.set(xscale="log", xlabel="weight of the box loss", ylabel="AP")
-        ticks = sorted(part.weight.unique())
-        axis.set_xticks(ticks, [f"{weight:g}" for weight in ticks])
+        axis.set_xticks(part.weight.unique(), [f"{weight:g}" for weight in part.weight.unique()])
         axis.minorticks_off()
         _set_title(axis, setting)
     style.legend_below(figure, axes)

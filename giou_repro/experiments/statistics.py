@@ -74,8 +74,8 @@ def compare(runs: pd.DataFrame, measure: str, pairs, seed: int = 0) -> pd.DataFr
     for loss, against in pairs:
         a, b = values[loss].align(values[against], join="inner")
         pair = dict(setting=runs.setting.iloc[0], measure=measure, loss=loss, against=against)
-        about = dict(seeds=" ".join(map(str, a.index)), mean=a.mean(), mean_against=b.mean())
-        rows.append(pair | about | difference(a, b, seed))
+        means = dict(seeds=" ".join(map(str, a.index)), mean=a.mean(), mean_against=b.mean())
+        rows.append(pair | means | difference(a, b, seed))
     return pd.DataFrame(rows)
 
 
