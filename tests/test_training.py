@@ -22,9 +22,9 @@ from torch import distributed
 from giou_repro import LOSSES, detectors, loss
 from giou_repro.__main__ import main
 from giou_repro.data import datasets
-from giou_repro.runs import parameters, store
+from giou_repro.runs import store
 from giou_repro.training import batches, checkpoint, loop, ranks
-from giou_repro.training.config import Config, configure
+from giou_repro.training.config import configure
 
 SMALL = {
     "scale": "smoke",
@@ -215,12 +215,6 @@ def test_none_means_the_scales_own_and_a_folder_keeps_all_its_images():
     assert configure(scale="laptop", dataset="some/folder").images is None
 
 
-def test_the_notebooks_parameters_are_those_of_the_configuration_with_their_defaults():
-    declared = parameters.declared(parameters.find_notebook("05_train_detector"))
-    values = {name: parameter.default for name, parameter in declared.items() if name != "run_dir"}
-    assert set(values) == set(Config.model_fields) and configure(**values) == configure()
-
-
 def test_importing_the_configuration_brings_no_torch():
     code = "import sys, giou_repro.training.config; print({'torch', 'torchvision'} & sys.modules.keys())"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -372,7 +366,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_images_it_saw(run):
 def test_a_checkpoint_of_another_configuration_is_refused(run):
     loop.train(configure(**SMALL | {"epochs": 1, "loss": "giou"}), run)
     with pytest.raises(
-        ValueError, match=r"checkpoint\.pt is of a training with loss 'giou', not 'iou'; train in a fresh run folder"
+        ValueError, match=r"checkpoint\.pt is of a training with loss 'giou', not 'iou'; train in a new run folder"
     ):
         loop.train(configure(**SMALL | {"epochs": 1, "loss": "iou"}), run)
 

@@ -73,9 +73,7 @@ def pack(dataset, size, masks=False, limit=None, cache=None, device="cpu"):
         kept = images, _fill(images, dataset, size, masks)
     images, rest = kept
     images = torch.from_numpy(images)[: len(rest["truths"])]
-    return Packed(
-        _resident(images, torch.device(device)), rest["truths"], rest["places"], rest["sizes"], rest["skipped"]
-    )
+    return Packed(_resident(images, torch.device(device)), **rest)
 
 
 def _resident(images, device):

@@ -61,7 +61,7 @@ class Training:
         before, now = content["config"], self.config.model_dump()
         changed = [f"{name} {before.get(name)!r}, not {now[name]!r}" for name in now if before.get(name) != now[name]]
         if changed:
-            raise ValueError(f"{path} is of a training with {'; '.join(changed)}; train in a fresh run folder")
+            raise ValueError(f"{path} is of a training with {'; '.join(changed)}; train in a new run folder")
         for name in MODULES:
             getattr(self, name).load_state_dict(content[name])
         for name in KEPT:
