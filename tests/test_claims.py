@@ -9,9 +9,9 @@ import pytest
 
 from giou_repro import simulate
 from giou_repro.experiments import comparison, convergence, landscape, metric, metric_properties
-from giou_repro.report import claims
-from giou_repro.report.claims import CONDITION, FAILS, HOLDS, UNDECIDED, UNTESTED
+from giou_repro.report import claims, verdicts
 from giou_repro.report.publish import published_runs
+from giou_repro.report.verdicts import CONDITION, FAILS, HOLDS, UNDECIDED, UNTESTED
 from giou_repro.runs import store
 
 IDS = [*(f"G{n}" for n in range(1, 12)), "B1", "B2", *(f"Z{n}" for n in range(1, 7))]
@@ -38,12 +38,12 @@ def folder(place, notebook, tables, **entries):
 
 def decide(name, **tables):
     """The finding of one claim from its tables."""
-    return claims.DECIDERS[name](tables, {"n_pairs": 20_000})
+    return verdicts.DECIDERS[name](tables, {"n_pairs": 20_000})
 
 
 def test_the_book_is_whole():
     assert list(claims.BOOK["claims"]) == IDS
-    assert set(claims.DECIDERS) == set(IDS)
+    assert set(verdicts.DECIDERS) == set(IDS)
     for entry in claims.BOOK["claims"].values():
         assert entry["decided_by"] and entry["source"] and entry["tables"]
     assert set(claims.paper_tables().table) == set(claims.TABLES) == {1, 2, 4, 5, 7}
@@ -179,8 +179,8 @@ def test_z2_weighs_published_against_exact_gradients(published, exact, half, ver
 def test_too_few_cases_decide_nothing():
     table = _apart(iou=(0, 0, 0), giou=(20, 20, 20), diou=(20, 0, 20)).assign(cases=20)
     assert {decide(name, apart=table)["verdict"] for name in ("Z1", "Z4", "G6")} == {UNDECIDED}
-    assert claims._graded(True, None) == claims._graded(None, False) == UNDECIDED
-    assert claims._graded(True, None, False) == CONDITION
+    assert verdicts._graded(True, None) == verdicts._graded(None, False) == UNDECIDED
+    assert verdicts._graded(True, None, False) == CONDITION
 
 
 def _apart(**counts):
@@ -282,12 +282,12 @@ def test_g9_counts_the_verdicts_of_comparisons_family():
     assert set(zip(table.loss, table.against, strict=True)) == {("iou", "l2"), ("giou", "l2"), ("giou", "iou")}
     said = "3 differences: in AP 3 better; in AP50 3 worse; in AP75 3 better; in mean IoU 3 undecided. voc, yolov3"
     assert said in decide("G9", detectors=runs)["words"]
-    assert claims.differences(claims.settings(runs)).verdict.tolist() == table.verdict.tolist()
+    assert verdicts.differences(verdicts.settings(runs)).verdict.tolist() == table.verdict.tolist()
 
 
 def test_detectors_that_learned_nothing_decide_nothing():
     runs = detectors(0.05).assign(AP=0.01)
-    assert claims.settings(runs) == {} and claims.differences({}).empty
+    assert verdicts.settings(runs) == {} and verdicts.differences({}).empty
     assert {decide(name, detectors=runs)["verdict"] for name in ("G9", "G10", "G11")} == {UNTESTED}
 
 

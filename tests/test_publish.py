@@ -134,10 +134,10 @@ def test_verdicts_in_sentences():
         ("AP", "giou", "l1", 0.0, "undecided"),
     )
     said = "Against ℓ2: AP better: GIoU; AP50 worse: GIoU; mean IoU worse: gone."
-    assert publish.verdicts(table) == f"{said} The other 2 comparisons, against ℓ2, ℓ1: undecided."
-    assert "AP50 worse: GIoU -0.020 (-0.030 to -0.010);" in publish.verdicts(table, numbers=True)
+    assert publish.verdict_sentences(table) == f"{said} The other 2 comparisons, against ℓ2, ℓ1: undecided."
+    assert "AP50 worse: GIoU -0.020 (-0.030 to -0.010);" in publish.verdict_sentences(table, numbers=True)
     few = compared(("AP", "giou", "l2", 0.02, "too few seeds"), ("AP50", "giou", "l2", 0.02, "too few seeds"))
-    assert publish.verdicts(few) == "All 2 comparisons, against ℓ2: too few seeds."
+    assert publish.verdict_sentences(few) == "All 2 comparisons, against ℓ2: too few seeds."
     wide = publish.difference_table(few.assign(n=[5, 2]))
     assert list(wide) == ["loss", "against", "AP", "AP50"]
     assert wide.to_numpy().tolist()[0] == [

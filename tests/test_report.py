@@ -10,7 +10,7 @@ from bs4 import BeautifulSoup
 from test_claims import detectors
 
 from giou_repro.__main__ import main
-from giou_repro.report import claims, page, publish, verify
+from giou_repro.report import claims, page, publish, verdicts, verify
 from giou_repro.runs import runner, store
 
 PUBLISHED = store.project_folder() / "results" / "published"
@@ -95,9 +95,11 @@ def test_the_papers_tables_mark_what_is_recalled():
 
 
 def test_a_table_escapes_text_and_marks_verdicts_in_words():
-    table = pd.DataFrame(dict(words=["<b>"], verdict=[claims.FAILS], run=['<a href="x">y</a>'], n=[1000], low=[2.5e-5]))
+    table = pd.DataFrame(
+        dict(words=["<b>"], verdict=[verdicts.FAILS], run=['<a href="x">y</a>'], n=[1000], low=[2.5e-5])
+    )
     soup = BeautifulSoup(page.styled(table).to_html(), "html.parser")
-    assert [cell.text for cell in soup.find_all("td")] == ["<b>", f"✘ {claims.FAILS}", "y", "1,000", "2.5e-05"]
+    assert [cell.text for cell in soup.find_all("td")] == ["<b>", f"✘ {verdicts.FAILS}", "y", "1,000", "2.5e-05"]
 
 
 def test_the_newest_complete_run_of_the_scale_is_yours_and_what_is_published_stays(tmp_path):
@@ -119,9 +121,9 @@ def test_the_newest_complete_run_of_the_scale_is_yours_and_what_is_published_sta
 
 def test_a_claim_without_any_run_is_not_tested_once():
     table = page.ledger({"published": {}, "yours": {FIRST: store.Run(PUBLISHED / FIRST)}})
-    verdicts = table.groupby("id")[["whose", "verdict"]].apply(lambda rows: rows.to_numpy().tolist())
-    assert verdicts.Z1 == [["published", claims.UNTESTED]]
-    assert verdicts.G3 == [["published", claims.UNTESTED], ["yours", claims.HOLDS]]
+    by_claim = table.groupby("id")[["whose", "verdict"]].apply(lambda rows: rows.to_numpy().tolist())
+    assert by_claim.Z1 == [["published", verdicts.UNTESTED]]
+    assert by_claim.G3 == [["published", verdicts.UNTESTED], ["yours", verdicts.HOLDS]]
     two = table[table.id.isin(["G3", "Z1"])]
     assert page.counted(two).data == "Published: 2 not tested (G3, Z1). Yours: 1 holds (G3)."
 
@@ -183,7 +185,7 @@ def test_publishing_nothing_renews_what_is_made_of_the_published_runs(project, m
     assert main(["publish"]) == 0
     table = pd.read_csv(project / "results" / "published" / "claims.csv")
     assert list(table) == claims.COLUMNS
-    assert table.set_index("id").verdict.G3 == claims.HOLDS
+    assert table.set_index("id").verdict.G3 == verdicts.HOLDS
     readme = (project / "README.md").read_text()
     assert readme.startswith("first\n") and "between" in readme and readme.endswith("last\n")
     assert "| G3 | 1 − GIoU is a metric: it obeys the triangle inequality. | **holds** |" in readme

@@ -13,18 +13,18 @@ from nbconvert import HTMLExporter
 
 from giou_repro.experiments import comparison
 from giou_repro.registry import label
-from giou_repro.report import claims, publish
+from giou_repro.report import claims, publish, verdicts
 from giou_repro.runs import runner, store
 
 NOTEBOOK = "07_report"
 OUTPUTS = ("report.html", "claims.csv")  # without which a run of the notebook is not complete
 SCALES = ("smoke", "laptop", "paper")
 VERDICTS = {  # how a table shows them
-    claims.HOLDS: ("✔", "background: #0b5394; color: #fff"),
-    claims.CONDITION: ("◐", "background: #dbe9f6; color: #1b1b1b"),
-    claims.FAILS: ("✘", "background: #fff; color: #8a3c00; outline: 3px solid #b45309"),
-    claims.UNDECIDED: ("?", "background: #f1f1f1; color: #444"),
-    claims.UNTESTED: ("…", "background: #f1f1f1; color: #444"),
+    verdicts.HOLDS: ("✔", "background: #0b5394; color: #fff"),
+    verdicts.CONDITION: ("◐", "background: #dbe9f6; color: #1b1b1b"),
+    verdicts.FAILS: ("✘", "background: #fff; color: #8a3c00; outline: 3px solid #b45309"),
+    verdicts.UNDECIDED: ("?", "background: #f1f1f1; color: #444"),
+    verdicts.UNTESTED: ("…", "background: #f1f1f1; color: #444"),
 }
 FIGURES = [  # notebook, figure, caption
     (
@@ -193,7 +193,7 @@ def reproduced(whose: str, runs: dict[str, store.Run]) -> list:
     if settings:
         shown.append(Markdown(f"{publish.VERDICTS} {publish.INTERVALS}"))
     elif "06_compare_losses" in runs:
-        shown.append(Markdown(f"No detector reached a mean AP of {claims.LEARNED}."))
+        shown.append(Markdown(f"No detector reached a mean AP of {verdicts.LEARNED}."))
     for name, group, table in settings:
         shown += [Markdown(f"#### {name} ({whose})"), styled(means(group)), styled(publish.difference_table(table))]
     return shown

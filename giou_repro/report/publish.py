@@ -11,7 +11,7 @@ import pandas as pd
 from giou_repro import losses
 from giou_repro.experiments import comparison, convergence
 from giou_repro.registry import LOSSES, label
-from giou_repro.report import claims
+from giou_repro.report import claims, verdicts
 from giou_repro.runs import store
 from giou_repro.simulation import CASES_PER_POINT, diou_code
 
@@ -177,7 +177,7 @@ def reproduced(
     for name, group, table in settings:
         n = f"{table.n.min()} paired seeds" if len(table) else f"{group.seed.nunique()} seeds, one loss"
         means = _listed(group.groupby("loss", sort=False).AP.mean(), "{:.3f}")
-        words = [f"{means}.", verdicts(table, numbers), claims.remark(group) if remarks else ""]
+        words = [f"{means}.", verdict_sentences(table, numbers), claims.remark(group) if remarks else ""]
         rows.append([f"AP, {name}; {n}", "GIoU best", " ".join(filter(None, words)), "06"])
     return pd.DataFrame(rows, columns=["what", "paper", "ours", "shown in"])
 
@@ -203,7 +203,7 @@ def _simulation_rows(run):
     paper, ends, sweep = (run.table(name) for name in ("against_paper", "standings", "step_sizes"))
     millions, last = diou_code.CURVE_CASES / 1e6, paper.step.max()
     paper = paper[paper.step == last].set_index("loss").paper
-    published, exact = (ends[ends.run == way].set_index("loss").error for way in claims.GRADIENTS)
+    published, exact = (ends[ends.run == way].set_index("loss").error for way in verdicts.GRADIENTS)
     names = [name for name in diou_code.PUBLISHED if name in published and name in exact]
     best = sweep.loc[sweep.groupby("loss").error.idxmin()].set_index("loss").loc[names]
     tuned = (f"{label(row.Index)} {row.error * millions:.3f} (at {row.step_size:g})" for row in best.itertuples())
@@ -225,14 +225,14 @@ def _simulation_rows(run):
 
 
 def detector_settings(runs: dict[str, store.Run]) -> list[tuple[str, pd.DataFrame, pd.DataFrame]]:
-    """(name, its runs, its differences) of each of claims.settings, from runs (notebook → Run)."""
+    """(name, its runs, its differences) of each of verdicts.settings, from runs (notebook → Run)."""
     run = runs.get("06_compare_losses")
-    groups = claims.settings(run.table("detectors")) if run and (run.folder / "detectors.csv").is_file() else {}
-    table = claims.differences(groups)
+    groups = verdicts.settings(run.table("detectors")) if run and (run.folder / "detectors.csv").is_file() else {}
+    table = verdicts.differences(groups)
     return [(name, group, table[table.setting == name]) for name, group in groups.items()]
 
 
-def verdicts(table: pd.DataFrame, numbers: bool = False) -> str:
+def verdict_sentences(table: pd.DataFrame, numbers: bool = False) -> str:
     """The verdicts of a setting's differences in sentences; `numbers` adds the difference and its interval."""
     decided = table.verdict.isin(("better", "worse"))
     text = [label(row.loss) + f" {comparison.difference_label(row)}" * numbers for row in table.itertuples()]

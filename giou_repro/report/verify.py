@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from giou_repro.report import claims, publish
+from giou_repro.report import claims, publish, verdicts
 from giou_repro.runs import runner, store
 
 COLUMNS = ["what", "published", "now", "tolerance", "ok"]
@@ -114,5 +114,5 @@ def _claims(project, runs):
     same = written.verdict.tolist() == ledger.verdict.tolist() and np.allclose(
         written.value, ledger.value, rtol=1e-9, equal_nan=True
     )
-    decided = [(~table.verdict.isin((claims.UNDECIDED, claims.UNTESTED))).sum() for table in (written, ledger)]
+    decided = [(~table.verdict.isin((verdicts.UNDECIDED, verdicts.UNTESTED))).sum() for table in (written, ledger)]
     return ["claims.csv, from the published tables: decided", *decided, 0, YES if same else NO]
