@@ -81,7 +81,12 @@ def _giou(a, b):
 
 def centre_offset(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """How far the centre of `a` lies from that of `b` along x and y, (...) each. Far-off boxes lose no digits."""
-    return along_axes(lambda a1, a2, b1, b2: (((a1 - b1) + (a2 - b2)) / 2,), a, b)[0]
+
+    def offset(a1, a2, b1, b2):
+        (a1, a2), (b1, b2) = _fast.in_order(a1, a2), _fast.in_order(b1, b2)
+        return (((a1 - b1) + (a2 - b2)) / 2,)
+
+    return along_axes(offset, a, b)[0]
 
 
 def corners(box: Tensor) -> tuple[Tensor, ...]:
