@@ -1,4 +1,4 @@
-"""The simulation: its cases by hand, the published mode against an Octave run of the published code, the exact mode against plain autograd."""
+"""The simulation: its cases by hand, published gradients against Octave on the published code, exact ones against autograd."""
 
 import math
 import os
