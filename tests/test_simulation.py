@@ -1,4 +1,4 @@
-"""The simulation: its cases by hand, published gradients against Octave on the published code, exact ones against autograd."""
+"""The simulation: cases by hand, published gradients against Octave on the published code, exact ones on autograd."""
 
 import math
 import os
