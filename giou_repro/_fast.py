@@ -81,7 +81,7 @@ def greater(a, b):
 
 
 def _weight(a, b):
-    return (torch.sign((a - b).detach()) + 1) / 2
+    return torch.sign((a - b).detach()).add_(1).mul_(0.5)
 
 
 def _is_tracked(a, b):
