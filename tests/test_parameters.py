@@ -50,6 +50,7 @@ def test_types(tmp_path, line, right, wrong):
         "x = open('made', 'w')  # type: int",
         "x = 1  # type: complex",
         "x = 1  # type: int|",
+        "x = None  # type: Literal[[1]]",
     ],
 )
 def test_nothing_in_a_notebook_is_evaluated_when_it_is_listed(tmp_path, monkeypatch, line):

@@ -56,6 +56,14 @@ def test_a_finished_run_is_never_overwritten(tmp_path):
         store.start("n", tmp_path / "here", {})
 
 
+@pytest.mark.parametrize("name", ["notes.txt", ".env"])
+def test_a_folder_with_files_of_ones_own_does_not_become_a_run(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(FileExistsError, match="holds files that are no run's"):
+        store.start("n", tmp_path, {})
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_a_run_without_a_declared_output_is_not_complete(tmp_path):
     run = store.start("n", tmp_path / "run", {}, ("one.csv", "figures/two.png"))
     run.save_table("one", pd.DataFrame())

@@ -74,11 +74,12 @@ def _parameter(notebook, statement, comment):
     try:
         default = ast.literal_eval(statement.value)
         kind = _type(ast.parse(written, mode="eval").body) if written else type(default)
+        kind = kind | None if default is None else kind
     except (ValueError, SyntaxError, TypeError):
         line = f"{ast.unparse(statement)}  # {comment}"
         remedy = f"write a literal, and one of {', '.join(TYPES)}, list[…], Literal[…], AtLeast[1] after # type:"
         raise ParameterError(f"{notebook}: parameter {name!r} cannot be read from {line!r}; {remedy}") from None
-    return Parameter(name, kind | None if default is None else kind, default, text)
+    return Parameter(name, kind, default, text)
 
 
 def _type(node):
@@ -87,7 +88,7 @@ def _type(node):
         case ast.Name(name) if name in TYPES:
             return TYPES[name]
         case ast.Constant(None):
-            return None
+            return type(None)
         case ast.BinOp(left, ast.BitOr(), right):
             return _type(left) | _type(right)
         case ast.Subscript(ast.Name("list"), entry):

@@ -28,6 +28,7 @@ import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from fnmatch import fnmatch
 from pathlib import Path
 
 from giou_repro.runs.address import address, notebook_name
@@ -244,6 +245,9 @@ def _end_all():
 
 def _join(run, notebook, parameters):
     run.folder.mkdir(parents=True, exist_ok=True)
+    names = {path.name for path in run.folder.iterdir()} - {".lock"}
+    if "run.json" not in names and any(not fnmatch(name, UNFINISHED) for name in names):  # resumed, it is emptied
+        raise FileExistsError(f"run_dir {run.folder} holds files that are no run's; name a new folder, or none")
     free = run.hold()
     if not (run.folder / "run.json").exists():
         return _begin(run, notebook, parameters)
