@@ -59,6 +59,15 @@ def test_of_equal_runs_the_newest_counts_and_unfinished_ones_do_not(tmp_path):
     assert runs.AP.tolist() == [0.3]
 
 
+@pytest.mark.parametrize("break_it", [lambda path: path.unlink(), lambda path: path.write_text("")])
+def test_a_run_with_a_table_missing_or_damaged_stops_no_other(tmp_path, break_it):
+    finished(tmp_path, 0.2, seed=0)
+    break_it(finished(tmp_path, 0.3, seed=1).folder / "curves.csv")
+    with pytest.warns(UserWarning, match="does not count, as a table of it cannot be read"):
+        runs, _, _ = comparison.gather(tmp_path)
+    assert runs.AP.tolist() == [0.2]
+
+
 def test_where_there_is_no_run_the_message_has_the_remedy(tmp_path):
     with pytest.raises(FileNotFoundError, match="giou-repro train"):
         comparison.gather(tmp_path)

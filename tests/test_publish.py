@@ -1,5 +1,6 @@
 """Only complete runs of committed code are published, whole; the README's table and the page are what they say."""
 
+import hashlib
 import json
 
 import pandas as pd
@@ -22,6 +23,12 @@ def finished(tmp_path):
     return run
 
 
+def another_small_table(run):
+    (run.folder / "small.csv").write_text("a\n2\n")
+    outputs = run.record["outputs"] | {"small.csv": hashlib.sha256(b"a\n2\n").hexdigest()}
+    run._write_record(run.record | dict(outputs=outputs))
+
+
 def test_small_tables_are_copied(finished, tmp_path):
     place = publish.add(finished.folder, tmp_path)
     assert sorted(path.name for path in place.iterdir()) == ["run.json", "small.csv"]
@@ -31,7 +38,7 @@ def test_small_tables_are_copied(finished, tmp_path):
 
 def test_publish_again_replaces(finished, tmp_path):
     publish.add(finished.folder, tmp_path)
-    (finished.folder / "small.csv").write_text("a\n2\n")
+    another_small_table(finished)
     assert (publish.add(finished.folder, tmp_path) / "small.csv").read_text() == "a\n2\n"
     assert sorted(path.name for path in (tmp_path / "results" / "published").iterdir()) == [
         "02_loss_landscape",
@@ -60,6 +67,14 @@ def test_others_are_refused(finished, tmp_path, entries, message):
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.parametrize("change", [lambda path: path.write_text("a\n2\n"), lambda path: path.unlink()])
+def test_a_table_that_is_not_the_runs_any_more_is_refused(finished, tmp_path, change):
+    change(finished.folder / "small.csv")
+    with pytest.raises(ValueError, match=r"not as the run left them: small.csv$"):
+        publish.add(finished.folder, tmp_path)
+    assert not (tmp_path / "results").exists()
+
+
 def test_a_comparison_that_holds_a_users_loss_is_refused(finished, tmp_path):
     (finished.folder / "runs").mkdir()
     compared = finished.record | dict(run="b-run", parameters=dict(loss="scratch:mine"))
@@ -73,7 +88,7 @@ def test_a_comparison_that_holds_a_users_loss_is_refused(finished, tmp_path):
 @pytest.mark.parametrize("moment", ["before the exchange", "after it"])
 def test_a_kill_leaves_the_old_folder_or_the_new_whole(finished, tmp_path, monkeypatch, moment):
     place, exchange = publish.add(finished.folder, tmp_path), publish._exchange
-    (finished.folder / "small.csv").write_text("a\n2\n")
+    another_small_table(finished)
 
     def killed(*folders):
         if moment == "after it":

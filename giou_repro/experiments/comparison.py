@@ -2,6 +2,7 @@
 
 import json
 import textwrap
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +83,11 @@ def _trainings(results):
     """(record, TABLES) of every complete training under `results`, oldest first, else of those a comparison kept."""
     finished = store.runs(results, "05_train_detector", "complete")
     for run in finished:
-        tables = {name: run.table(name) for name in TABLES}
+        try:
+            tables = {name: run.table(name) for name in TABLES}
+        except (OSError, ValueError) as error:  # pandas raises ValueErrors for a table that is empty or damaged
+            warnings.warn(f"{run.folder} does not count, as a table of it cannot be read: {error}", stacklevel=3)
+            continue
         tables["curves"] = tables["curves"].rename(columns={"loss": "total"})  # elsewhere `loss` is the name of one
         yield run.record, tables
     kept = Path(results) / "06_compare_losses"

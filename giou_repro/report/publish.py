@@ -1,6 +1,7 @@
 """results/published/: the committed copy of finished runs, the README's two tables, and a page on what was found."""
 
 import ctypes
+import hashlib
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from giou_repro.runs import store
 from giou_repro.simulation import CASES_PER_POINT, diou_code
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux: paths from the current folder; two names change places
+COPIED = (".png", ".json", ".csv")
 LARGEST = 500_000  # bytes of a table; larger ones stay in the run folder
 BEGIN, END = "<!-- made by giou-repro publish: begin -->\n", "<!-- end -->\n"
 LEDGER = "<!-- claims, made by giou-repro publish: begin -->\n", "<!-- claims end -->\n"
@@ -37,7 +39,7 @@ def add(run_folder: Path | str, project: Path | None = None) -> Path:
     new = place.with_name(f".{place.name}.new")
     _remove_leftovers(project)
     for source in [run.folder / name for name in ("run.json", *run.record["outputs"])]:
-        if source.suffix in (".png", ".json") or (source.suffix == ".csv" and source.stat().st_size <= LARGEST):
+        if source.suffix in COPIED and (source.suffix != ".csv" or source.stat().st_size <= LARGEST):
             target = new / source.relative_to(run.folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
@@ -111,17 +113,24 @@ def _check(run):
     """Raise ValueError, with every reason, where a run or one that it compares is not fit to be published."""
     record, compared = run.record, compared_records(run)
     foreign = [f"loss {name} of run {source}" for name, source in _foreign_losses(run, [record, *compared]).items()]
+    changed = [name for name, digest in record.get("outputs", {}).items() if _sha256(run.folder / name) != digest]
+    changed = [name for name in changed if name.endswith(COPIED)]
     reasons = {
         "it compares runs of code that is not committed": any(entry["dirty"] is not False for entry in compared),
         f"it is {record['status']}": record["status"] != "complete",
         "it was not made by giou-repro run, so its notebook is elsewhere": not record["runner"],
         "its code is not committed": record["dirty"] is not False,
         f"not part of the package: {', '.join(foreign)}": bool(foreign),
+        f"not as the run left them: {', '.join(changed)}": bool(changed),
         'its scale is not "paper"': record["parameters"].get("scale") != "paper",
     }
     wrong = [reason for reason, holds in reasons.items() if holds]
     if wrong:
         raise ValueError(f"{run.folder} cannot be published: {'; '.join(wrong)}")
+
+
+def _sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def _foreign_losses(run, records):
