@@ -24,7 +24,7 @@ from giou_repro import detectors
 from giou_repro.data import datasets
 from giou_repro.training import batches, ranks
 from giou_repro.training.checkpoint import Training
-from giou_repro.training.config import configure
+from giou_repro.training.loop import configure
 
 AIMS = {"cpu": 1.5, "cuda": 2.0}
 POOLED = ("faster_rcnn", "mask_rcnn")  # without an aim: RoIAlign, alike in both, takes most of a step on a CPU

@@ -170,13 +170,12 @@ def _print_outputs(run):
 def _train(options):
     """train one detector, without a kernel"""
     from giou_repro.training import loop, ranks  # in the function, because they need the extra `detection`
-    from giou_repro.training.config import configure
 
     path = parameters.find_notebook(TRAINING)
     declared = parameters.declared(path)
     given = _given(path, options, declared)
     values = parameters.resolved(declared, given)
-    config = configure(**{name: value for name, value in values.items() if name != "run_dir"})
+    config = loop.configure(**{name: value for name, value in values.items() if name != "run_dir"})
     sets = loop.open_sets(config)  # what cannot be trained on is refused before anything is written
     rank, world = ranks.join()
     folder = _results(options) / path.stem

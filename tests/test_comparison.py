@@ -11,7 +11,7 @@ import pytest
 from giou_repro.__main__ import main
 from giou_repro.experiments import comparison
 from giou_repro.runs import store
-from giou_repro.training.config import configure
+from giou_repro.training.loop import configure
 
 
 def finished(results, ap, **given):

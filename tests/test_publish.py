@@ -194,3 +194,12 @@ def test_remarks_are_said_of_their_setting(tmp_path):
 def test_published_runs_are_complete_and_of_committed_code(run):
     entries = run.record
     assert (entries["status"], entries["dirty"]) == ("complete", False)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}"])
+def test_a_damaged_record_is_refused_by_name(tmp_path, content):
+    folder = tmp_path / "results" / "01_metric" / "one"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(content)
+    with pytest.warns(UserWarning, match="run.json"), pytest.raises(ValueError, match="one is not a run folder"):
+        publish.add(folder, tmp_path)

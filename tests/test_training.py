@@ -24,7 +24,7 @@ from giou_repro.__main__ import main
 from giou_repro.data import datasets
 from giou_repro.runs import store
 from giou_repro.training import batches, checkpoint, loop, ranks
-from giou_repro.training.config import configure
+from giou_repro.training.loop import configure
 
 SMALL = {
     "scale": "smoke",

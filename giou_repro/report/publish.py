@@ -34,6 +34,8 @@ def add(run_folder: Path | str, project: Path | None = None) -> Path:
     project, run = Path(project or store.project_folder()), store.Run(run_folder)
     if not (run.folder / "run.json").is_file():
         raise ValueError(f"{run_folder} is not a run folder: it has no run.json; name results/<notebook>/<run-id>")
+    if run.folder.name not in {other.folder.name for other in store.runs(run.folder.resolve().parents[1])}:
+        raise ValueError(f"{run_folder} is not a run folder: its run.json is damaged, or not a run's")
     _check(run)
     place = project / "results" / "published" / run.record["notebook"]
     new = place.with_name(f".{place.name}.new")
@@ -187,7 +189,8 @@ def reproduced(
         n = f"{table.n.min()} paired seeds" if len(table) else f"{group.seed.nunique()} seeds, one loss"
         means = _listed(group.groupby("loss", sort=False).AP.mean(), "{:.3f}")
         words = [f"{means}.", verdict_sentences(table, numbers), claims.remark(group) if remarks else ""]
-        rows.append([f"AP, {name}; {n}", "GIoU best", " ".join(filter(None, words)), "06"])
+        paper = "GIoU best" if any(data in name.lower() for data in ("voc", "coco")) else "–"
+        rows.append([f"AP, {name}; {n}", paper, " ".join(filter(None, words)), "06"])
     return pd.DataFrame(rows, columns=["what", "paper", "ours", "shown in"])
 
 

@@ -1,5 +1,5 @@
 """What decides a training run: the parameters, their defaults and what a scale sets. Importing it brings pydantic
-alone, so that tables of runs are read without a detector."""
+alone, so that tables of runs are read without a detector; loop.configure checks them."""
 
 from typing import Literal
 
@@ -44,26 +44,3 @@ class Config(pydantic.BaseModel, extra="forbid", frozen=True):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: bool = False
     device: str = "auto"
-
-
-def configure(**given) -> Config:
-    """The Config of the values given, the scale's for the rest; None means "not given". Raises ValueError naming the
-    field."""
-    from giou_repro import detectors, devices  # here, because they bring torch
-    from giou_repro.registry import select
-
-    given = {name: value for name, value in given.items() if value is not None}
-    scale = given.get("scale", Config.model_fields["scale"].default)
-    budget = SCALES.get(scale, {})
-    if given.get("dataset", "shapes") != "shapes" and scale != "smoke":  # of files all images, but for a smoke run
-        budget = budget | {"images": None, "val_images": None}
-    config = Config(**(budget | given))
-    detectors.check(config.detector, config.backbone)
-    if config.frozen_views and not (config.detector == "yolov3" and detectors.pretrained(config.backbone)):
-        raise ValueError(
-            "frozen_views needs detector yolov3 and a backbone with weights, as efficientnet_lite0; or leave it 0"
-        )
-    devices.resolve(config.device)
-    select([config.loss])
-    rate = config.learning_rate or LEARNING_RATES[config.optimizer]
-    return config.model_copy(update={"learning_rate": rate})

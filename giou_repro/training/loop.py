@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 try:
     from safetensors.torch import save as safetensors_bytes
 
-    from giou_repro import detectors
+    from giou_repro import detectors, devices
     from giou_repro.data import datasets
     from giou_repro.runs import store
     from giou_repro.training import average_precision, batches, ranks
@@ -27,7 +27,7 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError(f"training needs {error.name}: pip install 'giou-repro[detection]'") from None
 from giou_repro.registry import select
 from giou_repro.training.checkpoint import Training, cut_log
-from giou_repro.training.config import SCALES, Config
+from giou_repro.training.config import LEARNING_RATES, SCALES, Config
 
 OUTPUTS = (  # without which a run is not complete
     *("evaluation.csv", "thresholds.csv", "classes.csv", "curves.csv", "model.safetensors"),
@@ -59,6 +59,26 @@ class Trained:
 
 class TrainingError(RuntimeError):
     """A loss or gradient was not finite; names the step, the parts and the images."""
+
+
+def configure(**given) -> Config:
+    """The Config of the values given, the scale's for the rest; None means "not given". Raises ValueError naming the
+    field."""
+    given = {name: value for name, value in given.items() if value is not None}
+    scale = given.get("scale", Config.model_fields["scale"].default)
+    budget = SCALES.get(scale, {})
+    if given.get("dataset", "shapes") != "shapes" and scale != "smoke":  # of files all images, but for a smoke run
+        budget = budget | {"images": None, "val_images": None}
+    config = Config(**(budget | given))
+    detectors.check(config.detector, config.backbone)
+    if config.frozen_views and not (config.detector == "yolov3" and detectors.pretrained(config.backbone)):
+        raise ValueError(
+            "frozen_views needs detector yolov3 and a backbone with weights, as efficientnet_lite0; or leave it 0"
+        )
+    devices.resolve(config.device)
+    select([config.loss])
+    rate = config.learning_rate or LEARNING_RATES[config.optimizer]
+    return config.model_copy(update={"learning_rate": rate})
 
 
 def open_sets(config: Config):
@@ -289,10 +309,11 @@ def _record_data(run, config, training, validation):
     in_both = record[val_set.split]["also_trained_on"] = _in_both(config, train_set, val_set)
     run.update(data=record)
     if in_both:
+        split = train_set.split.partition("[")[0]
         print(
             f"WARNING: {in_both} of {len(packed)} images of {val_set.split} are images of {train_set.split} too.",
             "WARNING: AP is of images that were trained on.",
-            'WARNING: For new ones divide a split: train_split "all[:80%]", val_split "all[80%:]".',
+            f'WARNING: For new ones divide a split: train_split "{split}[:80%]", val_split "{split}[80%:]".',
             sep="\n",
             file=sys.stderr,
         )
