@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from test_claims import detectors
 
+from giou_repro.experiments import comparison
 from giou_repro.report import claims, publish
 from giou_repro.report.publish import BEGIN, END, LEDGER, published_runs, summary
 from giou_repro.runs import store
@@ -203,3 +204,11 @@ def test_a_damaged_record_is_refused_by_name(tmp_path, content):
     (folder / "run.json").write_text(content)
     with pytest.warns(UserWarning, match="run.json"), pytest.raises(ValueError, match="one is not a run folder"):
         publish.add(folder, tmp_path)
+
+
+def test_the_published_differences_are_those_of_the_published_runs():
+    run = published_runs(store.project_folder())["06_compare_losses"]
+    made = comparison.paired(comparison.at_one_weight(run.table("detectors")), run.parameters["seed"])
+    shown = ["setting", "measure", "loss", "against", "n", "verdict"]
+    assert made[shown].values.tolist() == run.table("paired")[shown].values.tolist()
+    assert made.difference.to_numpy() == pytest.approx(run.table("paired").difference.to_numpy())
