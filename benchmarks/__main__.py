@@ -1,4 +1,4 @@
-"""Ours beside its peers, in one process, as a table.
+"""Times of this package and of other libraries, in one process, as a table.
 
     python -m benchmarks [--gpu] [--only losses simulation startup average_precision training]
 

@@ -92,7 +92,7 @@ def _pairwise():
         "ours": lambda: boxes.giou(pred[:, None], target[None]),
         "torchvision": lambda: generalized_box_iou(pred, target),
     }
-    grown = peak_resident(functions["ours"], resident())  # before torchvision's 4.6 GB have made room
+    grown = peak_resident(functions["ours"], resident())  # before torchvision has used and freed 4.6 GB
     seconds = {name: once(function) for name, function in functions.items()}
     what = f"GIoU of {PAIRS:,} × {PAIRS:,} pairs"
     rows = [faster(what, "s", seconds["ours"], "torchvision", seconds["torchvision"], least=6)]
