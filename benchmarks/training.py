@@ -115,7 +115,7 @@ def measure(device="cpu"):
                     1 / theirs,
                     ratio,
                     aim,
-                    ratio >= aim,
+                    ratio >= aim if aim else None,
                 )
             )
     return rows
