@@ -36,9 +36,8 @@ def gather(results, dataset: str | None = None, scale: str = "smoke") -> tuple[p
     """Every complete training under the folder `results`: (runs, curves, thresholds), one row a training in the first.
 
     Where the folder has no training, but a comparison of some, as results/published has, those are gathered again from
-    its tables and records. `dataset` says the only data set that counts, `scale` the least scale. Of trainings alike in
-    setting, loss, weight and seed the newest counts. Column `setting` says in words what is equal in those that may be
-    compared. Raises FileNotFoundError, saying how to make some, where there is none.
+    its tables and records. `dataset` is the only data set that counts, `scale` the least scale; the newest counts of
+    trainings alike in setting (what must be equal, in words), loss, weight and seed. Raises FileNotFoundError for none.
     """
     newest, settings, checksums, smaller = {}, {}, {}, 0
     for record, tables in _trainings(results):
@@ -70,11 +69,8 @@ def gather(results, dataset: str | None = None, scale: str = "smoke") -> tuple[p
     runs = stacked("evaluation")
     runs["loss"] = [_registered(name, run) for name, run in zip(runs.loss, runs.run, strict=True)]
     order = [*registry.LOSSES, *sorted(set(runs.loss) - set(registry.LOSSES))]
-    runs = runs.sort_values(
-        ["setting", "loss", "weight", "seed"],
-        key=lambda column: column.map(order.index) if column.name == "loss" else column,
-        ignore_index=True,
-    )
+    runs["loss"] = pd.Categorical(runs.loss, order)
+    runs = runs.sort_values(["setting", "loss", "weight", "seed"], ignore_index=True).astype({"loss": str})
     curves, thresholds = (runs[KEY].merge(stacked(name), on="run") for name in TABLES[1:])
     return runs[list(dict.fromkeys([*RUNS, *runs]))], curves, thresholds
 
