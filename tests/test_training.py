@@ -306,6 +306,20 @@ def test_a_few_epochs_lower_the_loss_and_fill_the_tables(run):
     assert set(lines[0]) >= {"loss", "box", "mean_iou", "disjoint", "images_per_second"}
 
 
+def test_ap_is_of_float32_whatever_the_precision_of_the_training():
+    scenes = batches.pack(datasets.load("shapes", "val", images=2, image_size=64), 64)
+    torch.manual_seed(0)
+    model = detectors.build("yolov3", 3, image_size=64)
+    for head in model.neck.heads:
+        torch.nn.init.zeros_(head[-1].bias)  # an object everywhere
+    found = [
+        loop.detect(model, scenes, configure(precision=precision), torch.device("cpu"))
+        for precision in ("float32", "bfloat16")
+    ]
+    for ours, theirs in zip(*found, strict=True):
+        assert len(ours["scores"]) and torch.equal(ours["scores"], theirs["scores"])
+
+
 def test_frozen_features_are_the_backbones_and_views_take_turns():
     squares = torch.randint(0, 255, (5, 3, 64, 64), dtype=torch.uint8)
     truths = [

@@ -3,14 +3,16 @@ Pascal VOC.
 
 Two lists of dicts go in, one entry an image, of tensors, arrays or lists; boxes are xyxy, in continuous pixels:
 
-- a truth has ``boxes`` (n, 4) and ``labels`` (n,), and may have ``crowd`` (n,), ``difficult`` (n,) and ``area`` (n,),
-  COCO's own area of the object, which sorts it into small, medium or large; without it, that of the box;
+- a truth has ``boxes`` (n, 4) and ``labels`` (n,), and may have ``crowd`` (n,), ``difficult`` (n,), ``area`` (n,),
+  COCO's own area of the object, which sorts it into small, medium or large (without it, that of the box), and
+  ``image_id``, a number or text;
 - a detection has ``boxes`` (k, 4), ``scores`` (k,) and ``labels`` (k,); None in its place means that nothing was
   detected.
 
 Labels count the `classes` from 0. Truths that are difficult or a crowd are ignored in every protocol: a detection that
 finds one is neither right nor wrong, and nobody misses it. A box of negative width or height has no area and overlaps
-nothing. A class without a truth, and a size that no truth has, has no AP: NaN, left out of means. Input that cannot be
+nothing. A class without a truth, and a size that no truth has, has no AP: NaN, left out of means. Equal scores are
+ranked by ``image_id``, or by place in the list where no truth has one; in an image, as they come. Input that cannot be
 evaluated raises ValueError, naming the list and the image.
 """
 
@@ -22,7 +24,7 @@ import torch
 from faster_coco_eval.core.cocoeval import Params
 from faster_coco_eval.faster_eval_api_cpp import COCOevalEvaluateAccumulate, Dataset
 
-OVERLAPS = ("iou", "giou")
+OVERLAPS = {"iou": "", "giou": "_giou"}  # criterion → how the names of its numbers end
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # COCO's, to the last digit
 SIZES = ("", "s", "m", "l")  # COCO's: all, small, medium, large
 MAX_DETECTIONS = (1, 10, 100)  # of one class in one image: as many as COCO looks at
@@ -54,20 +56,17 @@ def evaluate(truths, detections, classes) -> Result:
     then by GIoU.
     """
     tables = _tables(truths, detections, classes)
-    coco_of = {overlap: _coco(*tables, classes, overlap, THRESHOLDS) for overlap in OVERLAPS}
-    voc_of = {overlap: _voc(*tables, classes, overlap, THRESHOLDS, points=11, plus_one=False) for overlap in OVERLAPS}
-    summary = {f"{name}{_suffix(overlap)}": coco_of[overlap].summary[name] for overlap in OVERLAPS for name in NAMES}
-    summary["mean_iou"] = _mean_iou(*tables, 0.5)
-    summary |= {
-        f"voc07_{name}{_suffix(overlap)}": voc_of[overlap].summary[name] for overlap in OVERLAPS for name in NAMES
-    }
-    thresholds = pd.concat([result.thresholds for result in coco_of.values()], ignore_index=True)
-    per_class = [result.classes[["criterion", "class", *NAMES]] for result in coco_of.values()]
+    coco_of = [_coco(*tables, classes, overlap, THRESHOLDS) for overlap in OVERLAPS]
+    voc_of = [_voc(*tables, classes, overlap, THRESHOLDS, points=11, plus_one=False) for overlap in OVERLAPS]
+
+    def named(prefix, results):
+        pairs = zip(OVERLAPS.values(), results, strict=True)
+        return {f"{prefix}{name}{suffix}": result.summary[name] for suffix, result in pairs for name in NAMES}
+
+    summary = named("", coco_of) | {"mean_iou": _mean_iou(*tables, 0.5)} | named("voc07_", voc_of)
+    thresholds = pd.concat([result.thresholds for result in coco_of], ignore_index=True)
+    per_class = [result.classes[["criterion", "class", *NAMES]] for result in coco_of]
     return Result(summary, thresholds, pd.concat(per_class, ignore_index=True))
-
-
-def _suffix(overlap):
-    return "" if overlap == "iou" else f"_{overlap}"
 
 
 def coco(truths, detections, classes, overlap="iou", thresholds=THRESHOLDS):
@@ -90,7 +89,7 @@ def voc(truths, detections, classes, overlap="iou", threshold=0.5, points=11, pl
     mean of the best precision at recalls 0, .1, …, 1), "all" for VOC 2010 and later (the area under the best
     precision). A detection is compared with that truth of its class which it overlaps most, taken or not: the first to
     reach the threshold, by falling score, finds it, others are wrong. An overlap equal to the threshold reaches it, as
-    in the kit (its Python copies ask for more). Equal scores keep the order they come in.
+    in the kit (its Python copies ask for more).
 
     `plus_one` is for coordinates as VOC's files have them, the first and the last pixel inside: it takes widths as x2 −
     x1 + 1, which is the kit's arithmetic. Continuous boxes made of them, (xmin − 1, ymin − 1, xmax, ymax), have that
@@ -128,22 +127,27 @@ def _in_range(thresholds):
 
 def _tables(truths, detections, classes):
     """Truths and detections with the columns image, label, score, x1 … y2, crowd, ignored, area; by image, class and
-    falling score."""
+    falling score. Images are numbered by image_id."""
     if len(truths) != len(detections):
         raise ValueError(f"{len(truths)} truths and {len(detections)} detections: both need one entry an image")
     detections = [NOTHING if entry is None else entry for entry in detections]
-    return (
-        _table(truths, "truths", len(classes), ("labels",), OPTIONAL),
-        _table(detections, "detections", len(classes), ("labels", "scores"), {}),
+    columns = (
+        _all_columns(truths, "truths", len(classes), ("labels",), OPTIONAL),
+        _all_columns(detections, "detections", len(classes), ("labels", "scores"), {}),
     )
+    by_id = sorted(range(len(truths)), key=lambda index: truths[index].get("image_id", index))
+    return tuple(_table([images[index] for index in [*by_id, -1]]) for images in columns)
 
 
-def _table(images, name, num_classes, needed, optional):
-    columns = [_columns(entry, f"{name}[{index}]", num_classes, needed, optional) for index, entry in enumerate(images)]
-    columns.append(_columns(NOTHING, name, num_classes, needed, optional))  # so that there is a column without images
-    stacked = {key: np.concatenate([image[key] for image in columns]) for key in columns[-1]}
+def _all_columns(images, name, *rules):
+    """The `_columns` of each image, and of one with nothing, so that there is a column without images."""
+    return [_columns(entry, f"{name}[{index}]", *rules) for index, entry in enumerate([*images, NOTHING])]
+
+
+def _table(images):
+    stacked = {key: np.concatenate([image[key] for image in images]) for key in images[-1]}
     table = pd.DataFrame(stacked.pop("boxes"), columns=CORNERS)
-    table["image"] = np.repeat(np.arange(len(columns)), [len(image["labels"]) for image in columns])
+    table["image"] = np.repeat(np.arange(len(images)), [len(image["labels"]) for image in images])
     table["label"], table["score"] = stacked["labels"].astype(int), stacked["scores"]
     table["crowd"] = stacked["crowd"] != 0
     table["ignored"] = table["crowd"] | (stacked["difficult"] != 0)
@@ -315,7 +319,8 @@ def _mean_iou(truths, detections, threshold):
 def _result(ap, classes, overlap, thresholds):
     """A `Result` from AP (thresholds, classes), NaN for classes without a truth."""
     at = {"AP": ap, **{f"AP{percent}": ap[np.isclose(thresholds, percent / 100)] for percent in (50, 75)}}
-    per_threshold = pd.DataFrame(dict(criterion=overlap, threshold=thresholds, AP=[_mean(row) for row in ap]))
+    named = thresholds.round(12)  # .9, where COCO's is .8999999999999999
+    per_threshold = pd.DataFrame(dict(criterion=overlap, threshold=named, AP=[_mean(row) for row in ap]))
     per_class = {name: [_mean(column) for column in values.T] for name, values in at.items()}
     per_class = pd.DataFrame({"criterion": overlap, "class": list(classes)} | per_class)
     return Result({name: _mean(values) for name, values in at.items()}, per_threshold, per_class)
