@@ -8,9 +8,10 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib import pyplot
 
 from giou_repro.experiments import convergence, landscape, metric, metric_properties, style
-from giou_repro.registry import LOSSES
+from giou_repro.registry import LOSSES, label
 from giou_repro.simulation import CASES_PER_POINT, simulate
 
 
@@ -33,6 +34,28 @@ def test_spread_shrinks_to_nothing_with_the_distance():
 def test_all_of_the_papers_properties_hold():
     table = metric_properties.properties(2_000, seed=1)
     assert table.holds.all(), table[~table.holds]
+    measured = table.groupby("claim").measured.agg(list)
+    assert measured["contained"][0] == 0, "GIoU has no gradient by the centre of a box inside its target"
+    assert measured["equal IoU"][1] == pytest.approx(
+        0.1026, abs=1e-3
+    )  # along x the hull is the union; else it is (2 − √½)²
+    assert 0 <= measured["G3"][1] < measured["G3"][0] / 10, "descent comes nearer the bound than chance"
+
+
+def test_per_side_l1_ranks_rightly_and_so_it_does_for_squares():
+    table = metric.rank_correlation([0.001, 1], 1_000, 3, seed=0).set_index(["targets", "norm", "size"]).wrong_pairs
+    assert 0.04 < table["one", "l1", 0.001] < 0.08
+    assert table["square", "l1", 0.001] < 0.002 and table["many", "l1_per_side", 0.001] < 0.002
+    assert 0.04 < table["square", "l2", 0.001] < 0.07
+    assert (table.xs(1, level="size") > 0.1).all()
+
+
+def test_the_words_on_ranking_follow_the_numbers():
+    table = pd.DataFrame(dict(targets=["one", "one", "square", "many"], norm=["l1", "l1_per_side", "l1", "l1"]))
+    table = table.assign(size=0.1, spearman=0.9, low=0.8, high=0.95, wrong_pairs=[0.05, 0.004, 0.003, 0.2])
+    words = metric.describe_rank_correlation(table)
+    assert "ℓ1 ranks 5.0% of the pairs wrongly" in words and "each side it ranks 0.40% wrongly" in words
+    assert "for a square, in pixels, 0.30%; over targets of many sizes 20%" in words
 
 
 def test_loss_properties_tell_metrics_from_others():
@@ -150,8 +173,7 @@ def figures(simulation):
         metric.plot_spread: [metric.circle(), spread],
         metric.plot_spread_of_losses: [spread],
         metric.plot_rank_correlation: [metric.rank_correlation([0.01, 1], 20, 3, seed=0)],
-        metric.plot_pairs: [[pairs, pairs]],
-        metric.plot_shorthand: [pairs],
+        metric.plot_pairs: [pairs, pairs],
         metric.plot_rotation: [metric.rotation(9)],
         landscape.plot_profiles: [landscape.profiles(losses, 50)],
         landscape.plot_field: [landscape.field(losses, 5)],
@@ -172,15 +194,22 @@ def png(figure):
     return buffer.getvalue()
 
 
-def test_figures_are_the_same_bytes_twice_whatever_the_matplotlibrc_says(result):
+def test_figures_are_the_same_bytes_twice_whatever_the_matplotlibrc_says(result, monkeypatch):
     plots = figures(result)
     modules = (metric, metric_properties, landscape, convergence)
     assert set(plots) == {getattr(m, name) for m in modules for name in vars(m) if name.startswith("plot_")}
     users = {"font.size": 20, "font.family": "serif", "savefig.dpi": 50, "lines.linewidth": 5, "axes.grid": False}
+    users |= {"text.usetex": True, "figure.figsize": (1, 1), "savefig.bbox": "tight", "axes.formatter.use_locale": True}
+    monkeypatch.delattr(pyplot, "figure")  # it would load the backend that a matplotlibrc names, there or not
     for plot, arguments in plots.items():
-        once = png(plot(*arguments))
+        figure = plot(*arguments)
+        once = png(figure)
         with matplotlib.rc_context(users):
             assert once == png(plot(*arguments)), plot.__name__
+        assert figure.get_figwidth() <= style.WIDTH
+        for text in figure.findobj(matplotlib.text.Text):
+            assert text.get_fontsize() >= 7 or not text.get_text(), (plot.__name__, text.get_text())
+    assert figure._repr_png_().startswith(b"\x89PNG"), "a notebook shows it without pyplot"
 
 
 def test_one_axes_can_be_given(result):
@@ -191,9 +220,42 @@ def test_one_axes_can_be_given(result):
     assert not axes[0, 1].lines
 
 
-def test_losses_are_told_apart_by_colour_and_in_grey():
-    looks = [style.color_line_marker(loss) for loss in LOSSES]
-    for one, other in itertools.combinations(looks, 2):
-        assert one[1:] != other[1:]
-    assert len({color for color, _, _ in style.STYLES.values()}) == len(style.STYLES)
-    assert style.color_line_marker("elsewhere") == style.color_line_marker("elsewhere")
+SEEN = {  # linear RGB as protanopes and deuteranopes see it (Machado et al., 2009, severity 1), and in grey
+    "normal": np.eye(3),
+    "protan": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+    "deutan": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+    "grey": [[0.2126, 0.7152, 0.0722]] * 3,
+}
+
+
+def lab(color, seen):
+    linear = np.clip(SEEN[seen] @ np.array(matplotlib.colors.to_rgb(color)) ** 2.2, 1e-6, 1)
+    xyz = np.array([[0.434, 0.376, 0.190], [0.213, 0.715, 0.072], [0.018, 0.109, 0.873]]) @ linear
+    x, y, z = np.cbrt(xyz)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("seen", SEEN)
+def test_the_losses_of_most_figures_are_told_apart_however_they_are_seen(seen):
+    main = list(style.LOOKS)[:8]
+    for pair in itertools.combinations(main, 2):
+        one, other = (lab(style.color(loss), seen) for loss in pair)
+        named = set(pair) in ({"l1", "smooth_l1"}, {"diou", "smooth_l1"}, {"iou", "l1"})
+        assert np.linalg.norm(one - other) > (15 if named else 0 if seen == "grey" else 12), pair
+
+
+def test_every_loss_has_a_colour_a_marker_and_a_line_of_its_own():
+    assert set(style.LOOKS) == set(LOSSES), "each loss of the package has its look in the table"
+    looks = list(style.LOOKS.values())
+    assert len({color for color, _, _ in looks}) == len({look[1:] for look in looks}) == len(looks)
+    assert not {color for color, _, _ in looks} & {*style.COLORS, style.PREDICTED, style.TRUE, style.DISJOINT}
+    assert not {marker for _, _, marker in looks} & set(style.MARKERS)  # so no user's loss looks like one of these
+
+
+def test_a_users_loss_keeps_its_look_whatever_else_is_registered(monkeypatch):
+    before = style.color_line_marker("mine")
+    monkeypatch.setitem(LOSSES, "another", LOSSES["giou"])
+    monkeypatch.setitem(LOSSES, "mine", LOSSES["giou"])
+    assert style.color_line_marker("mine") == before == ("#A50026", "--", "<")
+    assert label("mine") == "GIoU"
+    assert len({style.color_line_marker(f"loss_{number}") for number in range(20)}) >= 18

@@ -25,7 +25,7 @@ SCENARIOS = {  # name: what t is, the prediction at t, the range of t, and where
     "slide": ("offset along x", lambda t: _square(t, 0 * t, 1 + 0 * t), (-3, 3), (0, 0)),
     "diagonal": ("offset along x and y", lambda t: _square(t, t, 1 + 0 * t), (-3, 3), (0, 0)),
     "scale": ("side of the prediction", lambda t: _square(0 * t, 0 * t, t), (0.05, 4), (0.05, 4)),
-    "contained": ("offset of a box of side 0.4", lambda t: _square(t, 0 * t, 0.4 + 0 * t), (-1.2, 1.2), (-0.3, 0.3)),
+    "contained": ("offset, side 0.4", lambda t: _square(t, 0 * t, 0.4 + 0 * t), (-1.2, 1.2), (-0.3, 0.3)),
 }
 
 
@@ -48,7 +48,7 @@ def profiles(losses: list[str], n: int) -> pd.DataFrame:
 @style.styled
 def plot_profiles(table: pd.DataFrame):
     """Value (top) and slope (bottom) of each loss along each scenario."""
-    figure, axes = style.panels(2, len(SCENARIOS), 3.3, 2.7, sharex="col")
+    figure, axes = style.panels(2, len(SCENARIOS), 3.3, 3.6, sharex="col")
     jump = table.groupby(["scenario", "loss"]).slope.diff().abs() > 0.7
     table = table.assign(slope=table.slope.mask(jump))  # no upright line through a jump
     for (top, bottom), (scenario, (meaning, *_)) in zip(axes.T, SCENARIOS.items(), strict=True):
@@ -59,7 +59,7 @@ def plot_profiles(table: pd.DataFrame):
         bottom.set(xlabel=meaning, ylim=(-3.2, 3.2))
     axes[0, 0].set_ylabel("loss (cut at 2.6)")
     axes[1, 0].set_ylabel("slope (cut at ±3.2)")
-    style.legend_below(figure, axes, 8)
+    style.legend_below(figure, axes)
     return figure
 
 
@@ -120,7 +120,7 @@ def plot_field(table: pd.DataFrame):
         axis.plot(zero.x, zero.y, "x", color=style.NO_GRADIENT, markersize=3.5, markeredgewidth=0.8)
         style.draw_box(axis, TARGET.tolist(), style.TRUE)
         share = len(zero) / (len(zero) + len(arrows))
-        axis.set_title(f"{registry.label(name)}\nzero gradient at {100 * share:.1f} % of the positions", fontsize=8)
+        axis.set_title(f"{registry.label(name)}\nzero gradient: {100 * share:.1f} %")
         axis.set_aspect("equal")
         axis.grid(False)
     for axis in axes.flat[len(names) :]:
@@ -172,7 +172,7 @@ def steepness(losses: list[str], n: int, seed: int, bins: int = 10) -> pd.DataFr
 @style.styled
 def plot_steepness(table: pd.DataFrame):
     """Size of the gradient against IoU, and the correlation of IoU and GIoU."""
-    figure, ((left, right),) = style.panels(1, 2, 4.6, 3.4)
+    figure, ((left, right),) = style.panels(1, 2, 4.6, 4)
     table = table.assign(iou=(table.iou_low + table.iou_high) / 2)
     style.draw_losses(left, table, "iou", "median", band=("q25", "q75"), markevery=1)
     left.set(xlabel="IoU (0: disjoint)", ylabel="‖∂loss/∂corners‖, median and quartiles")

@@ -14,10 +14,11 @@ from giou_repro.registry import LOSSES
 OUTPUTS = (  # without which a run of the notebook is not complete
     *("figure_1.csv", "circle.csv", "spread.csv", "rank_correlation.csv", "ranges.csv", "pairs.csv", "rotation.csv"),
     *("properties.csv", "losses.csv", "figures/figure_1.png", "figures/spread.png", "figures/spread_of_losses.png"),
-    *("figures/rank_correlation.png", "figures/iou_against_giou.png", "figures/shorthand.png", "figures/rotation.png"),
+    *("figures/rank_correlation.png", "figures/iou_against_giou.png", "figures/rotation.png"),
 )
 TARGET = (0.0, 0.0, 10.0, 20.0)  # of the paper's figure 1, panel (a), xyxy
 RADIUS = 7.0  # of the circle in it
+NORMS = {"l1": "ℓ1", "l2": "ℓ2", "l1_per_side": "ℓ1 in units of each side"}
 QUANTILES = {"low": 0.0, "q05": 0.05, "median": 0.5, "q95": 0.95, "high": 1.0}
 
 
@@ -34,24 +35,29 @@ def figure_1(losses: list[str]) -> pd.DataFrame:
     angles = np.deg2rad([188.6, -44, 90])
     corners = tensor([(-1, -1, 10 + RADIUS * np.cos(a), 20 + RADIUS * np.sin(a)) for a in angles])
     centre_and_size = tensor([(1.0, 1.0, 2.93, 20.0), (1.0, 1.0, 7.8, 15.13), (1.0, 1.0, 7.9, 24.97)])
-    target = torch.cat((tensor([TARGET] * 3), boxes.convert(tensor([TARGET] * 3), "cxcywh", "xyxy")))
+    targets = tensor([TARGET] * 3)
+    target = torch.cat((targets, boxes.convert(targets, "cxcywh", "xyxy")))
     pred = torch.cat((corners, boxes.convert(centre_and_size, "cxcywh", "xyxy")))
-    error_a, error_b = corners - target[:3], centre_and_size - tensor(TARGET)
-    table = pd.DataFrame(pred.numpy(), columns=["x1", "y1", "x2", "y2"])
-    table[["target_x1", "target_y1", "target_x2", "target_y2"]] = target.numpy()
-    table.insert(0, "panel", list("aaabbb"))
-    distance_a = error_a[:, :2].norm(dim=-1) + error_a[:, 2:].norm(dim=-1)
-    table["distance"] = torch.cat((distance_a, error_b.abs().sum(-1))).numpy()
-    table["printed_distance"] = [8.41] * 3 + [9.07] * 3
-    table["l2_of_corners"] = [*error_a.norm(dim=-1).tolist(), *[np.nan] * 3]
-    table["iou"], table["printed_iou"] = boxes.iou(pred, target).numpy(), [0.26, 0.49, 0.65, 0.27, 0.59, 0.66]
-    table["giou"], table["printed_giou"] = boxes.giou(pred, target).numpy(), [0.23, 0.41, 0.65, 0.24, 0.59, 0.62]
-    return table.assign(**{f"loss_{name}": LOSSES[name](pred, target).numpy() for name in losses})
+    moved = (corners - targets).unflatten(-1, (2, 2)).norm(dim=-1)  # how far each of the two corners is off
+    names = [f"{prefix}{key}" for prefix in ("", "target_") for key in ("x1", "y1", "x2", "y2")]
+    coordinates = pd.DataFrame(torch.cat((pred, target), 1), columns=names)
+    measures = dict(
+        panel=list("aaabbb"),
+        distance=torch.cat((moved.sum(-1), (centre_and_size - targets).abs().sum(-1))),
+        printed_distance=[8.41] * 3 + [9.07] * 3,
+        l2_of_corners=torch.cat((moved.norm(dim=-1), tensor([np.nan] * 3))),
+        iou=boxes.iou(pred, target),
+        printed_iou=[0.26, 0.49, 0.65, 0.27, 0.59, 0.66],
+        giou=boxes.giou(pred, target),
+        printed_giou=[0.23, 0.41, 0.65, 0.24, 0.59, 0.62],
+    )
+    measures |= {f"loss_{name}": LOSSES[name](pred, target) for name in losses}
+    return coordinates.join(pd.DataFrame(measures))
 
 
 @style.styled
 def plot_figure_1(table: pd.DataFrame):
-    figure, axes = style.panels(2, 3, 2.9, 3.3)
+    figure, axes = style.panels(2, 3, 2.9, 3.1)
     norms = {"a": "sum of corner distances", "b": "ℓ1 of centre and size"}
     for axis, row in zip(axes.flat, table.to_dict("records"), strict=True):
         target, pred = ([row[f"{prefix}{key}"] for key in ("x1", "y1", "x2", "y2")] for prefix in ("target_", ""))
@@ -61,8 +67,8 @@ def plot_figure_1(table: pd.DataFrame):
         style.draw_box(axis, target, style.TRUE, label="target", linewidth=3.5)
         style.draw_box(axis, pred, style.PREDICTED, label="prediction")
         overlaps = f"({row['panel']}) IoU {row['iou']:.2f}, GIoU {row['giou']:.2f}"
-        axis.set_title(f"{overlaps}\n{norms[row['panel']]} {row['distance']:.2f}", fontsize=9)
-        axis.set(xlim=(target[0] - 4, target[2] + 8), ylim=(target[3] + 8, target[1] - 4))
+        axis.set_title(f"{overlaps}\n{norms[row['panel']]} {row['distance']:.2f}")
+        axis.set(xlim=(target[0] - 4, target[2] + 8), ylim=(target[3] + 8, target[1] - 2))
         style.hide_scales(axis)
     style.legend_below(figure, axes)
     return figure
@@ -157,68 +163,67 @@ def plot_spread_of_losses(spread: pd.DataFrame, ax=None):
 
 
 def rank_correlation(sizes: list[float], n: int, repeats: int, seed: int) -> pd.DataFrame:
-    """How well the ℓ1 and ℓ2 distance ranks predictions by IoU, against the size of the error (claim B1).
+    """How well a distance ranks predictions by IoU, against the size of the error (claim B1).
 
-    Errors of the corners have a random direction and a length uniform in [0, size], in units of the target's diagonal;
-    `targets` is "one" (all predictions are of one 10 x 20 target) or "many" (targets of every size and shape). Columns:
-    targets, norm, size, then mean and 95 % range over the repeats of Spearman's correlation of −distance and IoU, and
-    the mean share of pairs of predictions in which the nearer one has the lower IoU (0 if distance decides, 0.5 if it
-    says nothing).
+    Errors of the corners have a random direction and a length uniform in [0, size], in units of the target's diagonal.
+    `targets`: "one" (10 x 20), "square" (all of one square), "many" (of every size and shape). `norm`: "l1", "l2", or
+    "l1_per_side", the ℓ1 distance of coordinates in units of the target's width and height. Columns: targets, norm,
+    size, then mean and 95 % range over the repeats of Spearman's correlation of −distance and IoU, and the mean share
+    of pairs of predictions in which the nearer one has the lower IoU (0 if distance decides, 0.5 if it says nothing).
     """
     rng, rows = np.random.default_rng(seed), []
-    for targets in ("one", "many"):
+    for targets, sides in (("one", [10.0, 20.0]), ("square", [15.0, 15.0]), ("many", None)):
         for size in sizes:
-            for norm, order in (("l1", 1), ("l2", 2)):
-                repeated = [_rank_once(rng, targets, size, order, n) for _ in range(repeats)]
-                spearman, wrong_pairs = np.transpose(repeated)
+            ranked = [_rank_once(rng, sides, size, n) for _ in range(repeats)]
+            for norm, (spearman, wrong) in zip(NORMS, np.moveaxis(ranked, 0, -1), strict=True):
                 low, high = np.quantile(spearman, (0.025, 0.975))
                 row = dict(targets=targets, norm=norm, size=size, spearman=spearman.mean(), low=low, high=high)
-                rows.append(row | dict(wrong_pairs=wrong_pairs.mean()))
+                rows.append(row | dict(wrong_pairs=wrong.mean()))
     return pd.DataFrame(rows)
 
 
-def _rank_once(rng, targets, size, order, n):
-    extent = np.full((n, 2), [10.0, 20.0]) if targets == "one" else np.exp(rng.uniform(np.log(5), np.log(100), (n, 2)))
-    target = np.concatenate((np.zeros((n, 2)), extent), 1)
-    direction = rng.normal(size=(n, 4))
-    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
-    error = direction * rng.uniform(0, size, (n, 1)) * np.linalg.norm(extent, axis=1, keepdims=True)
+def _rank_once(rng, sides, size, n):
+    """Spearman's correlation and the share of pairs ranked wrongly, for each of NORMS: (3, 2)."""
+    sides = np.exp(rng.uniform(np.log(5), np.log(100), (n, 2))) if sides is None else np.tile(sides, (n, 1))
+    target = np.concatenate((np.zeros((n, 2)), sides), 1)
+    error = rng.normal(size=(n, 4))
+    length = rng.uniform(0, size, n) * np.linalg.norm(sides, axis=1) / np.linalg.norm(error, axis=1)
+    error *= length[:, None]
     iou = boxes.iou(tensor(target + error), tensor(target)).numpy()
-    distance = np.linalg.norm(error, order, axis=1)
-    other = rng.permutation(n)
-    wrong = np.sign(distance - distance[other]) * np.sign(iou - iou[other]) > 0
-    return stats.spearmanr(-distance, iou).statistic, wrong.mean()
+    other, found = rng.permutation(n), []
+    for wrong_by, order in ((error, 1), (error, 2), (error / np.tile(sides, 2), 1)):
+        distance = np.linalg.norm(wrong_by, order, axis=1)
+        wrong = np.sign(distance - distance[other]) * np.sign(iou - iou[other]) > 0
+        found.append((stats.spearmanr(-distance, iou).statistic, wrong.mean()))
+    return found
 
 
 @style.styled
 def plot_rank_correlation(table: pd.DataFrame):
-    figure, (axes,) = style.panels(1, 2, 4.4, 3.3)
-    for (targets, norm), part in table.groupby(["targets", "norm"]):
-        label = f"{style.norm_label(norm)}, {'one target' if targets == 'one' else 'targets of any size'}"
-        look = dict(linestyle={"one": "-", "many": "--"}[targets], markevery=1, label=label)
-        style.draw_loss(axes[0], norm, part["size"], part.spearman, **look)
-        axes[0].fill_between(part["size"], part.low, part.high, color=style.color(norm), alpha=0.15, linewidth=0)
-        style.draw_loss(axes[1], norm, part["size"], 100 * part.wrong_pairs, **look)
-    for axis in axes:
-        axis.set(xscale="log", xlabel="largest error (of the box's diagonal)")
-    axes[0].set(ylabel="Spearman's ρ of −distance and IoU", ylim=(None, 1.01))
-    axes[1].set(ylabel="pairs ranked wrongly by distance (%)", ylim=(0, 50))
+    """Share of pairs ranked wrongly by each distance against the size of the error, a panel a kind of targets."""
+    titles = {"one": "one target, 10 × 20", "square": "one square target", "many": "targets of any size and shape"}
+    figure, (axes,) = style.panels(1, 3, 3, 3, sharey=True)
+    for axis, (targets, of_targets) in zip(axes, table.groupby("targets", sort=False), strict=True):
+        for norm, part in of_targets.groupby("norm", sort=False):
+            look = dict(color=style.PREDICTED, marker="x", linestyle="-") if norm == "l1_per_side" else {}
+            style.draw_loss(axis, norm, part["size"], 100 * part.wrong_pairs, label=NORMS[norm], markevery=1, **look)
+        axis.set(xscale="log", xlabel="largest error / diagonal", title=titles[targets])
+    axes[0].set(ylabel="pairs ranked wrongly (%)", ylim=(-1, None))
     style.legend_below(figure, axes)
     return figure
 
 
 def describe_rank_correlation(table: pd.DataFrame) -> str:
-    l1 = table[table.norm == "l1"].sort_values("size")
-    one, many = (l1[l1.targets == targets] for targets in ("one", "many"))
-    tiny, large = one.iloc[0], one.iloc[-1]
-    better = "better" if tiny.low > large.high else "no better"
+    by_size = table.sort_values("size").groupby(["targets", "norm"])
+    smallest, large = by_size.first(), by_size.last().loc["one", "l1"]
+    tiny, wrong = smallest.loc["one", "l1"], smallest.wrong_pairs
     return (
-        f"**What we see.** For one target, ρ of ℓ1 distance and IoU is {tiny.spearman:.3f} (95 % range {tiny.low:.3f} "
-        f"to {tiny.high:.3f}) for errors up to {tiny['size']:g} of the diagonal and {large.spearman:.3f} "
-        f"({large.low:.3f} to {large.high:.3f}) for errors up to {large['size']:g}: distance ranks {better} as errors "
-        f"shrink. Yet even then {tiny.wrong_pairs:.0%} of the pairs are ranked wrongly, because a pixel costs more on "
-        f"a short side than on a long one; and over targets of many sizes ρ is {many.spearman.iloc[0]:.2f} for tiny "
-        f"errors and {many.spearman.iloc[-1]:.2f} for large ones."
+        f"**What we see.** For one 10 × 20 target, ρ of ℓ1 distance and IoU is {tiny.spearman:.3f} (95 % range "
+        f"{tiny.low:.3f} to {tiny.high:.3f}) for errors up to {tiny['size']:g} of the diagonal, and "
+        f"{large.spearman:.3f} ({large.low:.3f} to {large.high:.3f}) up to {large['size']:g}. ℓ1 ranks "
+        f"{wrong['one', 'l1']:.1%} of the pairs wrongly even for the smallest errors, as a pixel costs more on a short "
+        f"side than on a long one. Measured in units of each side it ranks {wrong['one', 'l1_per_side']:.2%} wrongly; "
+        f"for a square, in pixels, {wrong['square', 'l1']:.2%}; over targets of many sizes {wrong['many', 'l1']:.0%}."
     )
 
 
@@ -248,56 +253,38 @@ def ranges(tables: list[pd.DataFrame]) -> pd.DataFrame:
     return groups.agg(pairs="count", lowest="min", highest="max").reset_index()
 
 
-def _draw_pairs(axis, table, y):
-    small = dict(linestyle="", markerfacecolor="none", markeredgewidth=0.6)
-    for part, label, marker, color in (
-        (table[table.overlap], "overlapping", "o", style.OVERLAPPING),
-        (table[~table.overlap], "disjoint", "x", style.DISJOINT),
-    ):
-        axis.plot(part.giou, part[y], marker=marker, markersize=3.5, color=color, label=label, **small)
-
-
 @style.styled
-def plot_pairs(tables: list[pd.DataFrame]):
-    """The paper's correlation figure, a panel for each table of `pairs`."""
-    titles = {"equal": "two equal squares, random centres", "corners": "two boxes, random corners"}
-    figure, (axes,) = style.panels(1, len(tables), 4.2, 3.9, sharey=True)
-    for axis, table in zip(axes, tables, strict=True):
-        _draw_pairs(axis, table, "iou")
-        axis.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle="--", label="IoU = GIoU")
-        axis.set(xlabel="GIoU", title=titles[table.kind.iloc[0]], xlim=(-1.03, 1.03), ylim=(-0.03, 1.03))
-    axes[0].set_ylabel("IoU")
-    axes[0].legend(loc="upper left")
+def plot_pairs(equal: pd.DataFrame, corners: pd.DataFrame):
+    """The paper's correlation figure of two tables of `pairs`, and the shorthand of the second against GIoU."""
+    figure, (axes,) = style.panels(1, 3, 3.4, 3.4)
+    shown = ("two equal squares, random centres", equal, "iou"), ("two boxes, random corners", corners, "iou")
+    for axis, (title, table, y) in zip(axes, (*shown, ("a blog's shorthand", corners, "shorthand")), strict=True):
+        for overlap, label, marker, color in (
+            (True, "overlapping", "o", style.OVERLAPPING),
+            (False, "disjoint", "x", style.DISJOINT),
+        ):
+            part = table[table.overlap == overlap]
+            look = dict(marker=marker, color=color, linestyle="", markerfacecolor="none", markeredgewidth=0.4)
+            axis.plot(part.giou, part[y], markersize=2.5, label=label, rasterized=True, **look)
+        axis.axline((0, 0), slope=1, color="black", linewidth=1, linestyle="--", label="equal")
+        axis.set(xlabel="GIoU", title=title, xlim=(-1.03, 1.03))
+    axes[0].set(ylabel="IoU", ylim=(-0.03, 1.03))
+    axes[1].set(ylabel="IoU", ylim=(-0.03, 1.03))
+    axes[2].set_ylabel("IoU − (C − (A + B))/C")
+    style.legend_below(figure, axes)
     return figure
 
 
 def describe_pairs(equal: pd.DataFrame, corners: pd.DataFrame) -> str:
     lowest = [table.giou[table.overlap].min() for table in (equal, corners)]
+    gap = (corners.shorthand - corners.giou).groupby(corners.overlap).max()
     return (
         f"**What we see.** Overlapping pairs go down to GIoU {lowest[0]:.2f} for equal squares (the bound is −1/2) and "
         f"to {lowest[1]:.2f} for random corners (the bound is −1), from {len(equal):,} pairs each (claim B2). Where "
-        "IoU is 0, GIoU still decreases with distance."
-    )
-
-
-@style.styled
-def plot_shorthand(table: pd.DataFrame, ax=None):
-    """The shorthand of a table of `pairs` against GIoU."""
-    axis = style.one_panel(ax, 5, 4)
-    _draw_pairs(axis, table, "shorthand")
-    axis.plot([-1, 1], [-1, 1], color="black", linewidth=1, linestyle="--", label="equal")
-    axis.axhline(1, color="0.5", linewidth=0.8)
-    axis.set(xlabel="GIoU = IoU − (C − A∪B)/C", ylabel="shorthand, IoU − (C − (A + B))/C")
-    axis.legend(loc="upper left")
-    return axis.figure
-
-
-def describe_shorthand(table: pd.DataFrame) -> str:
-    gap = (table.shorthand - table.giou).groupby(table.overlap).max()
-    return (
-        f"**What we see.** For disjoint boxes the two agree (largest difference {abs(gap[False]):.0e}); for "
-        f"overlapping ones the shorthand is too high by up to {gap[True]:.2f} and reaches {table.shorthand.max():.2f}, "
-        "where no GIoU can be above 1. For identical boxes it gives 2."
+        "IoU is 0, GIoU still decreases with distance.\n\n"
+        f"The shorthand agrees for disjoint boxes (largest difference {abs(gap[False]):.0e}); for overlapping ones it "
+        f"is too high by up to {gap[True]:.2f} and reaches {corners.shorthand.max():.2f}, where no GIoU can be above "
+        "1. For identical boxes it gives 2."
     )
 
 
@@ -323,7 +310,7 @@ def rotation(n: int) -> pd.DataFrame:
 @style.styled
 def plot_rotation(table: pd.DataFrame, angles=(0, 45, 90, 135)):
     """The pair at four angles with its convex hull, and IoU and GIoU against the angle."""
-    figure, (axes,) = style.panels(1, 5, 2.7, 3.2, width_ratios=(1, 1, 1, 1, 1.6))
+    figure, (axes,) = style.panels(1, 5, 2.7, 4.6, width_ratios=(1, 1, 1, 1, 1.9))
     for axis, angle in zip(axes, angles, strict=False):
         shapes = [polygon.numpy() for polygon in rotated_pair(angle)]
         corners = np.concatenate(shapes)
@@ -332,12 +319,12 @@ def plot_rotation(table: pd.DataFrame, angles=(0, 45, 90, 135)):
         for shape, color, label in zip(shapes, (style.PREDICTED, style.TRUE), ("turning", "upright"), strict=True):
             axis.fill(*shape.T, facecolor="none", edgecolor=color, linewidth=1.8, label=label)
         row = table.iloc[(table.angle - angle).abs().argmin()]
-        axis.set(title=f"{angle}°\nIoU {row.iou:.2f}, GIoU {row.giou:.2f}", xlim=(-1.4, 4.7), ylim=(-1.8, 2.7))
+        axis.set(title=f"{angle}°: IoU {row.iou:.2f}\nGIoU {row.giou:.2f}", xlim=(-1.4, 4.7), ylim=(-1.8, 2.7))
         style.hide_scales(axis)
     for prefix, shape, line in (("", "polygons", "-"), ("box_", "bounding boxes", "--")):
         for loss, name in (("iou", "IoU"), ("giou", "GIoU")):
             style.draw_loss(axes[4], loss, table.angle, table[prefix + loss], linestyle=line, label=f"{name}, {shape}")
-    axes[4].set(xlabel="angle of the turning rectangle (°)", xticks=range(0, 181, 45), ylabel="IoU, GIoU")
+    axes[4].set(xlabel="angle (°)", xticks=range(0, 181, 45), ylabel="IoU, GIoU")
     style.legend_below(figure, axes[3:])
     return figure
 
