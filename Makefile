@@ -6,7 +6,7 @@ LOSSES ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce smoke test lab check doctor lock bench
+.PHONY: help film reproduce smoke test lab check doctor lock bench
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1\t/' | expand -t 12
@@ -25,6 +25,9 @@ lab: .venv/installed  ## JupyterLab on the notebooks
 
 bench: .venv/installed  ## this package and comparable ones, timed, in about five minutes; GPU=1 on a GPU
 	$(BIN)/python -m benchmarks $(if $(GPU),--gpu)
+
+film: .venv/installed  ## docs/film.gif, the moving picture of the README
+	$(BIN)/python -m giou_repro.experiments.film docs/film.gif
 
 check: .venv/installed  ## style of code and notebooks
 	$(BIN)/ruff check .
