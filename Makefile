@@ -6,7 +6,7 @@ LOSSES ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help film reproduce smoke test lab check doctor lock bench
+.PHONY: help film reproduce smoke test lab check doctor lock bench site
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1\t/' | expand -t 12
@@ -28,6 +28,10 @@ bench: .venv/installed  ## this package and comparable ones, timed, in about fiv
 
 film: .venv/installed  ## docs/film.gif, the moving picture of the README
 	$(BIN)/python -m giou_repro.experiments.film docs/film.gif
+
+site: reproduce  ## the site of README, notebooks and docs, offline in build/site, after what `make reproduce` makes
+	$(BIN)/python -m sphinx --quiet docs build/site
+	@echo "the site: $(CURDIR)/build/site/index.html"
 
 check: .venv/installed  ## style of code and notebooks
 	$(BIN)/ruff check .

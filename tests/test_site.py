@@ -1,0 +1,48 @@
+"""The site as `make site` builds it, of what is committed and of the runs that are there."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[1]
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", PROJECT / "docs", folder / "site"]
+    build = subprocess.run([*command, "--doctree-dir", folder / "doctrees"], capture_output=True, text=True)
+    assert build.returncode == 0, build.stderr
+    return folder / "site"
+
+
+def test_every_notebook_and_page_is_on_the_site(site):
+    pages = {path.relative_to(site).with_suffix("").as_posix() for path in site.rglob("*.html")}
+    sources = {f"notebooks/{path.stem}" for path in (PROJECT / "notebooks").glob("*.ipynb")}
+    assert sources | {path.stem for path in (PROJECT / "docs").glob("*.md")} <= pages
+    assert sum(path.stat().st_size for path in site.rglob("*") if path.is_file()) < 30e6
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium or google-chrome")
+@pytest.mark.parametrize("width, scheme", [(1280, "light"), (390, "dark")])
+def test_pages_in_a_browser(site, width, scheme):
+    """No message of an error, no request to another host, no sideways scroll, a text for every picture."""
+    from playwright.sync_api import sync_playwright
+
+    problems = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+        page.on("request", lambda request: problems.append(request.url) if request.url.startswith("http") else None)
+        for path in sorted(site.rglob("*.html")):
+            page.goto(path.as_uri())
+            wide = page.evaluate("document.documentElement.scrollWidth") > width
+            silent = page.evaluate("[...document.images].filter(image => !image.alt).length")
+            problems += [f"{path.name}: {what}" for what, bad in (("too wide", wide), ("no alt text", silent)) if bad]
+        browser.close()
+    assert problems == []
