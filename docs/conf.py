@@ -42,18 +42,18 @@ def copy_notebooks(app, config):
         run = newest.get(source.stem)
         notebook = nbformat.read(run.folder / "notebook.ipynb" if run else source, as_version=4)
         notebook.cells = [c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+        caption = source.stem
         for cell in notebook.cells:
             if cell.cell_type == "code":
                 cell.metadata["tags"] = ["hide-input"]
                 cell.metadata["mystnb"] = {"image": {"alt": caption}}
             else:
                 caption = plain(cell.source)
+        text = f"*Not executed yet: `giou-repro run {source.stem}`, then `make site`.*"
         if run:
             record = run.record
-            about = f"scale {run.parameters['scale']}, commit {record['commit'][:7]}, {record['wall_seconds']:.0f} s on "
-            text = f"*Executed: {about}{record['hardware']['processor']}.*"
-        else:
-            text = f"*Not executed yet: `giou-repro run {source.stem}`, then `make site`.*"
+            where = f"{record['wall_seconds']:.0f} s on {record['hardware']['processor']}"
+            text = f"*Executed at scale {run.parameters['scale']} in {where}, commit {record['commit'][:7]}.*"
         notebook.cells.insert(1, nbformat.v4.new_markdown_cell(text))
         nbformat.write(notebook, NOTEBOOKS / source.name)
 
