@@ -3,7 +3,7 @@
     python -m benchmarks [--gpu] [--only losses simulation startup average_precision training]
 
 Prints the table, writes it with the hardware's and the packages' names to benchmarks/results/, and renews the part of
-README.md between the marks, where it has them. About five minutes on two cores.
+docs/benchmarks.md between the marks, where it has them. About five minutes on two cores.
 """
 
 import argparse
@@ -95,7 +95,7 @@ def number(value):
 
 
 def write(rows, gpu):
-    """Write the rows to benchmarks/results/<hardware>.json and, for a CPU, into README.md; return the file."""
+    """Write the rows to benchmarks/results/<hardware>.json and, for a CPU, into docs/benchmarks.md; return the file."""
     machine = store.hardware()
     name = machine["device"] if gpu else f"{machine['processor']} {machine['cores']} cores"
     path = Path(__file__).parent / "results" / (re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower() + ".json")
@@ -103,15 +103,15 @@ def write(rows, gpu):
     commit, dirty = store.git_commit()
     record = dict(hardware=machine, versions=store.versions(), commit=commit, dirty=dirty, rows=rows)
     store.write_atomic(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-    readme = store.project_folder() / "README.md"
-    if not gpu and readme.exists() and BEGIN in readme.read_text():
-        store.write_atomic(readme, with_section(readme.read_text(), record))
+    page = store.project_folder() / "docs" / "benchmarks.md"
+    if not gpu and page.exists() and BEGIN in page.read_text():
+        store.write_atomic(page, with_section(page.read_text(), record))
     return path
 
 
-def with_section(readme, record):
-    """README's text with the part between its marks made new from a record."""
-    before, rest = readme.split(BEGIN)
+def with_section(page, record):
+    """The page with the part between its marks made new from a record."""
+    before, rest = page.split(BEGIN)
     return before + BEGIN + section(record) + END + rest.split(END, 1)[1]
 
 

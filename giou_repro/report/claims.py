@@ -10,44 +10,37 @@ from pathlib import Path
 
 import pandas as pd
 
-from giou_repro.report import verdicts
+from giou_repro.report import detector_verdicts, verdicts
 
 COLUMNS = ["id", "claim", "decided_by", "value", "low", "high", "n", "verdict", "run", "command"]
-TABLES = {
-    1: "YOLOv3, VOC 2007",
-    2: "YOLOv3, COCO",
-    4: "Faster R-CNN, VOC 2007",
-    5: "Faster R-CNN, COCO",
-    7: "Mask R-CNN, COCO",
-}
-BOOK = tomllib.loads(Path(__file__).with_name("claims.toml").read_text())
+DECIDERS = verdicts.DECIDERS | detector_verdicts.DECIDERS
+BOOK = tomllib.loads(Path(__file__).with_name("claims.toml").read_text(encoding="utf-8"))
 
 
 def ledger(runs: dict) -> pd.DataFrame:
     """The verdicts from runs (notebook → store.Run): a row a claim, with COLUMNS, and with source and words, a sentence
     on what was measured."""
-    return pd.DataFrame([_row(name, entry, runs.get(entry["notebook"])) for name, entry in BOOK["claims"].items()])
-
-
-def _row(name, entry, run):
-    about = {"id": name, "run": "", "command": f"giou-repro run {entry['notebook']}"} | entry
-    if run is None:
-        about |= verdicts.untested("no run of this notebook")
-    else:
-        about |= dict(run=f"{run.record['notebook']}/{run.record['run']}", command=command(run.record))
-        about |= _decide(name, entry["tables"], run)
-    return {column: about[column] for column in (*COLUMNS, "source", "words")}
+    rows = []
+    for name, entry in BOOK["claims"].items():
+        run = runs.get(entry["notebook"])
+        about = {"id": name, "run": "", "command": f"giou-repro run {entry['notebook']}"} | entry
+        if run:
+            about |= dict(run=f"{run.record['notebook']}/{run.record['run']}", command=command(run.record))
+        rows.append(about | _decide(name, entry["tables"], run))
+    return pd.DataFrame(rows)[[*COLUMNS, "source", "words"]]
 
 
 def _decide(name, tables, run):
-    """The finding of one claim from a run, which may be incomplete, or of another version of the notebook."""
+    """The finding of one claim from a run, which may be missing, incomplete, or of another version of the notebook."""
+    if run is None:
+        return verdicts.untested("no run of this notebook")
     missing = [table for table in tables if not (run.folder / f"{table}.csv").exists()]
     if missing:
         return verdicts.untested(f"the run has no table {', '.join(missing)}")
     if not run.complete:
         return verdicts.untested(f"the run is {run.record['status']}")
     try:
-        return verdicts.DECIDERS[name]({table: run.table(table) for table in tables}, run.parameters)
+        return DECIDERS[name]({table: run.table(table) for table in tables}, run.parameters)
     except (KeyError, AttributeError) as error:
         return verdicts.untested(f"the run's tables have no {error}: it had other losses, or was of another version")
     except ValueError as error:
@@ -58,15 +51,9 @@ def command(record: dict) -> str:
     """The command that makes a run again, from its run.json."""
     given = dict(record["given"])
     flags = [f"--{name} {given.pop(name)}" for name in ("scale", "seed") if name in given]
-    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}
-    flags += [f"-p {name} {shlex.quote(text)}" for name, text in texts.items()]
+    for name, value in given.items():
+        flags.append(f"-p {name} {shlex.quote(value if isinstance(value, str) else json.dumps(value))}")
     return " ".join(["giou-repro run", record["notebook"], *flags])
-
-
-def paper_tables() -> pd.DataFrame:
-    """The GIoU paper's tables as text; a question mark follows a number as recalled."""
-    columns = ["table", "detector", "data", "loss", "AP", "AP75", "AP_giou", "AP75_giou"]
-    return pd.DataFrame(BOOK["paper"]["rows"], columns=columns)
 
 
 def remark(group: pd.DataFrame) -> str:

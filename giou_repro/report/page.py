@@ -13,19 +13,13 @@ from nbconvert import HTMLExporter
 
 from giou_repro.experiments import comparison
 from giou_repro.registry import label
-from giou_repro.report import claims, publish, verdicts
+from giou_repro.report import claims, detector_verdicts, findings, publish, verdicts
 from giou_repro.runs import runner, store
 
 NOTEBOOK = "07_report"
 OUTPUTS = ("report.html", "claims.csv")  # without which a run of the notebook is not complete
 SCALES = ("smoke", "laptop", "paper")
-VERDICTS = {  # how a table shows them
-    verdicts.HOLDS: ("✔", "background: #0b5394; color: #fff"),
-    verdicts.CONDITION: ("◐", "background: #dbe9f6; color: #1b1b1b"),
-    verdicts.FAILS: ("✘", "background: #fff; color: #8a3c00; outline: 3px solid #b45309"),
-    verdicts.UNDECIDED: ("?", "background: #f1f1f1; color: #444"),
-    verdicts.UNTESTED: ("…", "background: #f1f1f1; color: #444"),
-}
+SIGNS = {verdicts.HOLDS: "✔", verdicts.FAILS: "✘", verdicts.UNDECIDED: "?", verdicts.UNTESTED: "…"}
 FIGURES = [  # notebook, figure, caption
     (
         "01_metric",
@@ -120,7 +114,7 @@ def exported(notebook: Path) -> str:
     return exporter.from_notebook_node(nbformat.read(notebook, as_version=4))[0]
 
 
-# ---- the claims
+# ---- the tables
 
 
 def ledger(sources: Sources) -> pd.DataFrame:
@@ -142,34 +136,28 @@ def counted(ledger: pd.DataFrame) -> Markdown:
     return Markdown(" ".join(sentences))
 
 
-def evidence(ledger: pd.DataFrame, sources: Sources, beside: Path):
-    """The number that decides each claim, the run it is from, as a link from the folder `beside`, and its command."""
-    names = ["id", "whose", "value", "low", "high", "n", "decided_by", "source", "run", "command"]
-    notebooks = [claims.BOOK["claims"][name]["notebook"] for name in ledger.id]
-    runs = [sources[whose].get(notebook) for whose, notebook in zip(ledger.whose, notebooks, strict=True)]
-    links = [_link(run, beside, notebook) for run, notebook in zip(runs, notebooks, strict=True)]
-    return styled(ledger.assign(run=links)[names].rename(columns={"decided_by": "decided by"}))
+def evidence(ledger: pd.DataFrame, sources: Sources, beside: Path) -> Markdown:
+    """findings.cards, with links to the runs from the folder `beside`."""
+    folders = {whose: {name: run.folder for name, run in runs.items()} for whose, runs in sources.items()}
+    links = lambda row: os.path.relpath(folders[row.whose][row.run.partition("/")[0]], beside)  # noqa: E731
+    return Markdown(findings.cards(ledger, links))
 
 
 def styled(table: pd.DataFrame):
-    """A table for the notebook and the page: numbers to the right, verdicts with sign and colour, text escaped but for
-    the links in the column `run`."""
-    numbers, counts = (table.select_dtypes(kind).columns for kind in ("number", "integer"))
-    texts = table.columns.difference([*numbers, "run"])
-    style = table.style.hide(axis="index").format(escape="html", subset=texts)
-    style.format("{:.3g}", subset=numbers, na_rep="–").format("{:,}", subset=counts)
-    style.set_properties(subset=numbers, **{"text-align": "right", "white-space": "nowrap"})
+    """A table for the notebook and the page: text escaped but for links in the column `run`, verdicts with a sign."""
+    table = findings.text(table)
     if "verdict" in table:
-        style.format(lambda verdict: f"{VERDICTS[verdict][0]} {verdict}", subset=["verdict"])
-        style.map(lambda verdict: f"{VERDICTS[verdict][1]}; font-weight: 600", subset=["verdict"])
-    return style
+        table["verdict"] = [f"{SIGNS.get(verdict, '◐')} {verdict}" for verdict in table.verdict]
+    return table.style.hide(axis="index").format(escape="html", subset=table.columns.difference(["run"]))
 
 
-def _link(run, beside, text):
-    return f'<a href="{html.escape(os.path.relpath(run.folder, beside))}">{text}</a>' if run else text
-
-
-# ---- figures, and numbers beside the papers'
+def answer(sources: Sources) -> list:
+    """“Which loss should I use?”, from the published runs, and from yours where they measured any of it."""
+    tables = {whose: findings.answer(runs) for whose, runs in sources.items()}
+    measured = {whose: table for whose, table in tables.items() if table.n.any()}
+    return [
+        part for whose, table in measured.items() for part in (Markdown(f"### {whose.capitalize()}"), styled(table))
+    ]
 
 
 def figures(sources: Sources) -> list:
@@ -187,55 +175,39 @@ def figures(sources: Sources) -> list:
 
 def reproduced(whose: str, runs: dict[str, store.Run]) -> list:
     """The table "what was reproduced", and for each setting of detectors the means and every difference."""
-    settings = publish.detector_settings(runs)
-    shown = [Markdown(f"### {whose.capitalize()}")]
-    shown.append(styled(publish.reproduced(runs, settings, remarks=whose == "published")))
+    shown = [Markdown(f"### {whose.capitalize()}"), styled(findings.reproduced(runs, remarks=whose == "published"))]
+    settings = findings.compared(runs)
     if settings:
-        shown.append(Markdown(f"{publish.VERDICTS} {publish.INTERVALS}"))
-    elif "06_compare_losses" in runs:
-        shown.append(Markdown(f"No detector reached a mean AP of {verdicts.LEARNED}."))
+        shown.append(Markdown(findings.RULES))
+    elif findings.DETECTORS in runs:
+        shown.append(Markdown(f"No detector reached a mean AP of {detector_verdicts.LEARNED}."))
     for name, group, table in settings:
-        shown += [Markdown(f"#### {name} ({whose})"), styled(means(group)), styled(publish.difference_table(table))]
+        shown += [Markdown(f"#### {name} ({whose})"), styled(findings.means(group))]
+        shown += [styled(findings.difference_table(table))] if len(table) else []
     return shown
 
 
-def means(group: pd.DataFrame) -> pd.DataFrame:
-    """A setting's losses: weight, number of runs and the mean of each measure over them."""
-    by_loss = group.groupby("loss", sort=False)
-    table = by_loss[list(dict.fromkeys([*comparison.TESTED, *comparison.MEASURES]))].mean()
-    table.insert(0, "weight", by_loss.weight.agg(lambda weights: ", ".join(f"{w:g}" for w in weights.unique())))
-    table.insert(1, "n", by_loss.size())
-    return table.rename(index=label, columns=comparison.measure_label).reset_index()
-
-
 def paper_tables(sources: Sources) -> pd.DataFrame:
-    """The GIoU paper's detector tables, a column of the paper and one of the closest runs for each measure."""
-    settings = [(whose, group) for whose, runs in sources.items() for _, group, _ in publish.detector_settings(runs)]
-    groups = [group.assign(whose=whose) for whose, group in settings]
+    """The GIoU paper's detector tables, a column of the paper and one of our runs of the same detector, loss and data
+    for each measure, those of the setting with most; a question mark follows a number as recalled."""
+    groups = [
+        group.assign(whose=whose) for whose, runs in sources.items() for group in findings.settings(runs).values()
+    ]
     rows = []
-    for row in claims.paper_tables().itertuples():
-        runs, protocol = _closest(row, groups)
-        loss = "MSE (ℓ2)" if row.loss == "l2" else label(row.loss)
-        cells = {"table": str(row.table), "": claims.TABLES[row.table], "loss": loss}
+    for number, detector, data, loss, *printed in claims.BOOK["paper"]["rows"]:
+        family = data.split()[0].lower()
+        alike = [group[(group.detector == detector) & (group.loss == loss)] for group in groups]
+        alike = [runs for runs in alike if family in "".join(runs.dataset[:1]).lower()]
+        runs = max(alike, key=len, default=pd.DataFrame())
+        protocol = "voc07_" * (family == "voc" and "voc07_AP" in runs)
+        cells = {"table": str(number), "detector": f"{detector}, {data}", "loss": label(loss)}
+        for measure, value in zip(map(comparison.measure_label, comparison.MEASURES), printed, strict=True):
+            cells[measure] = value.replace("?", " as recalled") or "–"
         for measure in comparison.MEASURES:
-            name = comparison.measure_label(measure)
-            cells[name] = getattr(row, measure).replace("?", " as recalled") or "–"
-            cells[f"{name}, measured"] = runs[protocol + measure].mean() if protocol + measure in runs else float("nan")
+            name = f"{comparison.measure_label(measure)}, measured"
+            cells[name] = runs[protocol + measure].mean() if protocol + measure in runs else float("nan")
         rows.append(cells | {"n": f"{len(runs)} {runs.whose.iloc[0]}" if len(runs) else "–"})
     return pd.DataFrame(rows)
-
-
-def _closest(row, groups):
-    """The runs closest to a row of the paper's tables, those of the setting with most, and the prefix of their AP's
-    protocol."""
-    family = row.data.split()[0].lower()
-    alike = [group[(group.detector == row.detector) & (group.loss == row.loss)] for group in groups]
-    alike = [runs for runs in alike if len(runs) and family in str(runs.dataset.iloc[0]).lower()]
-    closest = max(alike, key=len, default=pd.DataFrame())
-    return closest, "voc07_" if family == "voc" and "voc07_AP" in closest else ""
-
-
-# ---- costs
 
 
 def costs(sources: Sources, beside: Path):
@@ -243,24 +215,17 @@ def costs(sources: Sources, beside: Path):
     rows = []
     for whose, runs in sources.items():
         for notebook, run in runs.items():
-            rows.append([_link(run, beside, notebook), whose, *_cost([run.record])])
+            address = html.escape(os.path.relpath(run.folder, beside))
+            rows.append([f'<a href="{address}">{notebook}</a>', whose, *_cost([run.record])])
             trainings = publish.compared_records(run)
-            if trainings:
-                rows.append([f"the {len(trainings)} trainings it compares", whose, *_cost(trainings)])
+            rows += [[f"the {len(trainings)} trainings it compares", whose, *_cost(trainings)]] if trainings else []
     return styled(pd.DataFrame(rows, columns=["run", "whose", "scale", "commit", "hardware", "wall time"]))
 
 
 def _cost(records):
     """Scale, commit, hardware and wall time of runs, each value once."""
-    values = [
-        (
-            str(record["parameters"].get("scale")),
-            record["commit"][:7],
-            "{processor}, {cores} cores, {device}".format(**record["hardware"]),
-        )
-        for record in records
-    ]
-    scale, commit, machine = (", ".join(sorted(set(column))) for column in zip(*values, strict=True))
-    changed = " (with changes)" if any(record["dirty"] for record in records) else ""
+    machines = ["{processor}, {cores} cores, {device}".format(**record["hardware"]) for record in records]
+    commits = [record["commit"][:7] + " (with changes)" * bool(record["dirty"]) for record in records]
+    scales = [str(record["parameters"].get("scale")) for record in records]
     minutes = sum(record.get("wall_seconds", 0) for record in records) / 60
-    return [scale, commit + changed, machine, f"{minutes:,.1f} min"]
+    return [*(", ".join(sorted(set(values))) for values in (scales, commits, machines)), f"{minutes:,.1f} min"]

@@ -1,0 +1,151 @@
+"""What decides each claim on detectors, as in verdicts, from the tables of a run of 06_compare_losses."""
+
+import functools
+import itertools
+
+import pandas as pd
+from scipy import stats
+
+from giou_repro.experiments import comparison, statistics
+from giou_repro.registry import label
+from giou_repro.report.verdicts import finding, sentence
+
+HALF_A_POINT, A_POINT = 0.005, 0.01  # of AP
+LEARNED = 0.05  # mean AP below which detectors say nothing about losses
+PRIMARY = ("bccd", "yolov3")  # data set and detector of the primary comparison, named in advance
+PAPER_GAIN = 0.335 - 0.314  # AP of GIoU − MSE with YOLOv3 on COCO: table 2 of the GIoU paper
+TWO_STAGE = ("faster_rcnn", "mask_rcnn")
+
+
+def settings(detectors: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The runs of each setting that are compared (comparison.at_one_weight): name of the setting → runs.
+
+    Left out: settings whose detectors learned next to nothing (mean AP below LEARNED), and those whose losses share no
+    weight.
+    """
+    try:
+        chosen = comparison.at_one_weight(detectors)
+    except ValueError:
+        return {}
+    return {name: group for name, group in chosen.groupby("setting", sort=False) if group.AP.mean() >= LEARNED}
+
+
+def differences(groups: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """comparison.paired of `settings`: every verdict on detectors is from this table."""
+    return comparison.paired(pd.concat(groups.values())) if groups else comparison.PAIRED
+
+
+def coordinate_loss(losses) -> str | None:
+    """The detector's own loss, MSE or smooth ℓ1, whichever was run; None without one."""
+    return next((name for name in comparison.BASELINES if name in list(losses)), None)
+
+
+def primary(groups: dict[str, pd.DataFrame], *losses: str | None) -> pd.DataFrame:
+    """The runs of the setting of PRIMARY, else of that with most seeds, in which `losses` (None: the detector's own)
+    have seeds enough for a verdict. Raises ValueError where there is none."""
+    able = []
+    for group in groups.values():
+        wanted = {loss or coordinate_loss(group.loss) for loss in losses}
+        n = (group[group.loss.isin(wanted)].groupby("seed").loss.nunique() == len(wanted)).sum()
+        first = (str(group.dataset.iloc[0]).lower(), group.detector.iloc[0]) == PRIMARY
+        able += [(first, n, group)] if n >= statistics.DECIDING else []
+    if not able:
+        names = ", ".join(label(loss) if loss else "a coordinate loss" for loss in losses)
+        raise ValueError(
+            f"fewer than {statistics.DECIDING} paired seeds of {names} in detectors with a mean AP of {LEARNED} or more"
+        )
+    return max(able, key=lambda entry: entry[:2])[2]
+
+
+def _judged(runs, measure, *pairs):
+    return list(statistics.judged(statistics.compare(runs, measure, pairs)).itertuples())
+
+
+def _won(row):
+    """Whether a difference is better; None where undecided, but False where it can only be below half a point."""
+    return True if row.verdict == "better" else False if row.verdict == "worse" or row.high < HALF_A_POINT else None
+
+
+def _found(row, holds, words):
+    return finding(row.difference, (row.low, row.high), row.n, holds, f"{row.setting}: {words}")
+
+
+def _g9(against, tables, parameters):
+    """GIoU against the detector's own loss (None), or another."""
+    groups = settings(tables["detectors"])
+    group = primary(groups, "giou", against)
+    pair = [group.setting.iloc[0], "giou", against or coordinate_loss(group.loss)]
+    table = differences(groups).set_index(["setting", "loss", "against"], drop=False).loc[tuple(pair)]
+    rows = {row.measure: row for row in table.itertuples()}
+    parts = (f"{comparison.measure_label(name)} {comparison.difference_label(row)}" for name, row in rows.items())
+    words = f"GIoU − {label(pair[2])} {', '.join(parts)}."
+    place = "inside" if rows["AP"].low <= PAPER_GAIN <= rows["AP"].high else "outside"
+    words += f" The paper's gain on COCO, {PAPER_GAIN:+.3f} AP, lies {place} the interval." * (against is None)
+    return _found(rows["AP"], _won(rows["AP"]), words)
+
+
+def _g10(tables, parameters):
+    group = primary(settings(tables["detectors"].assign(tilt=lambda t: t.AP75 - t.AP)), "giou", None)
+    pair = "giou", coordinate_loss(group.loss)
+    (row,), (low,) = _judged(group, "tilt", pair), _judged(group, "AP50", pair)
+    kept = True if low.low > -A_POINT and low.high < A_POINT else False if abs(low.difference) > A_POINT else None
+    cases = {"AP75": _won(row), "AP50": kept}
+    words = (
+        f"AP75 gains {comparison.difference_label(row)} more than AP; "
+        f"AP50 changes by {comparison.difference_label(low)}."
+    )
+    return _found(row, cases if cases["AP75"] else cases["AP75"], words)
+
+
+def _g11(tables, parameters):
+    groups = settings(tables["detectors"])
+    one_stage = {name: group for name, group in groups.items() if group.detector.iloc[0] == "yolov3"}
+    data = {group.dataset.iloc[0] for group in one_stage.values()}
+    two_stage = {n: g for n, g in groups.items() if g.detector.iloc[0] in TWO_STAGE and g.dataset.iloc[0] in data}
+    two = primary(two_stage, "giou", None)
+    same_data = {name: group for name, group in one_stage.items() if group.dataset.iloc[0] == two.dataset.iloc[0]}
+    pair, gains = (primary(same_data, "giou", None), two), []
+    for group in pair:
+        values = group.pivot(index="seed", columns="loss", values="AP")
+        gains.append((values.giou - values[coordinate_loss(values)]).dropna())
+    low, high = stats.ttest_ind(*gains, equal_var=False).confidence_interval(statistics.LEVEL)
+    smaller = True if low > 0 else False if high < HALF_A_POINT else None
+    (one_apart, two_apart), (one, two) = ([x.mean() for x in some] for some in ([g.disjoint for g in pair], gains))
+    words = (
+        f"GIoU gains {one:+.3f} AP with YOLOv3, {one_apart:.1%} of whose positives are disjoint, and {two:+.3f} with "
+        f"two stages, {two_apart:.1%}."
+    )
+    cases = {"the gain": smaller, "its reason": one_apart > two_apart}
+    return finding(one - two, (low, high), min(map(len, gains)), cases if smaller else smaller, words)
+
+
+def _g13(tables, parameters):
+    group = primary(settings(tables["detectors"]), "giou", None)
+    curves = comparison.of_chosen(tables["curves"], group)
+    last = curves[curves.epoch == curves.groupby("run").epoch.transform("max")]
+    (row,) = _judged(last, "mean_iou", ("giou", coordinate_loss(group.loss)))
+    words = (
+        f"mean IoU of the positives in the last epoch {row.mean:.3f} with GIoU and {row.mean_against:.3f} with "
+        f"{label(row.against)}."
+    )
+    return _found(row, _won(row), words)
+
+
+def _g14(tables, parameters):
+    runs = tables["detectors"].dropna(subset=["AP_giou", "AP75_giou"])
+    higher = (runs.AP_giou > runs.AP) | (runs.AP75_giou > runs.AP75)
+    words = f"AP or AP75 is higher by GIoU than by IoU in {higher.sum()} of {len(runs)} detector runs."
+    interval = statistics.share_interval(higher.sum(), len(runs))
+    return finding(higher.mean(), interval, len(runs), not higher.any(), words)
+
+
+def _z8(tables, parameters):
+    order = ("ciou", "diou", "giou", "iou")
+    rows = _judged(primary(settings(tables["detectors"]), *order), "AP", *itertools.pairwise(order))
+    words = (f"{label(row.loss)} − {label(row.against)} {comparison.difference_label(row)}" for row in rows)
+    won = {f"{label(row.loss)} over {label(row.against)}": _won(row) for row in rows}
+    return _found(rows[0], won, f"AP {sentence(words)}")
+
+
+DECIDERS = {"G9": functools.partial(_g9, None), "G10": _g10, "G11": _g11, "G12": functools.partial(_g9, "iou")}
+DECIDERS |= {"G13": _g13, "G14": _g14, "Z8": _z8}

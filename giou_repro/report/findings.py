@@ -1,0 +1,214 @@
+"""The tables and sentences of the report and of what is published, each made in one place, from runs (notebook → Run)
+and their ledger."""
+
+import numpy as np
+import pandas as pd
+
+from giou_repro.experiments import comparison, statistics
+from giou_repro.registry import LOSSES, label
+from giou_repro.report import claims, detector_verdicts, verdicts
+from giou_repro.runs import store
+from giou_repro.simulation import CASES_PER_POINT, diou_code
+
+DETECTORS, ONE_BOX, SIMULATION = "06_compare_losses", "04_one_box", "03_simulation"
+HEADLINES = ("G1", "Z1", "Z2", "G9")  # the claims that README begins with
+DISJOINT = "Boxes that may start disjoint from their target"
+SITUATIONS = [  # situation, detector, measure, loss, against (None: the detector's own loss)
+    ("Anchors that overlap their target, one stage", "yolov3", "AP", "giou", None),
+    ("The same, against ℓ1", "yolov3", "AP", "giou", "l1"),
+    ("Anchors that overlap their target, two stages", "faster_rcnn", "AP", "giou", None),
+    ("High thresholds", "yolov3", "AP75", "giou", None),
+    ("Low thresholds", "yolov3", "AP50", "giou", None),
+    ("How well what is found fits", "yolov3", "mean_iou", "giou", None),
+]
+ENCODINGS = [(DISJOINT, "linear"), ("Set prediction (sigmoid boxes, as in DETR; one box, no matching)", "sigmoid")]
+UNMEASURED = [
+    ("Small objects", "AP by the size of objects was not measured."),
+    ("Noisy coordinates", "No run has noise added to its annotations."),
+]
+RULES = (
+    "“Better” and “worse” take five paired seeds; all comparisons of a setting, in AP, AP50, AP75 and mean IoU, are "
+    "corrected together (Holm). Differences are means over the same seeds, with the 95 % interval of each alone."
+)
+
+
+def text(table: pd.DataFrame) -> pd.DataFrame:
+    """A table with its numbers as text: to three digits, thousands apart, a dash where there is none."""
+    forms = {"f": "{:.3g}", "i": "{:,}"}
+    return table.apply(lambda column: column.map(forms.get(column.dtype.kind, "{}").format)).replace("nan", "–")
+
+
+# ---- the claims
+
+
+def cards(ledger: pd.DataFrame, link) -> str:
+    """What decides each claim, in Markdown, a heading a claim. `link(row)` is the address of the run of a row."""
+    parts = []
+    for row in ledger.itertuples():
+        interval = f", 95 % interval {row.low:.3g} to {row.high:.3g}" if np.isfinite(row.low) else ""
+        number = f"\n\nThe number: {row.value:.3g}{interval}, n = {row.n:,}" if np.isfinite(row.value) else ""
+        run = f", of [this run]({link(row)})" if row.run else ""
+        whose = f" ({row.whose})" if "whose" in ledger else ""
+        parts.append(
+            f"### {row.id}{whose}\n\n{row.claim} ({row.source})\n\n**{_capital(row.verdict)}.** {row.words}\n\n"
+            f"What decides: {row.decided_by}{number}{run}. Again: `{row.command}`.\n"
+        )
+    return "\n".join(parts)
+
+
+def _capital(words):
+    return words[0].upper() + words[1:]
+
+
+def headlines(runs: dict[str, store.Run], ledger: pd.DataFrame) -> str:
+    """README's findings: a sentence each, with number, n and link."""
+    rows = ledger.set_index("id").loc[list(HEADLINES)]
+    lines = [
+        f"**{row.claim.removesuffix('.')}: {row.verdict}.** {row.words} (n = {row.n:,}, [{row.Index}](docs/claims.md#"
+        f"{row.Index.lower()}))"
+        for row in rows.itertuples()
+    ]
+    row = answer(runs).set_index("situation").loc[DISJOINT]
+    lines.append(f"**{DISJOINT}: {row.use}.** {row.measured} (n = {row.n}, [which loss](docs/which_loss.md))")
+    return "".join(f"- {line}\n" for line in lines)
+
+
+# ---- which loss to use
+
+
+def answer(runs: dict[str, store.Run]) -> pd.DataFrame:
+    """“Which loss should I use?”: situation, use, measured, n, notebook; from detectors and from single boxes."""
+    groups, rows = settings(runs), []
+    tested = detector_verdicts.differences(groups).set_index(["setting", "measure", "loss", "against"], drop=False)
+    for situation, detector, measure, loss, against in SITUATIONS:
+        some = {name: group for name, group in groups.items() if group.detector.iloc[0] == detector}
+        try:
+            group = detector_verdicts.primary(some, loss, against)
+            against = against or detector_verdicts.coordinate_loss(group.loss)
+            words = _advice(tested.loc[(group.setting.iloc[0], measure, loss, against)])
+        except ValueError as error:
+            words = ["not measured", _capital(f"{error}."), 0]
+        rows.append([situation, *words, DETECTORS])
+    rows += [[situation, *_one_box(runs, encoding), ONE_BOX] for situation, encoding in ENCODINGS]
+    rows += [[situation, "not measured", why, 0, ""] for situation, why in UNMEASURED]
+    return pd.DataFrame(rows, columns=["situation", "use", "measured", "n", "notebook"])
+
+
+def _advice(row):
+    """What a difference allows to say: use, measured, n."""
+    loss, against = label(row.loss), label(row.against)
+    use = {"better": loss, "worse": against}.get(row.verdict, f"{loss} or {against}: {row.verdict}")
+    measure = comparison.measure_label(row.measure)
+    return [use, f"{loss} − {against}: {measure} {comparison.difference_label(row)}; {row.setting}.", row.n]
+
+
+def _one_box(runs, encoding):
+    """ℓ1 + GIoU against GIoU in mean IoU, where most, but not all, first boxes are disjoint: use, measured, n."""
+    if ONE_BOX not in runs:
+        return ["not measured", "No run of 04_one_box.", 0]
+    table = runs[ONE_BOX].table("runs").query("encoding == @encoding")
+    mixed = next(name for name in table.loss if name not in LOSSES and "l1" in name and "giou" in name)
+    shares = table.groupby("first_box").disjoint_at_start.mean()
+    share = shares[shares < 1].max()
+    part = table[table.first_box.map(shares) == share]
+    part = part.assign(setting=f"{share:.0%} of the first boxes disjoint, {encoding} encoding")
+    (row,) = statistics.judged(statistics.compare(part, "mean_iou", [(mixed, "giou")])).itertuples()
+    return _advice(row)
+
+
+# ---- what was reproduced: a row each
+
+
+def reproduced(runs: dict[str, store.Run], remarks: bool = True) -> pd.DataFrame:
+    """The table "what was reproduced", as text; `remarks` adds what has to be said of the published detectors."""
+    makers = {"01_metric": _metric_rows, SIMULATION: _simulation_rows}
+    rows = [row for notebook, maker in makers.items() if notebook in runs for row in maker(runs[notebook])]
+    for name, group, table in compared(runs):
+        n = f"{table.n.min()} paired seeds" if len(table) else f"{group.seed.nunique()} seeds, one loss"
+        means = _listed(group.groupby("loss", sort=False).AP.mean(), "{:.3f}")
+        parts = [means, verdict_sentence(table), claims.remark(group) if remarks else ""]
+        paper = "GIoU best" if any(data in name.lower() for data in ("voc", "coco")) else "–"
+        rows.append([f"AP, {name}; {n}", paper, ". ".join(filter(None, parts)), "06"])
+    return pd.DataFrame(rows, columns=["what", "paper", "ours", "shown in"])
+
+
+def _listed(values, form):
+    """A number for each loss (loss → value) in words."""
+    return ", ".join(f"{label(loss)} {form.format(value)}" for loss, value in values.items())
+
+
+def _metric_rows(run):
+    figure, properties = run.table("figure_1"), run.table("properties")
+    same = sum((figure[key].round(2) == figure[f"printed_{key}"]).sum() for key in ("iou", "giou"))
+    printed, measured = (", ".join(f"{value:.2f}" for value in figure[key]) for key in ("printed_iou", "iou"))
+    held = f"{properties.holds.sum()} of {len(properties)} checks hold"
+    return [
+        ["Figure 1, IoU at equal distance", printed, f"{measured} ({same} of 12 IoU and GIoU equal to 2 digits)", "01"],
+        ["properties of GIoU, random boxes", "proved", held, "01"],
+    ]
+
+
+def _simulation_rows(run):
+    """Errors are those of all the paper's cases, in millions."""
+    paper, ends, sweep = (run.table(name) for name in ("against_paper", "standings", "step_sizes"))
+    millions, last = diou_code.CURVE_CASES / 1e6, paper.step.max()
+    paper = paper[paper.step == last].set_index("loss").paper
+    published, exact = (ends[ends.run == way].set_index("loss").error for way in verdicts.WAYS)
+    names = [name for name in diou_code.PUBLISHED if name in published and name in exact]
+    best = sweep.loc[sweep.groupby("loss").error.idxmin()].set_index("loss").loc[names]
+    tuned = (f"{label(row.Index)} {row.error * millions:.3f} (at {row.step_size:g})" for row in best.itertuples())
+    cases = run.parameters["sweep_points"] * CASES_PER_POINT
+    searched = f"the same, each at the best of {sweep.step_size.nunique()} step sizes, scaled from {cases:,} cases"
+    return [
+        [
+            f"simulation, error after {last} steps, millions, gradients as published",
+            _listed(paper[names] * millions, "{:.2f}"),
+            _listed(published[names] * millions, "{:.3f}"),
+            "03",
+        ],
+        ["the same with exact gradients", "–", _listed(exact[names] * millions, "{:.3f}"), "03"],
+        [searched, "–", ", ".join(tuned), "03"],
+    ]
+
+
+# ---- detectors: the settings of a run of 06, and what their tests say
+
+
+def settings(runs: dict[str, store.Run]) -> dict[str, pd.DataFrame]:
+    """detector_verdicts.settings of the run of 06; none without one."""
+    run = runs.get(DETECTORS)
+    has_table = run and (run.folder / "detectors.csv").is_file()
+    return detector_verdicts.settings(run.table("detectors")) if has_table else {}
+
+
+def compared(runs: dict[str, store.Run]) -> list[tuple[str, pd.DataFrame, pd.DataFrame]]:
+    """(name, its runs, its differences) of each of `settings`."""
+    groups = settings(runs)
+    table = detector_verdicts.differences(groups)
+    return [(name, group, table[table.setting == name]) for name, group in groups.items()]
+
+
+def verdict_sentence(table: pd.DataFrame) -> str:
+    """The differences of a setting that are decided, and how many are not."""
+    words = [
+        f"{label(row.loss)} − {label(row.against)} {comparison.measure_label(row.measure)} "
+        f"{comparison.difference_label(row)} {row.verdict}"
+        for row in table[table.verdict.isin(("better", "worse"))].itertuples()
+    ]
+    counts = table.verdict[~table.verdict.isin(("better", "worse"))].value_counts()
+    return "; ".join([*words, *(f"{n} of {len(table)} differences {verdict}" for verdict, n in counts.items())])
+
+
+def difference_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Every difference of a setting, with interval and verdict, as text: a row a pair of losses, a column a measure."""
+    words = [f"{comparison.difference_label(row)} {row.verdict}" for row in table.itertuples()]
+    table = table.assign(words=words, loss=table.loss.map(label), against=table.against.map(label))
+    parts = table.groupby(["loss", "against"], sort=False)
+    rows = [[*pair, *part.set_index("measure").words] for pair, part in parts]
+    return pd.DataFrame(rows, columns=["loss", "against", *map(comparison.measure_label, table.measure.unique())])
+
+
+def means(group: pd.DataFrame) -> pd.DataFrame:
+    """A setting's losses: weight, number of runs and the mean of each measure over them."""
+    table = comparison.paper_table(group).drop(columns="setting")
+    return table.assign(loss=table.loss.map(label)).rename(columns=comparison.measure_label)

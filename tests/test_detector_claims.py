@@ -1,0 +1,139 @@
+"""The claims on detectors, decided from made-up runs whose answer is plain."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_claims import decide
+
+from giou_repro.experiments import comparison
+from giou_repro.report import claims, detector_verdicts
+from giou_repro.report.verdicts import FAILS, HOLDS, UNDECIDED
+from giou_repro.runs import store
+
+
+def untested(name, **tables):
+    """Why its tables cannot test a claim."""
+    with pytest.raises(ValueError) as raised:
+        decide(name, **tables)
+    return str(raised.value)
+
+
+def detectors(gain, n=5, noise=0.001, ap50=0.0, detector="yolov3", disjoint=0.2, seed=0):
+    """Runs of l2, IoU and GIoU with gains in AP of 0, gain/2 and gain, twice that in AP75, and ap50 in AP50."""
+    rng, rows = np.random.default_rng(seed), []
+    for run in range(n):
+        common = rng.normal(0, 0.01)
+        for share, loss in zip((0, 0.5, 1), ("l2", "iou", "giou"), strict=True):
+            ap, ap75, giou, giou75, half = 0.4 + common + rng.normal(0, noise, 5)
+            row = dict(
+                dataset="voc",
+                detector=detector,
+                loss=loss,
+                weight=1.0,
+                seed=run,
+                disjoint=disjoint,
+                mean_iou=0.8,
+                AP=ap + share * gain,
+            )
+            row |= dict(
+                AP50=half + share * ap50,
+                AP75=ap75 + 2 * share * gain,
+                AP_giou=giou + share * gain,
+                AP75_giou=giou75 + 2 * share * gain,
+            )
+            rows.append(row)
+    return pd.DataFrame(rows).assign(setting=f"voc, {detector}")
+
+
+def test_g9_by_known_gains():
+    found = decide("G9", detectors=detectors(0.05))
+    assert found["verdict"] == HOLDS
+    assert (found["low"] < 0.05 < found["high"], found["n"]) == (True, 5)
+    assert "GIoU − ℓ2 AP +0.049 (" in found["words"] and "+0.021 AP, lies outside the interval" in found["words"]
+    assert decide("G9", detectors=detectors(-0.05))["verdict"] == FAILS
+    assert decide("G9", detectors=detectors(0.0))["verdict"] == FAILS  # less than half a point
+    noisy = decide("G9", detectors=detectors(0.02, noise=0.02))
+    assert noisy["verdict"] == UNDECIDED and "lies inside" in noisy["words"]
+    assert "fewer than 5 paired seeds of GIoU, a coordinate loss in" in untested("G9", detectors=detectors(0.05, n=4))
+    against_iou = decide("G12", detectors=detectors(0.05))
+    assert against_iou["verdict"] == HOLDS and "GIoU − IoU AP +0.02" in against_iou["words"]
+
+
+def test_the_primary_comparison_is_that_named_in_advance():
+    named = detectors(0.0).assign(dataset="bccd", setting="bccd, yolov3")
+    more = detectors(0.05, n=8)
+    assert decide("G9", detectors=pd.concat([more, named]))["words"].startswith("bccd, yolov3: ")
+    few = named[named.seed < 4]  # too few for a verdict: then the setting with most seeds
+    assert decide("G9", detectors=pd.concat([detectors(0.0, detector="fcos"), more, few]))["n"] == 8
+
+
+def test_g10_is_tested_whatever_the_gain():
+    assert decide("G10", detectors=detectors(0.05))["verdict"] == HOLDS
+    assert decide("G10", detectors=detectors(0.05, ap50=0.05))["verdict"] == "holds for AP75 only"
+    flat = detectors(0.05)
+    assert decide("G10", detectors=flat.assign(AP75=flat.AP - 0.1))["verdict"] == FAILS
+    none = decide("G10", detectors=detectors(0.0))  # no gain in AP, and none in AP75 beyond it
+    assert none["verdict"] == FAILS and none["n"] == 5
+    assert "fewer than 5" in untested("G10", detectors=detectors(0.05, n=4))
+
+
+def test_g13_and_g14_by_hand():
+    runs = detectors(0.05).reset_index(drop=True).reset_index(names="run")
+    curves = pd.DataFrame(dict(run=np.repeat(runs.run, 2), epoch=[1, 2] * len(runs), setting="", loss="", seed=0))
+    curves["mean_iou"] = [0.1, 0.7] * len(runs)
+    curves = runs[["run", "loss", "seed"]].merge(curves[["run", "epoch", "setting", "mean_iou"]], on="run")
+    assert decide("G13", detectors=runs, curves=curves)["verdict"] == FAILS  # equal: no gain of half a point
+    better = curves.assign(mean_iou=curves.mean_iou + (0.1 + 0.001 * curves.seed) * (curves.loss == "giou"))
+    found = decide("G13", detectors=runs, curves=better)
+    assert found["verdict"] == HOLDS and found["value"] == pytest.approx(0.102)
+    assert decide("G14", detectors=runs.assign(AP_giou=runs.AP, AP75_giou=runs.AP75))["verdict"] == HOLDS
+    one = runs.assign(AP_giou=runs.AP + (runs.run == 3), AP75_giou=runs.AP75)
+    assert decide("G14", detectors=one)["verdict"] == FAILS and decide("G14", detectors=one)["value"] == 1 / 15
+
+
+def test_z8_takes_each_step_of_the_order():
+    runs = detectors(0.05)
+    four = [
+        runs[runs.loss == "l2"].assign(loss=loss, AP=lambda t, gain=gain: t.AP + gain * (1 + t.seed / 10))
+        for loss, gain in (("iou", 0), ("giou", 0.05), ("diou", 0.1), ("ciou", 0.15))
+    ]
+    assert decide("Z8", detectors=pd.concat(four))["verdict"] == HOLDS
+    four[3]["AP"] = four[2].AP.to_numpy()
+    assert decide("Z8", detectors=pd.concat(four))["verdict"] == "holds for DIoU over GIoU and GIoU over IoU only"
+    assert "of CIoU, DIoU, GIoU, IoU in" in untested("Z8", detectors=pd.concat(four[:3]))
+
+
+def test_g9_takes_the_verdicts_of_comparisons_family():
+    runs = detectors(0.05, ap50=-0.05)
+    table = comparison.paired(runs)
+    assert set(zip(table.loss, table.against, strict=True)) == {("iou", "l2"), ("giou", "l2"), ("giou", "iou")}
+    assert detector_verdicts.differences(detector_verdicts.settings(runs)).verdict.tolist() == table.verdict.tolist()
+
+
+def test_detectors_that_learned_nothing_decide_nothing():
+    runs = detectors(0.05).assign(AP=0.01)
+    assert detector_verdicts.settings(runs) == {} and detector_verdicts.differences({}).empty
+    assert all("mean AP of 0.05 or more" in untested(name, detectors=runs) for name in ("G9", "G10", "G11", "Z8"))
+
+
+def test_remarks_are_of_published_settings():
+    path = store.project_folder() / "results" / "published" / "06_compare_losses" / "detectors.csv"
+    if not path.exists():
+        pytest.skip("no detectors are published")
+    run = {tuple(pair) for pair in pd.read_csv(path)[["dataset", "detector"]].drop_duplicates().to_numpy()}
+    assert {(entry["dataset"], entry["detector"]) for entry in claims.BOOK["remarks"]} <= run
+    assert claims.remark(detectors(0.05)) == ""
+
+
+def test_g11_compares_stages():
+    one, two = detectors(0.05), detectors(0.01, detector="faster_rcnn", disjoint=0.01, seed=1)
+    found = decide("G11", detectors=pd.concat([one, two]))
+    assert found["verdict"] == HOLDS
+    assert found["value"] == pytest.approx(0.04, abs=0.003)
+    apart = decide("G11", detectors=pd.concat([one, two.assign(disjoint=0.5)]))
+    assert apart["verdict"] == "holds for the gain only" and "20.0%" in apart["words"] and "50.0%" in apart["words"]
+    assert decide("G11", detectors=pd.concat([one, two.assign(AP=one.AP.to_numpy())]))["verdict"] == FAILS
+    for runs in ([one], [one, two[two.seed < 4]], [one, two.assign(dataset="other")]):
+        assert "fewer than 5" in untested("G11", detectors=pd.concat(runs))
+    noisy = detectors(0.05, noise=0.05, detector="faster_rcnn")
+    assert decide("G11", detectors=pd.concat([one, noisy]))["verdict"] == UNDECIDED
