@@ -237,6 +237,9 @@ def _sweep(options):
     with places.connect(file, cells, options.workers, options.scheduler, options.cluster) as place:
         rows = sweep.run(file, cells, results, place)
     print(f"{sweep.report(rows)}\ntable in {sweep.table_path(file, results)}")
+    for page in [Path(folder, "report.html") for folder in rows.run if folder]:
+        if page.is_file():
+            print(f"the report: {page.resolve().as_uri()}")
     return 0 if rows.status.isin(["ran", "complete already"]).all() else 1
 
 

@@ -14,7 +14,7 @@ from giou_repro.report.publish import published_runs
 from giou_repro.report.verdicts import BEST, FAILS, HOLDS, UNDECIDED, UNTESTED
 from giou_repro.runs import store
 
-IDS = [*(f"G{n}" for n in range(1, 15)), "B1", "B2", *(f"Z{n}" for n in (*range(1, 9), 10))]
+IDS = [*(f"G{n}" for n in range(1, 16)), "B1", "B2", *(f"Z{n}" for n in (*range(1, 9), 10))]
 PUBLISHED, EXACT = (f"holds for {way} only" for way in verdicts.WAYS.values())
 
 
@@ -26,7 +26,7 @@ def folder(place, notebook, tables, **entries):
             notebook=notebook,
             run="20260101T000000-000-abcdef0",
             given={},
-            parameters={"n_pairs": 20_000, "n_points": 30, "n_places": 200},
+            parameters={"n_pairs": 20_000, "n_points": 30},
         )
         | entries
     )
@@ -39,7 +39,7 @@ def folder(place, notebook, tables, **entries):
 
 def decide(name, **tables):
     """The finding of one claim from its tables."""
-    return claims.DECIDERS[name](tables, {"n_pairs": 20_000, "n_points": 30, "n_places": 200})
+    return claims.DECIDERS[name](tables, {"n_pairs": 20_000, "n_points": 30})
 
 
 def test_the_book_is_whole():
@@ -84,7 +84,6 @@ def real(tmp_path_factory):
     third |= {f"curves_{way}": convergence.curves(run) for way, run in runs.items()}
     third |= dict(step_sizes=third["standings"].query("run == 'exact'").drop(columns="run").assign(step_size=0.1))
     second = dict(steepness=landscape.steepness(["iou", "giou"], 20_000, 0))
-    second |= dict(flat_parts=landscape.flat_parts(landscape.profiles(losses, 200)))
     return {
         "01_metric": folder(place / "1", "01_metric", first),
         "02_loss_landscape": folder(place / "2", "02_loss_landscape", second),
@@ -96,9 +95,9 @@ def test_the_notebooks_tables_decide_every_claim_but_the_detectors(real):
     table = claims.ledger(real).set_index("id")
     tested = table[table.n > 0]
     assert list(tested.index) == [name for name in IDS if name not in (*(f"G{n}" for n in range(9, 15)), "Z8")]
-    assert (table.verdict[["G1", "G2", "G3", "G4", "G5", "G7", "G8", "B2", "Z7"]] == HOLDS).all()
+    assert (table.verdict[["G1", "G2", "G3", "G4", "G5", "G7", "G8", "B2", "G15", "Z7"]] == HOLDS).all()
     assert (table.verdict["Z1"], table.value["Z1"]) == (UNDECIDED, 0)  # none of too few boxes
-    assert sorted(tested.index[tested.low.isna()]) == ["B2", "G1", "Z10", "Z7"]  # numbers that nothing is drawn for
+    assert sorted(tested.index[tested.low.isna()]) == ["B2", "G1", "Z10"]  # numbers that nothing is drawn for
     some = tested.dropna(subset="low")
     assert ((some.low <= some.value) & (some.value <= some.high)).all()
     assert table.run["Z2"] == "03_simulation/20260101T000000-000-abcdef0"
@@ -252,14 +251,16 @@ def test_z3_z5_and_z6_by_hand():
     assert decide("Z6", **tables, step_sizes=best)["verdict"] == f"holds for the published code and {BEST} only"
 
 
-def test_b1_and_z7_by_hand():
-    table = pd.DataFrame(dict(targets="one", norm="l1", size=[0.001, 1.0], wrong_pairs=[0.06, 0.16]))
-    assert decide("B1", rank_correlation=table)["verdict"] == "holds for large errors only"
-    assert decide("B1", rank_correlation=table.assign(wrong_pairs=[0.001, 0.16]))["verdict"] == HOLDS
-    assert decide("B1", rank_correlation=table.assign(wrong_pairs=[0.16, 0.001]))["verdict"] == FAILS
-    flat = pd.DataFrame(dict(scenario="contained", loss=["iou", "giou", "diou"], contained=[1.0, 1, 0]))
-    assert decide("Z7", flat_parts=flat)["verdict"] == HOLDS
-    assert decide("Z7", flat_parts=flat.assign(contained=1.0))["verdict"] == FAILS
+def test_b1_by_hand():
+    kinds = [("one", "l1"), ("square", "l1"), ("one", "l1_per_side")]
+    rows = [dict(targets=of, norm=norm, size=size) for size in (1.0, 0.001) for of, norm in kinds]
+    table = pd.DataFrame(rows).assign(wrong_pairs=[0.16, 0.1, 0.1, 0.06, 0, 0])
+    found = decide("B1", rank_correlation=table)
+    tiny = "tiny errors of a square and tiny errors in units of each side"
+    assert (found["verdict"], found["value"]) == (f"holds for large errors and {tiny} only", 0.06)
+    assert "16.00% for large errors, 6.00% for tiny errors in pixels" in found["words"]
+    assert decide("B1", rank_correlation=table.assign(wrong_pairs=[0.16, 0, 0, 0.001, 0, 0]))["verdict"] == HOLDS
+    assert decide("B1", rank_correlation=table.assign(wrong_pairs=[0.001, 0, 0, 0.1, 0.1, 0.1]))["verdict"] == FAILS
 
 
 def test_z10_by_hand():

@@ -60,11 +60,13 @@ def test_g9_by_known_gains():
 
 
 def test_the_primary_comparison_is_that_named_in_advance():
-    named = detectors(0.0).assign(dataset="bccd", setting="bccd, yolov3")
-    more = detectors(0.05, n=8)
-    assert decide("G9", detectors=pd.concat([more, named]))["words"].startswith("bccd, yolov3: ")
-    few = named[named.seed < 4]  # too few for a verdict: then the setting with most seeds
-    assert decide("G9", detectors=pd.concat([detectors(0.0, detector="fcos"), more, few]))["n"] == 8
+    named = detectors(0.0).assign(dataset="VOC2007", setting="voc, best weights")
+    equal = detectors(0.1).assign(dataset="VOC2007", setting="voc, weight 5")
+    more = detectors(0.05, n=8).assign(dataset="bccd", setting="bccd")
+    found = decide("G9", detectors=pd.concat([equal, more, named]))
+    assert found["words"].startswith("voc, best weights: ") and "too few seeds" not in found["words"]
+    few = decide("G9", detectors=pd.concat([more, named[named.seed < 4]]))  # then the setting with most seeds
+    assert few["n"] == 8 and "The primary comparison, on VOC 2007, has too few seeds." in few["words"]
 
 
 def test_g10_is_tested_whatever_the_gain():

@@ -198,17 +198,22 @@ def test_the_answer_follows_the_verdicts(tmp_path):
 
 def test_one_box_answers_where_boxes_start_disjoint(tmp_path):
     rows = [
-        dict(encoding=encoding, first_box=box, loss=loss, seed=seed, disjoint_at_start=share, mean_iou=iou + seed / 1e3)
-        for encoding in ("linear", "sigmoid")
-        for box, share in ((0, 0.0), (1, 0.97), (2, 1.0))
-        for loss, iou in (("5*l1 + 2*giou", 0.8 - share / 10), ("giou", 0.8 - share / 2), ("iou", 0.5))
-        for seed in range(5)
+        ("5*l1 + 2*giou", "l1", 97, 0.02, "better", False),
+        ("giou", "l1", 97, -0.10, "worse", False),
+        ("iou", "l1", 97, 0.0, "undecided", False),
+        ("giou", "iou", 97, -0.1, "worse", True),
+        ("giou", "l1", 0, 0.3, "better", False),
     ]
-    pd.DataFrame(rows).assign(mean_iou=lambda t: t.mean_iou + (t.index % 7) / 1e4).to_csv(tmp_path / "runs.csv")
+    table = pd.DataFrame(rows, columns=["loss", "against", "first_box", "difference", "verdict", "primary"])
+    table = table.assign(n=10, low=table.difference - 0.01, high=table.difference + 0.01)
+    pd.concat([table.assign(encoding="linear"), table[1:].assign(encoding="sigmoid")]).to_csv(
+        tmp_path / "differences.csv", index=False
+    )
     table = findings.answer({"04_one_box": store.Run(tmp_path)}).set_index("situation")
     row = table.loc[findings.DISJOINT]
-    assert row.use == "5*l1 + 2*giou" and row.n == 5 and "mean IoU +0.38" in row.measured
-    assert row.measured.endswith("97% of the first boxes disjoint, linear encoding.")
+    assert (row.use, row.n) == ("5*l1 + 2*giou", 10)
+    assert "GIoU − ℓ1 -0.100 (-0.110 to -0.090), IoU − ℓ1" in row.measured and "GIoU − IoU -0.1" in row.measured
+    assert table.use[findings.ENCODINGS[1][0]] == "ℓ1 or IoU"
 
 
 def test_readmes_answer_is_what_the_published_tables_say():

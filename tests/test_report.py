@@ -1,6 +1,7 @@
 """The page stands alone and says what the tables say; the published ledger is renewed with it; verify finds numbers
 that moved."""
 
+import contextlib
 import shutil
 
 import nbformat
@@ -180,6 +181,18 @@ def test_the_command_writes_into_the_results_folder_by_default(project, monkeypa
     assert main(["report"]) == 0
     assert calls == [(results / "report.html", results, "laptop")]
     assert str(results / "report.html") in capsys.readouterr().out
+
+
+def test_a_sweep_ends_with_the_reports_address(tmp_path, monkeypatch, capsys):
+    (tmp_path / "a run").mkdir()
+    (tmp_path / "a run" / "report.html").write_text("")
+    rows = pd.DataFrame(dict(notebook=["01_metric", "07_report"], run=["", str(tmp_path / "a run")]))
+    rows = rows.assign(parameters="", status="ran", seconds=1.0, attempts=1, error="", last_lines="")
+    monkeypatch.setattr("giou_repro.runs.places.connect", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr("giou_repro.runs.sweep.run", lambda *_: rows)
+    file = store.project_folder() / "sweeps" / "reproduce.yaml"
+    assert main(["sweep", str(file), "--results", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.endswith(f"the report: {(tmp_path / 'a run' / 'report.html').as_uri()}\n")
 
 
 def test_publishing_nothing_renews_what_is_made_of_the_published_runs(project, monkeypatch, capsys):

@@ -6,15 +6,13 @@ import os
 import tempfile
 from pathlib import Path
 
-import nbformat
 import pandas as pd
 from IPython.display import Image, Markdown
-from nbconvert import HTMLExporter
 
 from giou_repro.experiments import comparison
 from giou_repro.registry import label
 from giou_repro.report import claims, detector_verdicts, findings, publish, verdicts
-from giou_repro.runs import runner, store
+from giou_repro.runs import pages, runner, store
 
 NOTEBOOK = "07_report"
 OUTPUTS = ("report.html", "claims.csv")  # without which a run of the notebook is not complete
@@ -105,13 +103,9 @@ def save(run: store.Run, results: Path | str) -> None:
 
 def exported(notebook: Path) -> str:
     """The page of an executed notebook: its text, tables and figures, without code and prompts."""
-    exporter = HTMLExporter(
-        raw_template=Path(__file__).with_name("page.html.j2").read_text(),
-        exclude_input=True,
-        exclude_output_prompt=True,
-        exclude_anchor_links=True,
-    )
-    return exporter.from_notebook_node(nbformat.read(notebook, as_version=4))[0]
+    template = Path(__file__).with_name("page.html.j2").read_text(encoding="utf-8")
+    without = dict.fromkeys(("exclude_input", "exclude_output_prompt", "exclude_anchor_links"), True)
+    return pages.exported(notebook, raw_template=template, **without)
 
 
 # ---- the tables

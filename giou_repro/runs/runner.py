@@ -9,11 +9,10 @@ from pathlib import Path
 
 import nbformat
 import papermill
-from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 from papermill.iorw import LocalHandler, papermill_io
 
-from giou_repro.runs import doctor, parameters, store
+from giou_repro.runs import doctor, pages, parameters, store
 from giou_repro.runs.store import RunFailed
 
 START_TIMEOUT = 300  # seconds for a kernel to start, on a busy machine with a slow disk
@@ -63,8 +62,7 @@ def execute(run: store.Run, path: Path, given: dict, progress: bool = False, tim
         )
         if not run.record.get("notebook_finished"):
             raise RunFailed("the notebook ended without run.finish()")
-        page, _ = HTMLExporter().from_notebook_node(nbformat.read(folder / "notebook.ipynb", as_version=4))
-        run.save("notebook.html", page)
+        run.save("notebook.html", pages.exported(folder / "notebook.ipynb"))
         run.close("complete")
     except BaseException as error:
         late = timeout is not None and time.monotonic() - started >= timeout

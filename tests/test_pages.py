@@ -1,0 +1,40 @@
+"""The page of an executed notebook asks no other host for anything and says what its pictures show."""
+
+import base64
+import re
+
+import nbformat
+from bs4 import BeautifulSoup
+
+from giou_repro.report import page
+from giou_repro.runs import pages
+
+DOT = base64.b64encode(b"not looked at").decode()
+CELLS = [
+    nbformat.v4.new_markdown_cell(
+        "# A question?\n\nWith $w^* < \\frac{1}{2}$, and `$HOME and $PATH` as it is:\n\n$$a*b*c$$"
+    ),
+    nbformat.v4.new_markdown_cell("## Part\n\n**Figure 1.** How to read <it>."),
+    nbformat.v4.new_code_cell("1", outputs=[nbformat.v4.new_output("display_data", {"image/png": DOT})]),
+    nbformat.v4.new_code_cell(
+        "2",
+        outputs=[nbformat.v4.new_output("display_data", {"image/png": DOT}, metadata={"image/png": {"alt": "own"}})],
+    ),
+]
+ELSEWHERE = re.compile(r"""(?:src|href)=["']?(?:https?:)?//|url\(["']?(?:https?:)?//|import\(?\s*["']https?:""")
+
+
+def test_pages_stand_alone(tmp_path):
+    path = tmp_path / "notebook.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=CELLS), path)
+    for text in (pages.exported(path), page.exported(path)):
+        soup = BeautifulSoup(text, "html.parser")
+        assert (soup.title.text, soup.html["lang"]) == ("A question?", "en")
+        assert [image["alt"] for image in soup.find_all("img")] == ["Figure 1. How to read <it>.", "own"]
+        assert not ELSEWHERE.search(text) and "mathjax" not in text.lower()
+        inline, block = soup.find_all("math")
+        assert (inline["display"], block["display"]) == ("inline", "block") and "w*" in inline.text.replace(
+            "\u2217", "*"
+        )
+        assert block.text.count("*") + block.text.count("\u2217") == 2
+        assert "$HOME and $PATH" in soup.text and "$$" not in soup.text
