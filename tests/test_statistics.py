@@ -130,16 +130,27 @@ def test_compare_pairs_common_seeds():
 
 
 def test_holm_over_the_pairs_of_a_table():
-    table = pd.DataFrame(dict(p=[0.01, 0.04, 0.03, np.nan], n=[5, 5, 5, 2], difference=[1, 1, -1, 1], p_signs=0.03))
+    table = pd.DataFrame(
+        dict(p=[0.01, 0.04, 0.03, np.nan], n=[5, 5, 5, 2], difference=[1, 1, -1, 1], p_signs=0.03, p_unpaired=0.01)
+    )
     found = statistics.judged(table)
     assert found.p_holm[:3].tolist() == pytest.approx([0.03, 0.06, 0.06])  # 3 x .01, 2 x .03, no less than that
     assert found.verdict.tolist() == ["better", "undecided", "undecided", "too few seeds"]
 
 
-@pytest.mark.parametrize(("p", "p_signs"), [(0.06, 0.03), (0.01, 0.06)])
-def test_both_tests_must_agree(p, p_signs):
-    table = pd.DataFrame(dict(p=[p], n=[5], difference=[1.0], p_signs=[p_signs]))
+@pytest.mark.parametrize(("p", "p_signs", "p_unpaired"), [(0.06, 0.03, 0.01), (0.01, 0.06, 0.01), (0.01, 0.03, 0.06)])
+def test_all_tests_must_agree(p, p_signs, p_unpaired):
+    table = pd.DataFrame(dict(p=[p], n=[5], difference=[1.0], p_signs=[p_signs], p_unpaired=[p_unpaired]))
     assert statistics.judged(table).verdict.tolist() == ["undecided"]
+    without = statistics.judged(table, unpaired=False).verdict.tolist()
+    assert without == (["better"] if p_unpaired == 0.06 else ["undecided"])
+
+
+def test_the_unpaired_test_is_welchs():
+    a, b = [0.1, 0.2, 0.4, 0.3, 0.9], [0.0, 0.1, 0.3, 0.2, 0.8]
+    found = statistics.difference(a, b)
+    assert found["p_unpaired"] == pytest.approx(stats.ttest_ind(a, b, equal_var=False).pvalue)
+    assert found["p"] < 1e-6 < 0.5 < found["p_unpaired"]  # the seeds move both alike
 
 
 def test_what_cannot_be_compared_is_named():

@@ -1,7 +1,6 @@
 """Notebook 06: all detector runs side by side, the paper's tables in shape, and which differences are beyond chance."""
 
 import json
-import textwrap
 import warnings
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from giou_repro import registry
-from giou_repro.experiments import detector, statistics, style
+from giou_repro.experiments import statistics
 from giou_repro.runs import store
 from giou_repro.training.config import SCALES, Config
 
@@ -17,16 +16,18 @@ TABLES = ["evaluation", "curves", "thresholds"]  # of a training; its record is 
 KEY = ["run", "dataset", "detector", "loss", "weight", "seed"]
 MEASURES = ["AP", "AP75", "AP_giou", "AP75_giou"]  # those of the paper's tables
 TESTED = ["AP", "AP50", "AP75", "mean_iou"]  # those that a difference is tested in
-RUNS = [*KEY[1:], "AP", "AP50", "AP75", "AP_giou", "AP75_giou", "mean_iou", "disjoint"]  # the first columns of a run
+SHARES = {"disjoint": "positives disjoint from their target", "clipped": "steps clipped"}  # shown beside each loss
 BASELINES = ("l2", "smooth_l1", "l1")  # the paper's MSE and smooth-ℓ1, whichever was run
 PAIRED = pd.DataFrame(  # where there is no pair
-    columns=["setting", "measure", "loss", "against", "n", "difference", "low", "high", "p_holm", "verdict"]
+    columns=["setting", "measure", "loss", "against", "n", "difference", "low", "high", "p_holm", "verdict", "note"]
 )
 OUTPUTS = (  # without which a run of the notebook is not complete
     *("detectors.csv", "paper_tables.csv", "paired.csv", "curves.csv", "thresholds.csv", "weights.csv"),
     *("figures/every_run.png", "figures/curves.png", "figures/thresholds.png"),
 )
 FREE = ("loss", "weight", "seed", "scale", "device", "evaluations")  # parameters that may differ within a setting
+AWAY = ", positives {} cells away"
+SHOWN = ("epochs", "image_size", "cells_away")  # parameters that are a column of every table
 
 
 # ---- the trainings, and which of them may be compared
@@ -37,42 +38,41 @@ def gather(results, dataset: str | None = None, scale: str = "smoke") -> tuple[p
 
     Where the folder has no training, but a comparison of some, as results/published has, those are gathered again from
     its tables and records. `dataset` is the only data set that counts, `scale` the least scale; the newest counts of
-    trainings alike in setting (what must be equal, in words), loss, weight and seed. Raises FileNotFoundError for none.
+    trainings alike in setting (what must be equal, in words), loss, weight and seed. `after_look` says that a training
+    began after a comparison had shown others of its setting. Raises FileNotFoundError for none.
     """
     newest, settings, checksums, smaller = {}, {}, {}, 0
     for record, tables in _trainings(results):
-        if dataset not in (None, Path(record["parameters"].get("dataset", "")).name):
+        row, fixed = tables["evaluation"].iloc[0], _fixed(record)
+        if dataset not in (None, fixed["dataset"]):
             continue
         if list(SCALES).index(record["parameters"].get("scale", "paper")) < list(SCALES).index(scale):
             smaller += 1
             continue
-        row, fixed = tables["evaluation"].iloc[0], _fixed(record)
         data = _data(record, "checksum")
         if data != checksums.setdefault((json.dumps(fixed), row.seed), data):
             fixed["data"] = data  # in a setting, one seed means one set of images
-        settings[setting := json.dumps(fixed)] = fixed
-        newest[setting, row.loss, row.weight, row.seed] = record["run"], tables
+        setting = json.dumps(fixed)
+        settings[setting] = fixed
+        about = dict(run=record["run"], setting=setting) | {name: fixed[name] for name in SHOWN if name in fixed}
+        newest[setting, row.loss, row.weight, row.seed] = {
+            name: table.assign(**about) for name, table in tables.items()
+        }
     if not newest:
         on, remedy = f" on {dataset}" if dataset else "", "make some: giou-repro train --loss giou, or make reproduce"
         if smaller:
             remedy = f"{smaller} of a smaller scale do not count at scale {scale}, but at --scale smoke; or {remedy}"
         raise FileNotFoundError(f"no complete run of 05_train_detector{on} under {results}; {remedy}")
-    titles = _titles(settings)
-
-    def stacked(name):
-        sizes = {setting: {key: fixed[key] for key in ("epochs", "image_size")} for setting, fixed in settings.items()}
-        return pd.concat(
-            tables[name].assign(run=run, setting=titles[setting], **sizes[setting])
-            for (setting, *_), (run, tables) in newest.items()
-        )
-
-    runs = stacked("evaluation")
+    runs, curves, thresholds = (pd.concat([tables[name] for tables in newest.values()]) for name in TABLES)
     runs["loss"] = [_registered(name, run) for name, run in zip(runs.loss, runs.run, strict=True)]
+    runs["after_look"] = _after_look(runs, results)
+    titles = _titles(settings)
     order = [*registry.LOSSES, *sorted(set(runs.loss) - set(registry.LOSSES))]
-    runs["loss"] = pd.Categorical(runs.loss, order)
+    runs = runs.assign(loss=pd.Categorical(runs.loss, order), setting=runs.setting.map(titles))
     runs = runs.sort_values(["setting", "loss", "weight", "seed"], ignore_index=True).astype({"loss": str})
-    curves, thresholds = (runs[KEY].merge(stacked(name), on="run") for name in TABLES[1:])
-    return runs[list(dict.fromkeys([*RUNS, *runs]))], curves, thresholds
+    first = [*KEY[1:], *dict.fromkeys([*TESTED, *MEASURES]), "disjoint"]
+    others = (table.assign(setting=table.setting.map(titles)) for table in (curves, thresholds))
+    return runs[list(dict.fromkeys([*first, *runs]))], *(runs[KEY].merge(table, on="run") for table in others)
 
 
 def _trainings(results):
@@ -93,7 +93,7 @@ def _trainings(results):
     others = [table.drop(columns=[*KEY[1:], "setting"]).drop_duplicates() for table in others]  # some are in 2 settings
     for run in sorted(rows.run):
         tables = {name: table[table.run == run] for name, table in zip(TABLES, [rows, *others], strict=True)}
-        yield json.loads((kept / "runs" / f"{run}.json").read_text()), tables
+        yield json.loads((kept / "runs" / f"{run}.json").read_text(encoding="utf-8")), tables
 
 
 def _registered(reference, run):
@@ -104,6 +104,17 @@ def _registered(reference, run):
         name = reference if (name := reference.rpartition(":")[2]) in registry.LOSSES else name
         print(f"{run}: its loss {reference} could not be imported ({error}); its numbers count, under the name {name}")
         return name
+
+
+def _after_look(runs, results):
+    """Whether each training is younger than a comparison of its setting; the names of runs sort by time."""
+    first, settings = {}, runs.set_index("run").setting
+    for look in store.runs(results, "06_compare_losses", "complete"):
+        for setting in settings[settings.index.isin(look.table("detectors").run)]:
+            first.setdefault(setting, look.record["run"])
+    known = runs.get("after_look", pd.Series(False, runs.index)).eq(True).to_numpy()
+    pairs = zip(runs.run, runs.setting, strict=True)
+    return known | np.array([setting in first and run > first[setting] for run, setting in pairs])
 
 
 def _fixed(record):
@@ -131,9 +142,10 @@ def _titles(settings):
 
 def _words(fixed):
     backbone = f" ({'frozen ' if fixed['frozen_views'] else ''}{fixed['backbone']})" if fixed["backbone"] else ""
-    images = f", {fixed['images']} images" if fixed["images"] else ""
     words = f"{fixed['dataset']} {fixed['train_split']} → {fixed['val_split']}, {fixed['detector']}{backbone}"
-    return f"{words}, {fixed['image_size']} px, {fixed['epochs']} epochs{images}"
+    words += f", {fixed['image_size']} px, {fixed['epochs']} epochs"
+    words += f", {fixed['images']} images" if fixed["images"] else ""
+    return words + (AWAY.format(fixed["cells_away"]) if fixed.get("cells_away") else "")
 
 
 def keep_records(runs: pd.DataFrame, results, run: store.Run):
@@ -144,49 +156,78 @@ def keep_records(runs: pd.DataFrame, results, run: store.Run):
         run.save(f"runs/{name}.json", path.read_bytes())
 
 
+# ---- one weight a loss
+
+
 def at_one_weight(runs: pd.DataFrame) -> pd.DataFrame:
     """Runs in which each setting has one weight a loss, ready to be compared.
 
     A setting with several becomes a setting for each weight that all its losses were run at, and one for each loss at
-    its own best, where there are seeds enough to choose it on some and report others (at_best_weight). With fewer seeds
-    than an interval takes it was a search, which `weights` shows: it is left out, unless there is nothing else.
+    its own best: that of the search on the same data and detector, else one chosen on seeds that are left out
+    (at_best_weight). With fewer seeds than a verdict takes it was a search, which `weights` shows: it is left out,
+    unless there is nothing else. The column `search` has the weights that were searched where a loss's own is one of
+    them, and says where it is the least or the greatest.
     """
-    groups, parts = [group for _, group in runs.groupby("setting", sort=False)], []
-    enough = [group for group in groups if not _has_several_weights(group) or group.seed.nunique() >= statistics.LEAST]
-    for group in enough or groups:
-        if not _has_several_weights(group):
-            parts.append(group)
+    parts, is_search = [], runs.groupby("setting").apply(_is_search)
+    searches = runs[runs.setting.map(is_search)]
+    for name, group in runs[~runs.setting.map(is_search) | is_search.all()].groupby("setting", sort=False):
+        search = searches[(searches.detector == group.detector.iloc[0]) & (searches.dataset == group.dataset.iloc[0])]
+        if group.groupby("loss").weight.nunique().max() == 1:
+            parts.append(group.assign(search=_grid(group, search)))
             continue
-        name = group.setting.iloc[0]
         equal = group[group.groupby("weight").loss.transform("nunique") == group.loss.nunique()]
         parts += [part.assign(setting=f"{name}, weight {weight:g}") for weight, part in equal.groupby("weight")]
-        parts.append(at_best_weight(group).assign(setting=f"{name}, best weights"))
+        best = at_best_weight(group, search if len(search) and not is_search.all() else None)
+        parts.append(
+            best.assign(setting=f"{name}, best weights", search=_grid(best, group if search.empty else search))
+        )
     chosen = pd.concat(parts)
     if chosen.empty:
         raise ValueError(
             "no weight is shared by all losses, and seeds are too few to choose each; run all at one weight"
         )
-    return chosen
+    return chosen.fillna({"search": ""})
 
 
-def at_best_weight(group: pd.DataFrame) -> pd.DataFrame:
-    """The runs of each loss of a setting at the weight of its highest mean AP, which is chosen on seeds that are then
-    left out.
+def _is_search(group):
+    return group.groupby("loss").weight.nunique().max() > 1 and group.seed.nunique() < statistics.DECIDING
 
-    A third of the seeds that every loss was run with at all its weights (rounded down, at least one, the lowest)
-    choose. Empty where there is no such seed or no other.
+
+def _grid(runs, search):
+    """For each run the weights its loss was searched over, in words; nothing where its weight is not their best."""
+    grids = search.groupby("loss").weight.unique().map(sorted).to_dict()
+    words = {}
+    for loss, weight in set(zip(runs.loss, runs.weight, strict=True)):
+        grid = grids.get(loss, [])
+        if len(grid) > 1 and weight in grid:
+            edge = ": at the edge" if weight in (grid[0], grid[-1]) else ""
+            words[loss, weight] = ", ".join(f"{tried:g}" for tried in grid) + edge
+    return [words.get(key, "") for key in zip(runs.loss, runs.weight, strict=True)]
+
+
+def at_best_weight(group: pd.DataFrame, search: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The runs of each loss of a setting at the weight of its highest mean AP in `search`.
+
+    Without one, a third of the seeds that every loss was run with at all its weights (rounded down, at least one, the
+    lowest) choose, and are left out. Empty where there is no such seed or no other.
     """
     complete = group.pivot(index="seed", columns=["loss", "weight"], values="AP").dropna()
-    if complete.empty:
-        return group[:0]
     choosing = complete[: max(1, len(complete) // 3)]
-    best = choosing.mean().groupby("loss").idxmax()  # loss → (loss, weight)
-    rest = group[~group.seed.isin(choosing.index)]
-    return rest[[best[row.loss] == (row.loss, row.weight) for row in rest.itertuples()]]
+    rest = group[~group.seed.isin(choosing.index)] if search is None else group
+    means = choosing.mean() if search is None else search.groupby(["loss", "weight"]).AP.mean()
+    best = means.dropna().groupby("loss").idxmax()  # loss → (loss, weight)
+    chosen = [best.get(loss) == (loss, weight) for loss, weight in zip(rest.loss, rest.weight, strict=True)]
+    return rest[np.array(chosen, dtype=bool)]
 
 
-def _has_several_weights(group):
-    return group.groupby("loss").weight.nunique().max() > 1
+def weights(runs: pd.DataFrame) -> pd.DataFrame:
+    """AP against the weight in the settings where a loss was run at several: mean, 95 % CI and n over seeds."""
+    keys, rows = ["dataset", "detector", "loss", "weight", "setting"], []
+    several = runs.groupby("setting").filter(lambda group: group.groupby("loss").weight.nunique().max() > 1)
+    for key, part in several.groupby(keys, sort=False):
+        low, high = statistics.mean_interval(part.AP)
+        rows.append(dict(zip(keys, key, strict=True)) | dict(mean=part.AP.mean(), low=low, high=high, n=len(part)))
+    return pd.DataFrame(rows)
 
 
 # ---- the paper's tables, in shape
@@ -198,50 +239,21 @@ def baseline(losses) -> str:
 
 
 def paper_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """The paper's tables in shape: a row a setting and loss, each measure's mean over seeds, n, and the gain over the
-    baseline in per cent."""
+    """The paper's tables in shape: a row a setting and loss, each measure's mean over seeds, n, the gain over the
+    baseline in per cent, and the SHARES."""
     tables = []
     for setting, group in runs.groupby("setting", sort=False):
         losses = group.groupby("loss", sort=False)
         means = losses[[*TESTED, "AP_giou", "AP75_giou"]].mean()
         gains = (means[MEASURES] / means[MEASURES].loc[baseline(means.index)] - 1).mul(100).add_suffix(" gain %")
-        about = losses.agg(n=("seed", "nunique"), weight=("weight", "first"), disjoint=("disjoint", "mean"))
-        tables.append(about.join(means).join(gains).reset_index().assign(setting=setting))
+        about = losses.agg(n=("seed", "nunique"), weight=("weight", "first"))
+        texts = losses[[name for name in ("search",) if name in group]].first()
+        tables.append(about.join([texts, _shares(group), means, gains]).reset_index().assign(setting=setting))
     return pd.concat(tables, ignore_index=True)
 
 
-# ---- every run, and the mean
-
-
-@style.styled
-def plot_every_run(runs: pd.DataFrame):
-    """AP, AP75 and AP by GIoU of every run as dots, by loss, their means as bars; a row a setting."""
-    figure, rows = _row_a_setting(runs, 3)
-    for axes, part in rows:
-        losses = list(part.loss.unique())
-        turned = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if len(losses) > 4 else {}
-        for axis, measure in zip(axes, ("AP", "AP75", "AP_giou"), strict=True):
-            for place, loss in enumerate(losses):
-                values = part[part.loss == loss][measure]
-                places = place + (np.arange(len(values)) - (len(values) - 1) / 2) * 0.06
-                style.draw_loss(axis, loss, places, values, linestyle="none", markevery=1, alpha=0.75)
-                axis.hlines(values.mean(), place - 0.3, place + 0.3, color=style.color(loss), linewidth=2.2)
-            axis.set(ylabel=measure_label(measure))
-            axis.set_xticks(range(len(losses)), map(registry.label, losses), **turned)
-    return figure
-
-
-def _row_a_setting(table, columns, width=3.2, height=2.6, **options):
-    """A figure with a row of panels, and its title, for each setting of a table: (figure, [(axes, part)])."""
-    parts = [part for _, part in table.groupby("setting", sort=False)]
-    figure, axes = style.panels(len(parts), columns, width, height, **options)
-    for row, part in zip(axes, parts, strict=True):
-        _set_title(row[0], part.setting.iloc[0])
-    return figure, list(zip(axes, parts, strict=True))
-
-
-def _set_title(axis, setting):
-    axis.set_title("\n".join(textwrap.wrap(setting, 58)), fontsize=8, loc="left")
+def _shares(group):
+    return group.groupby("loss", sort=False)[[name for name in SHARES if name in group]].mean()
 
 
 def measure_label(measure: str) -> str:
@@ -254,11 +266,13 @@ def measure_label(measure: str) -> str:
 
 def paired(runs: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """The differences between losses that are tested, on the seeds both have: statistics.compare's rows with p_holm and
-    verdict.
+    verdict, the SHARES of both losses, and a note: what was added after a look, and which weight is at the edge of its
+    search.
 
     In each setting all of its rows are one family, over which Holm corrects: the TESTED measures, each for every loss
     against the detector's coordinate loss (`baseline`), every other loss against ℓ1 where that was run, and GIoU
-    against IoU. Where a run found no object at all, and so has no mean IoU, the setting's mean IoU is not compared.
+    against IoU. Where the test images are the same for all seeds, as they are but for generated ones, the unpaired test
+    has to agree. Where a run found no object at all, and so has no mean IoU, the setting's mean IoU is not compared.
     `seed` is that of the sign flips, which are drawn from 14 seeds on.
     """
     families = []
@@ -266,8 +280,12 @@ def paired(runs: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         pairs = _pairs(list(group.loss.unique()))
         measures = [name for name in TESTED if name != "mean_iou" or group[name].notna().all()]
         if pairs:
-            rows = [statistics.compare(group, measure, pairs, seed) for measure in measures]
-            families.append(statistics.judged(pd.concat(rows)))
+            rows = pd.concat([statistics.compare(group, measure, pairs, seed) for measure in measures])
+            rows = rows.merge(_shares(group), on="loss").merge(
+                _shares(group).rename_axis("against"), on="against", suffixes=("", "_against")
+            )
+            generated = "dataset" in group and (group.dataset == "shapes").all()
+            families.append(statistics.judged(_noted(rows, group), unpaired=not generated))
     return pd.concat(families, ignore_index=True) if families else PAIRED
 
 
@@ -279,31 +297,23 @@ def _pairs(losses):
     return [pair for number, pair in enumerate(pairs) if set(pair) not in map(set, pairs[:number])]
 
 
-@style.styled
-def plot_paired(table: pd.DataFrame):
-    """Paired differences in points (hundredths) with 95 % CI, full dots where the verdict is better or worse.
-
-    A row a setting, a panel a measure; a line parts what is against one loss from what is against another.
-    """
-    measures = table.measure.unique()
-    heights = 0.9 + 0.2 * table[table.measure == measures[0]].groupby("setting", sort=False).size().to_numpy()
-    figure, rows = _row_a_setting(table, len(measures), 2.2, heights.mean(), sharey="row", height_ratios=heights)
-    for axes, part in rows:
-        for axis, measure in zip(axes, measures, strict=True):
-            entries = part[part.measure == measure].reset_index()
-            colors, decided = entries.loss.map(style.color), entries.verdict.isin(("better", "worse"))
-            fill = colors.where(decided, "white")
-            axis.hlines(entries.index, 100 * entries.low, 100 * entries.high, color=colors, linewidth=2)
-            axis.scatter(100 * entries.difference, entries.index, 25, fill, edgecolors=colors, zorder=3)
-            for place in np.flatnonzero(entries.against != entries.against.shift())[1:]:
-                axis.axhline(place - 0.5, color="#999999", linewidth=0.6)
-            axis.axvline(0, color="#999999", linewidth=1)
-            pairs = entries.loss.map(registry.label) + " − " + entries.against.map(registry.label)
-            axis.set(yticks=entries.index, yticklabels=pairs + " (n " + entries.n.astype(str) + ")")
-            axis.set(xlabel=f"Δ {measure_label(measure)}, points", ylim=(len(entries) - 0.4, -0.6))
-            axis.locator_params(axis="x", nbins=3)
-            axis.grid(axis="y", visible=False)
-    return figure
+def _noted(rows, group):
+    """`rows` with a note of their losses' weights and seeds."""
+    at_edge, added = {}, {}
+    for loss, part in group.groupby("loss"):
+        search = part.get("search", pd.Series([""])).iloc[0]
+        if search.endswith("edge"):
+            tried = search.partition(":")[0]
+            at_edge[loss] = f"the weight of {registry.label(loss)} is {part.weight.iloc[0]:g}, at the edge of {tried}"
+        added[loss] = set(part.seed[part.after_look]) if "after_look" in part else set()
+    notes = []
+    for row in rows.itertuples():
+        seeds = [seed for seed in map(int, row.seeds.split()) if seed in added[row.loss] | added[row.against]]
+        words = [at_edge[loss] for loss in (row.loss, row.against) if loss in at_edge]
+        if 0 < len(seeds) < row.n:
+            words.append(f"seeds {', '.join(map(str, seeds))} were added after a look")
+        notes.append("; ".join(words))
+    return rows.assign(note=notes)
 
 
 NOTE = """
@@ -327,6 +337,15 @@ def describe_paired(table: pd.DataFrame) -> str:
                 for measure, some in rows.groupby("measure", sort=False)
             )
             lines.append(f"- against {registry.label(against)} (n = {seeds}), **{verdict}**: {'; '.join(words)}")
+        for share, name in SHARES.items():
+            if share in part:
+                of = dict(zip(part.against, part[f"{share}_against"], strict=True))
+                of |= dict(zip(part.loss, part[share], strict=True))
+                lines.append(
+                    f"- {name}: {', '.join(f'{registry.label(loss)} {value:.2%}' for loss, value in of.items())}"
+                )
+        notes = dict.fromkeys(words for note in part.get("note", ()) for words in note.split("; ") if words)
+        lines += [f"- {words}" for words in notes]
         lines.append("- mean IoU is not compared: a training found no object\n" * ("mean_iou" not in set(part.measure)))
     return "\n".join(lines) + NOTE
 
@@ -336,65 +355,6 @@ def difference_label(row) -> str:
     return f"{row.difference:+.3f}" + (f" ({row.low:+.3f} to {row.high:+.3f})" if row.n >= statistics.LEAST else "")
 
 
-# ---- during training, and against the threshold of a match
-
-
 def of_chosen(table: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:
     """The rows of `table` (curves, thresholds) of the runs in `chosen`, under the settings and in the order there."""
     return chosen[["run", "setting"]].merge(table.drop(columns="setting"), on="run")
-
-
-@style.styled
-def plot_curves(table: pd.DataFrame):
-    """Classification loss, mean IoU of positives and AP by epoch, mean over seeds; a row a setting."""
-    labels = {"classification": "classification loss", "mean_iou": "mean IoU of positives", "AP": "AP (validation)"}
-    figure, rows = _row_a_setting(table, len(labels))
-    for axes, part in rows:
-        means = part.groupby(["loss", "epoch"], sort=False, as_index=False)[list(labels)].mean()
-        detector.draw_curves(axes, means, labels)
-    style.legend_below(figure, figure.axes)
-    return figure
-
-
-@style.styled
-def plot_thresholds(table: pd.DataFrame):
-    """AP against the threshold of the match by IoU and by GIoU, mean over seeds, and the difference to the baseline."""
-    figure, rows = _row_a_setting(table, 3)
-    for axes, part in rows:
-        base = baseline(part.loss.unique())
-        means = part.groupby(["criterion", "loss", "threshold"], sort=False, as_index=False).AP.mean()
-        iou, giou = (means[means.criterion == criterion] for criterion in ("iou", "giou"))
-        gain = iou.assign(AP=iou.AP - iou.threshold.map(iou[iou.loss == base].set_index("threshold").AP))
-        for axis, lines, criterion in zip(axes, (iou, giou, gain), ("IoU", "GIoU", "IoU"), strict=True):
-            style.draw_losses(axis, lines, "threshold", "AP")
-            axis.set(xlabel=f"threshold of {criterion}", ylabel="AP", ylim=(None if lines is gain else 0, None))
-        axes[2].set_ylabel(f"AP − AP of {registry.label(base)}")
-    style.legend_below(figure, figure.axes)
-    return figure
-
-
-# ---- the weight of the loss
-
-
-def weights(runs: pd.DataFrame) -> pd.DataFrame:
-    """AP against the weight in the settings where a loss was run at several: mean, 95 % CI and n over seeds."""
-    keys, rows = ["dataset", "detector", "loss", "weight", "setting"], []
-    for key, part in runs.groupby("setting").filter(_has_several_weights).groupby(keys, sort=False):
-        low, high = statistics.mean_interval(part.AP)
-        rows.append(dict(zip(keys, key, strict=True)) | dict(mean=part.AP.mean(), low=low, high=high, n=len(part)))
-    return pd.DataFrame(rows)
-
-
-@style.styled
-def plot_weights(table: pd.DataFrame):
-    """AP against the weight of the box loss, mean and 95 % CI, a panel a setting."""
-    settings = list(table.groupby("setting", sort=False))
-    figure, axes = style.panels(1, len(settings), width=4)
-    for axis, (setting, part) in zip(axes[0], settings, strict=True):
-        style.draw_losses(axis, part, "weight", "mean", ("low", "high"), markevery=1)
-        axis.set(xscale="log", xlabel="weight of the box loss", ylabel="AP")
-        axis.set_xticks(part.weight.unique(), [f"{weight:g}" for weight in part.weight.unique()])
-        axis.minorticks_off()
-        _set_title(axis, setting)
-    style.legend_below(figure, axes)
-    return figure
