@@ -2,9 +2,11 @@
 that others wrote."""
 
 import contextlib
+import itertools
 import math
 import os
 import re
+import unicodedata
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -12,13 +14,15 @@ from typing import NamedTuple
 
 from giou_repro.data.defects import Defect, Unreadable
 
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+MOST_FILES = 500_000  # looked at below a folder
 
 
 class Object(NamedTuple):
     """One annotated object: its title in reports, its class, its xyxy box (as annotated until `repair_objects`), flags.
 
-    area: COCO's own, or NaN;  segmentation: see `masks.checked_segmentation`, or None.
+    area: COCO's own in px², or None where there is none;  segmentation: see `masks.checked_segmentation`, or None.
     """
 
     title: str
@@ -26,16 +30,17 @@ class Object(NamedTuple):
     box: tuple
     difficult: bool = False
     crowd: bool = False
-    area: float = math.nan
+    area: float | None = None
     segmentation: list | dict | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class Picture:
     """One image file with its annotations.
 
-    name: in reports;  stated: the annotated width and height, NaN or 0 where there is none. Set when the header is
-    read: width, height, `turned`, whether EXIF's orientation is followed, and `state`, the file's size and time.
+    name: in reports;  stated: the annotated width and height, NaN or 0 where there is none. Set when the set is opened:
+    width, height, `turned`, whether EXIF's orientation is followed, `state`, the file's size and time, and, for a file
+    of more than 8 bits, `levels`, see `pictures.decode`.
     """
 
     file: Path
@@ -47,18 +52,16 @@ class Picture:
     height: int = 0
     turned: bool = False
     state: os.stat_result | None = None
+    levels: tuple | None = None
 
 
 def similar_classes(names: list[str], file: str) -> list[Defect]:
-    """Defects of class names that differ in case, spaces or hyphens alone."""
+    """Defects of class names that differ in case, spaces, hyphens or Unicode form alone."""
     groups = defaultdict(list)
     for name in names:
-        groups[re.sub(r"[\s_-]", "", name).lower()].append(name)
-    return [
-        Defect("similar classes", file, f"({', '.join(map(repr, group))})")
-        for group in groups.values()
-        if len(group) > 1
-    ]
+        groups[re.sub(r"[\s_-]", "", unicodedata.normalize("NFKC", name)).casefold()].append(name)
+    lists = [f"({', '.join(map(repr, group))})" for group in groups.values() if len(group) > 1]
+    return [Defect("similar classes", file, group) for group in lists]
 
 
 def number(value: object) -> float:
@@ -81,17 +84,59 @@ def read_text(path: Path, kind: str, largest: float = math.inf) -> tuple[str, li
     except OSError as error:
         reason = error.strerror
     if reason:
-        raise Unreadable(Defect(kind, path.name, f"({reason})"))
+        raise Unreadable(Defect(kind, utf8_name(path), f"({reason})"))
     declared = re.findall(r"<\?xml[^>]*encoding=[\"']([\w-]+)", content[:200].decode("latin-1"))
     for encoding in ("utf-16" if content.startswith(UTF16_MARKS) else "utf-8-sig", *declared):
         with contextlib.suppress(UnicodeError, LookupError):
             return content.decode(encoding), []
-    return content.decode("latin-1"), [Defect("encoding", path.name, "(not UTF-8)")]
+    return content.decode("latin-1"), [Defect("encoding", utf8_name(path), "(not UTF-8)")]
+
+
+def utf8_name(path: Path) -> str:
+    """The last name of a path read as UTF-8, which file names are, whatever the locale says."""
+    return os.fsencode(path.name).decode(errors="surrogateescape")
 
 
 def within(folder: Path, name: str) -> Path | None:
     """The path that `name` gives in `folder`; None where the name leads out of it (links are the user's own)."""
-    path = PurePosixPath(name.replace("\\", "/"))
+    path = PurePosixPath(os.fsdecode(name.replace("\\", "/").encode(errors="surrogatepass")))
     if not path.parts or path.is_absolute() or ".." in path.parts or re.match("[A-Za-z]:", name):
         return None
     return folder / path
+
+
+def files_below(root: Path) -> list[Path]:
+    """The files in a folder and its folders, links followed, each folder once; hidden ones and run folders left out."""
+    return list(itertools.islice(_walk(root, set()), MOST_FILES))
+
+
+def _walk(root, seen):
+    for folder, folders, names in os.walk(root, followlinks=True):
+        state = os.stat(folder)
+        new = (state.st_dev, state.st_ino) not in seen and "run.json" not in names
+        seen.add((state.st_dev, state.st_ino))
+        folders[:] = sorted(name for name in folders if new and name[0] != ".")
+        yield from (Path(folder, name) for name in sorted(names) if new and name[0] != ".")
+
+
+def missing_files(kind: str, root: Path, looked: str, missing: list[tuple]) -> list[Defect]:
+    """Defects of files that are not where they should be; missing: (the defect's file and object, the name) of each.
+
+    They say where was looked and which file below `root` is near: in another folder, or of a name that differs in case,
+    Unicode form or suffix.
+    """
+    near = defaultdict(list)
+    for path in files_below(root) if missing else ():
+        if path.suffix.lower() in (".xml",) if kind == "missing annotation" else IMAGES:
+            near[_alike(utf8_name(path))].append(path.relative_to(root).as_posix())
+    defects = []
+    for file, title, name in missing:
+        found = near[_alike(PurePosixPath(name.replace("\\", "/")).name)]
+        beside = f"; there is {found[0]!r}" if found else ""
+        defects.append(Defect(kind, file, f"({name!r:.200} is not in {looked}{beside})", title))
+    return defects
+
+
+def _alike(name):
+    """What names have in common that differ in suffix, case or Unicode form alone."""
+    return unicodedata.normalize("NFC", name.rpartition(".")[0] or name).casefold()

@@ -5,12 +5,22 @@ One file a split: annotations/instances_<split>.json with the images in <split>/
 """
 
 import json
-import math
 import os
+from collections import defaultdict
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from giou_repro.data.annotations import Object, Picture, number, read_text, similar_classes, within
+from giou_repro.data.annotations import (
+    Object,
+    Picture,
+    missing_files,
+    number,
+    read_text,
+    similar_classes,
+    utf8_name,
+    within,
+)
 from giou_repro.data.defects import Defect, Unreadable
 from giou_repro.data.folder import Folder
 
@@ -21,39 +31,52 @@ SAMPLE = 50  # images by which their folder is identified
 
 
 def sources(path: Path) -> dict:
-    """split → its reader, `read` without the classes, of a folder or of one file; "all" is one file's content."""
+    """split → its reader, from classes (or None) to a `Folder`, of a folder or of one file; "all" is one file's
+    content."""
     if path.is_file():
-        return {"all": partial(read, path), _split(path): partial(read, path)}
-    files = sorted([*path.glob("annotations/*.json"), *path.glob("*.json"), *path.glob("*/_annotations.coco.json")])
+        return {"all": partial(_read, path), _split(path): partial(_read, path)}
+    places = ("annotations/*.json", "*.json", "*/_annotations.coco.json")
+    files = [file for place in places for file in sorted(path.glob(place)) if file.name[0] != "."]
     instances = [file for file in files if file.name.startswith("instances_")]  # COCO has captions, too
-    return {_split(file): partial(read, file) for file in instances or files}
+    readers = {}
+    for file in instances or files:
+        split = _split(file)
+        readers[file.relative_to(path).as_posix() if split in readers else split] = partial(_read, file)
+    return readers
+
+
+def files(path: Path) -> list[Path]:
+    """All annotation files, and the images that they list."""
+    found = list(dict.fromkeys(reader.args[0] for reader in sources(path).values()))
+    for file in tuple(found):
+        with suppress(Unreadable):
+            found += [picture.file for picture in _read(file).pictures]
+    return found
 
 
 def _split(file):
-    return file.parent.name if file.name == "_annotations.coco.json" else file.stem.removeprefix("instances_")
+    if file.name == "_annotations.coco.json":
+        return utf8_name(file.parent)
+    return utf8_name(file).removesuffix(file.suffix).removeprefix("instances_")
 
 
-def read(file: Path, classes: tuple | None = None) -> Folder:
+def _read(file: Path, classes: tuple | None = None) -> Folder:
     """The annotations of a JSON. classes: the names to take, or None for all categories by id.
 
     Raises Unreadable where it is not an object with lists of images, annotations and categories.
     """
     text, defects = read_text(file, "malformed JSON")
-    lists = _lists(text, file.name, defects)
-    names = _names(lists["categories"], file.name, defects)
-    defects += similar_classes(names.values(), file.name)
-    labels = {
-        id: classes.index(name) if classes else position
-        for position, (id, name) in enumerate(names.items())
-        if not classes or name in classes
-    }
+    name = utf8_name(file)
+    lists = _lists(text, name, defects)
+    names = _names(lists["categories"], name, defects)
+    classes = tuple(classes or dict.fromkeys(names.values()))
     inside = file.parent.name == "annotations" or file.name == "_annotations.coco.json"
-    name = file.resolve().parent.parent.name if inside else file.stem
-    split = Folder(name, tuple(classes or names.values()), defects=defects)
-    split.content.update(text.encode(errors="replace"))
+    whole = utf8_name(file.resolve().parents[1]) if inside else name.removesuffix(file.suffix)
     pictures = _pictures(lists["images"], file, defects)
-    _add_objects(pictures, lists["annotations"], names, labels, file.name, defects)
-    split.pictures += {picture.name: picture for picture in pictures.values() if picture.file}.values()
+    _add_objects(pictures, lists["annotations"], names, classes, name, defects)
+    split = Folder(whole, classes, defects=defects)
+    split.content.update(text.encode(errors="replace"))
+    split.pictures += {picture.file: picture for picture in pictures.values() if picture.file}.values()
     return split
 
 
@@ -63,11 +86,10 @@ def _lists(text, file, defects):
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise Unreadable(Defect("malformed JSON", file, f"({error})")) from None
-    lists = {}
+    lists = defaultdict(list)
     for name, required in REQUIRED.items():
         if not isinstance(content, dict) or not isinstance(content.get(name), list):
             raise Unreadable(Defect("malformed JSON", file, f'(it has no list "{name}")'))
-        lists[name] = []
         for entry in content[name]:
             if isinstance(entry, dict) and all(isinstance(entry.get(key), kind) for key, kind in required.items()):
                 lists[name].append(entry)
@@ -77,40 +99,54 @@ def _lists(text, file, defects):
 
 
 def _names(categories, file, defects):
-    """id → name of the categories, by id."""
-    names = {}
+    """id → name of the categories, by id, without ids of two names; two ids of one name are one class."""
+    names, ids = defaultdict(set), defaultdict(list)
     for category in categories:
-        id, name = category["id"], category["name"].strip()
-        if id in names:
-            defects.append(Defect("repeated category", file, f"({name!r} and {names[id]!r})", f"category {id}"))
-        names.setdefault(id, name)
-    return dict(sorted(names.items(), key=lambda pair: (isinstance(pair[0], str), pair[0])))
+        names[category["id"]].add(category["name"].strip())
+    for id in sorted(names, key=lambda id: (isinstance(id, str), id)):
+        if len(names[id]) > 1:
+            defects.append(Defect("ambiguous category", file, f"({', '.join(sorted(names[id]))})", f"category {id}"))
+        else:
+            ids[names[id].pop()].append(id)
+    for name, several in ids.items():
+        if len(several) > 1:
+            defects.append(Defect("repeated class", file, f"({name!r} is category {', '.join(map(str, several))})"))
+    defects += similar_classes(ids, file)
+    return {id: name for name, several in ids.items() for id in several}
 
 
 def _pictures(images, file, defects):
-    """id → picture, without objects; the id of an entry that names a file again gives the first one's picture."""
-    folder = _image_folder(file, images)
-    pictures, by_name = {}, {}
+    """id → picture, without objects. Entries that name one file share its picture; of an id that stands for several
+    files no picture has one, because nobody knows whose its annotations are."""
+    root, looked, folder = _image_folder(file, images)
+    by_file, by_id, missing = {}, defaultdict(list), []
     for image in images:
         id, name = image["id"], image.get("file_name")
         title = f"image {id}"
         if not isinstance(name, str) or not name:
-            defects.append(Defect("unnamed image", file.name, object=title))
-        elif id in pictures or name in by_name:
-            defects.append(Defect("listed twice", file.name, f"({name!r})", title))
-            pictures.setdefault(id, by_name.get(name))
-        else:
-            path, size = within(folder, name), (number(image.get("width")), number(image.get("height")))
-            available = path if path and os.path.isfile(path) else None
-            pictures[id] = by_name[name] = Picture(available, name, id if isinstance(id, int) else None, size, [])
-            if path is None:
-                defects.append(Defect("path out of the folder", file.name, f"({name!r})", title))
-            elif not available:
-                defects.append(Defect("missing image", name, f"(not in {folder})", title))
-    return pictures
+            defects.append(Defect("unnamed image", utf8_name(file), object=title))
+            continue
+        path = within(folder, name)
+        if (path or name) in by_file:
+            defects.append(Defect("listed twice", utf8_name(file), f"({name!r})", title))
+        elif path is None:
+            defects.append(Defect("path out of the folder", utf8_name(file), f"({name!r})", title))
+        elif not os.path.isfile(path):
+            missing.append((name, title, name))
+        size = number(image.get("width")), number(image.get("height"))
+        available = path if path and os.path.isfile(path) else None
+        new = Picture(available, name, id if isinstance(id, int) else None, size, [])
+        by_id[id].append(by_file.setdefault(path or name, new))
+    defects += missing_files("missing image", root, looked, missing)
+    for id, claimed in by_id.items():
+        if len(names := {picture.name for picture in claimed}) > 1:
+            defects.append(Defect("ambiguous id", utf8_name(file), f"({', '.join(sorted(names))})", f"image {id}"))
+            for picture in claimed:
+                picture.file = None
+    return {id: claimed[0] for id, claimed in by_id.items()}
 
 
-def _add_objects(pictures, annotations, names, labels, file, defects):
+def _add_objects(pictures, annotations, names, classes, file, defects):
     """Add each annotation to the objects of its picture, boxes as xyxy."""
     ids = set()
     for place, entry in enumerate(annotations):
@@ -125,33 +161,27 @@ def _add_objects(pictures, annotations, names, labels, file, defects):
         title += f" ({name})" if name else ""
         if picture is None:
             defects.append(Defect("unknown image", file, f"{image!r:.80}", title))
-        elif name is None or category not in labels:
+        elif name not in classes:
             detail = f"category {category!r:.80}" if name is None else ""
             defects.append(Defect("unknown class", picture.name, detail, title))
         elif not isinstance(box, list) or len(box) != 4:
             detail = "bbox" if box is None else f"bbox {box!r:.80}"
             defects.append(Defect("missing tag", picture.name, detail, title))
         else:
-            picture.objects.append(_object(title, labels[category], box, entry))
-
-
-def _object(title, label, box, entry):
-    x, y, w, h = map(number, box)
-    area = number(entry.get("area"))
-    return Object(
-        title,
-        label,
-        (x, y, x + w, y + h),
-        crowd=entry.get("iscrowd") in (1, "1"),
-        area=area if 0 < area < math.inf else math.nan,
-        segmentation=entry.get("segmentation"),
-    )
+            x, y, w, h = map(number, box)
+            area = None if entry.get("area") is None else number(entry["area"])
+            flags, mask = (False, entry.get("iscrowd") in (1, "1")), entry.get("segmentation")
+            picture.objects.append(Object(title, classes.index(name), (x, y, x + w, y + h), *flags, area, mask))
 
 
 def _image_folder(file, images):
-    """The folder of a JSON's images: of the usual places, the one that has the most of a sample."""
-    split, above = _split(file), file.parent.parent
-    names = ["images", *(f"{place}{name}" for place in ("", "images/") for name in (split, split.rstrip("0123456789")))]
-    folders = [file.parent, *(parent / name for parent in (file.parent, above) for name in names), above]
+    """(a folder around all, the places that were looked at as text, the folder of a JSON's images): of the usual places
+    the one that has the most of a sample, those named after the split first."""
+    split = _split(file)
+    names = [f"{place}{name}" for name in (split, split.rstrip("0123456789")) for place in ("", "images/")]
+    root = file.parent.parent if file.parent.name in ("annotations", split) else file.parent
+    folders = [parent / name for name in (*names, "images", ".") for parent in (file.parent, file.parent.parent)]
     sample = [str(image.get("file_name")) for image in images[:SAMPLE]]
-    return max(folders, key=lambda folder: sum(os.path.isfile(within(folder, name) or "") for name in sample))
+    folder = max(folders, key=lambda folder: sum(os.path.isfile(within(folder, name) or "") for name in sample))
+    looked = dict.fromkeys(os.path.relpath(folder, root) for folder in folders if folder.is_dir())
+    return root, ", ".join(looked), folder

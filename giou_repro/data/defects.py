@@ -12,20 +12,25 @@ from giou_repro import boxes
 ACTIONS = {
     # of one object
     "not a number": "dropped",
+    "normalised box": "dropped",
     "missing tag": "dropped",
     "malformed entry": "dropped",
     "unknown class": "dropped",
     "unknown image": "dropped",
-    "inverted corners": "sorted",
+    "ambiguous category": "dropped",
     "zero area": "dropped",
     "wholly outside": "dropped",
+    "inverted corners": "sorted",
     "partly outside": "clipped",
-    "duplicate": "dropped",
+    "duplicate": "taken once",
+    "repeated tag": "first one taken",
     "near-duplicate": "kept",
     "fractional coordinate": "kept",
     "repeated id": "kept",
+    "area mismatch": "area of the box used",
     "missing mask": "its box is the mask",
     "malformed mask": "its box is the mask",
+    "mask apart": "kept",
     # of one image
     "missing image": "image skipped",
     "missing annotation": "image skipped",
@@ -34,24 +39,37 @@ ACTIONS = {
     "hostile XML": "image skipped",
     "path out of the folder": "image skipped",
     "unnamed image": "image skipped",
+    "ambiguous id": "image skipped",
+    "several images": "first one taken",
     "misleading filename": "found by its id",
+    "tag in another case": "read all the same",
     "listed twice": "taken once",
     "missing size": "size of the image used",
     "size mismatch": "size of the image used",
     "turned by EXIF": "turned, as annotated",
     "EXIF not followed": "left as stored",
     "not RGB": "converted",
+    "more than 8 bits": "scaled to 8",
     # of the set
     "encoding": "read as Latin-1",
     "similar classes": "kept apart",
-    "repeated category": "first one kept",
+    "repeated class": "taken as one",
+    "corners in bbox": "read as corners",
+    "boxes in one corner": "kept",
+    "split in another": "kept",
+    "smaller than a test split": "kept",
+    "no object": "not opened",
     "empty list": "not opened",
     "malformed JSON": "not opened",
+    "another format": "not opened",
 }
+LOST = ("dropped", "image skipped", "not opened")  # actions after which something that was annotated is not there
 
 NEAR_DUPLICATE_IOU = 0.9  # above it two boxes of a class are near-duplicates
 ROUNDING = 0.01  # px out of the image that are clipped and not reported
 ROWS = 512  # boxes compared with all others at a time: an image may have thousands
+NORMALISED = 1.5  # px; boxes in shares of the image end before it, whether their x, y is a corner or the centre
+LARGEST_AREA = 1.1  # of the box's, for a mask drawn in whole pixels around it
 
 
 @dataclass
@@ -111,16 +129,18 @@ def repair_objects(objects: list, width: int, height: int, file: str, inclusive:
     (1, 1, w, h) is the whole image; (xmin, ymin, xmax, ymax) becomes (xmin − 1, ymin − 1, xmax, ymax). A box with
     xmin = xmax has no area in either convention.
     """
-    usable, defects, titles = [], [], {}
+    usable, defects, firsts = [], [], {}
     for item in objects:
         box, kinds = _repaired(item.box, width, height, inclusive)
         corners = ", ".join(f"{value:.10g}" for value in item.box)
         defects += [Defect(kind, file, f"({corners})", item.title) for kind in kinds]
-        key = (item.label, item.crowd, box)
-        if box and key in titles:
-            defects.append(Defect("duplicate", file, f"of {titles[key]}", item.title))
+        if box and item.area is not None and not _can_be_area(item.area, *item.box):
+            defects.append(Defect("area mismatch", file, f"({item.area:.10g} px², box {corners})", item.title))
+            item = item._replace(area=None)
+        first = firsts.setdefault((item.label, item.crowd, box), item)
+        if box and first is not item:
+            defects.append(Defect("duplicate", file, f"of {first.title}", item.title))
         elif box:
-            titles[key] = item.title
             usable.append(item._replace(box=box))
     return usable, defects + _near_duplicates(usable, file)
 
@@ -135,12 +155,22 @@ def _repaired(box, width, height, inclusive):
     x1, y1, x2, y2 = min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
     if x1 == x2 or y1 == y2:
         return None, [*kinds, "zero area"]
+    if min(x1, y1) >= 0 and max(x2, y2) <= NORMALISED < min(width, height) / 4:
+        return None, [*kinds, "normalised box"]
+    if inclusive and any(value % 1 for value in box):
+        kinds.append("fractional coordinate")
     x1, y1 = x1 - inclusive, y1 - inclusive
     if x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
         return None, [*kinds, "wholly outside"]
     if min(x1, y1) < -ROUNDING or x2 > width + ROUNDING or y2 > height + ROUNDING:
         kinds.append("partly outside")
     return (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))), kinds
+
+
+def _can_be_area(area, x1, y1, x2, y2):
+    """Whether an object in this box can have this area in px²: neither more than the box, nor a share of an image."""
+    w, h = abs(x2 - x1), abs(y2 - y1)
+    return min(1, w * h / 16) <= area <= LARGEST_AREA * w * h + w + h + 1
 
 
 def _near_duplicates(objects, file):
@@ -151,11 +181,11 @@ def _near_duplicates(objects, file):
         return []
     corners, defects = torch.tensor([item.box for item in single]), []
     for start in range(0, len(single), ROWS):
-        rows = slice(start, start + ROWS)
-        iou = boxes.iou(corners[rows, None], corners[None])
-        near = ((iou > NEAR_DUPLICATE_IOU) & (labels[rows, None] == labels)).tril(start - 1)
-        for row in near.any(1).nonzero().flatten().tolist():
-            first = int(near[row].int().argmax())
+        iou = boxes.iou(corners[start : start + ROWS, None], corners)
+        near = (iou > NEAR_DUPLICATE_IOU) & (labels[start : start + ROWS, None] == labels)
+        rows, columns = np.tril(near, start - 1).nonzero()
+        for row, first in zip(*np.unique(rows, return_index=True), strict=True):
+            first = columns[first]
             detail = f"of {single[first].title}, IoU {iou[row, first]:.3f}"
             defects.append(Defect("near-duplicate", file, detail, single[start + row].title))
     return defects

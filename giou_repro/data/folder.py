@@ -2,15 +2,21 @@
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from giou_repro.boxes import area
 from giou_repro.data.annotations import Picture
 from giou_repro.data.defects import Defect, Unreadable, repair_objects
-from giou_repro.data.masks import checked_segmentation, mask
-from giou_repro.data.pictures import decode, header
+from giou_repro.data.masks import apart, checked_segmentation, mask
+from giou_repro.data.pictures import decode, header, levels_of
+
+ALL = 0.95  # the share of the boxes of a set that counts as all: files have errors
+MANY = 0.25
+CORNER_OBJECTS = 20  # from which on it says something that no box reaches the right or the lower half of its image
 
 
 @dataclass
@@ -40,37 +46,82 @@ class Folder:
 
     @property
     def stamp(self) -> str:
-        """sha256 over the checksum and the time of each image file: it identifies copies of the pixels."""
-        times = [picture.state.st_mtime_ns for picture in self.pictures]
-        return hashlib.sha256(repr((self.checksum, times)).encode()).hexdigest()
+        """sha256 over the checksum, the time of each image file and how it is scaled: it identifies copies of the
+        pixels."""
+        read = [(picture.state.st_mtime_ns, picture.levels) for picture in self.pictures]
+        return hashlib.sha256(repr((self.checksum, read)).encode()).hexdigest()
 
-    def open(self, split: str) -> None:
-        """Keep the pictures whose file can be read, and repair their objects."""
+    def open(self, split: str, images: Callable) -> None:
+        """Keep the pictures whose file can be read, and repair their objects.
+
+        images: gives the image files of all splits, whose values of more than 8 bits are scaled alike.
+        """
         annotated, self.pictures, self.split = self.pictures, [], split
-        without_mask = []
         for picture in annotated:
             try:
                 self.defects += _measure(picture)
+                self.pictures.append(picture)
             except Unreadable as error:
                 self.defects += error.defects
-                continue
+        self._scale(images)
+        self._read_corners()
+        without_mask = []
+        for picture in self.pictures:
             size = picture.width, picture.height
             picture.objects, defects = repair_objects(picture.objects, *size, picture.name, self.inclusive)
             malformed, missing = _check_masks(picture)
             self.defects += defects + malformed
             without_mask += missing
             self.content.update(f"{picture.name} {picture.state.st_size}\n".encode(errors="replace"))
-            self.pictures.append(picture)
         self.content.update(repr(self.classes).encode(errors="replace"))
         self.has_masks = any(item.segmentation for picture in self.pictures for item in picture.objects)
         self.defects += without_mask if self.has_masks else []
+        self._see_how_far_boxes_reach()
         if any(picture.id is None for picture in self.pictures):
             for index, picture in enumerate(self.pictures):
                 picture.id = index
 
+    def _scale(self, images):
+        """Give the pictures of more than 8 bits the levels of the whole set."""
+        deep = [picture for picture in self.pictures if picture.levels]
+        levels = levels_of(images()) if deep else None
+        for picture in deep:
+            picture.levels = levels
+            self.defects.append(Defect("more than 8 bits", picture.name, "(from {:g} to {:g})".format(*levels)))
+
+    def _boxes(self):
+        """(boxes, width and height of their images), float64 (n, 4) and (n, 2)."""
+        rows = [(*item.box, p.width, p.height) for p in self.pictures for item in p.objects]
+        return np.split(np.array(rows, dtype=np.float64).reshape(-1, 6), [4], axis=1)
+
+    def _read_corners(self):
+        """Read COCO's (x, y, w, h) as (x1, y1, x2, y2) where all of them can be that, and many leave the image as what
+        they should be."""
+        boxes, size = self._boxes()
+        with np.errstate(invalid="ignore"):
+            last = boxes[:, 2:] - boxes[:, :2]  # what stands in the place of w, h
+            possible = ((last > boxes[:, :2]) & (boxes[:, :2] >= 0) & (last <= 1.01 * size)).all(1)
+            outside = (boxes[:, 2:] > 1.05 * size).any(1)
+        if len(boxes) and not self.inclusive and possible.mean() >= ALL and outside.mean() >= MANY:
+            detail = f"({outside.sum()} of {len(boxes)} boxes leave their image as x, y, w, h, none as x1, y1, x2, y2)"
+            self.defects.append(Defect("corners in bbox", self.name, detail))
+            for picture in self.pictures:
+                picture.objects = [
+                    item._replace(box=(x1, y1, x2 - x1, y2 - y1))
+                    for item in picture.objects
+                    for x1, y1, x2, y2 in [item.box]
+                ]
+
+    def _see_how_far_boxes_reach(self):
+        boxes, size = self._boxes()
+        reach = (boxes[:, 2:] / size).max(0, initial=0)
+        if len(boxes) >= CORNER_OBJECTS and reach.max() < 0.5:
+            detail = "(no box reaches beyond {:.0%} of its image's width, {:.0%} of its height)".format(*reach)
+            self.defects.append(Defect("boxes in one corner", self.name, detail))
+
     def __getitem__(self, index):
         picture = self.pictures[index]
-        image = decode(picture.file, picture.turned)
+        image = decode(picture.file, picture.turned, picture.levels)
         height, width = image.shape[:2]
         if (width, height) != (picture.width, picture.height):
             detail = f"({width}x{height} now, {picture.width}x{picture.height} when the set was opened)"
@@ -81,19 +132,18 @@ class Folder:
 def _target(picture, has_masks):
     objects = picture.objects
     boxes = torch.tensor([item.box for item in objects], dtype=torch.float32).reshape(-1, 4)
-    own_area = torch.tensor([item.area for item in objects], dtype=torch.float32)
     target = dict(
         image_id=picture.id,
         boxes=boxes,
         labels=torch.tensor([item.label for item in objects], dtype=torch.int64),
         difficult=torch.tensor([item.difficult for item in objects], dtype=torch.bool),
         crowd=torch.tensor([item.crowd for item in objects], dtype=torch.bool),
-        area=torch.where(own_area.isnan(), area(boxes), own_area),
     )
+    own_area = torch.tensor([math.nan if item.area is None else item.area for item in objects])
+    target["area"] = torch.where(own_area.isnan(), area(boxes), own_area)
     if has_masks:
-        target["masks"] = torch.zeros(len(objects), picture.height, picture.width, dtype=torch.bool)
-        for index, item in enumerate(objects):
-            target["masks"][index] = torch.from_numpy(mask(item, picture.width, picture.height))
+        masks = [mask(item, picture.width, picture.height) for item in objects]
+        target["masks"] = torch.from_numpy(np.array(masks, dtype=bool).reshape(-1, picture.height, picture.width))
     return target
 
 
@@ -103,35 +153,36 @@ def _measure(picture: Picture) -> list[Defect]:
     EXIF's orientation is followed only where the annotated size is that of the turned picture: that is how its
     annotator saw it.
     """
-    width, height, mode, orientation = header(picture.file)
-    picture.state = picture.file.stat()
+    width, height, mode, deep, orientation = header(picture.file)
+    picture.state, picture.levels = picture.file.stat(), (0, 255) if deep else None
     picture.turned = orientation >= 5 and width != height and picture.stated == (height, width)
     size = picture.width, picture.height = (height, width) if picture.turned else (width, height)
     stated = all(0 < side < math.inf for side in picture.stated)
+    sizes = "(annotated {:g}x{:g}, it is {}x{})".format(*picture.stated, *size)
     kinds = [
         ("turned by EXIF", picture.turned, f"(orientation {orientation})"),
         ("EXIF not followed", orientation != 1 and not picture.turned, f"(orientation {orientation})"),
         ("missing size", not stated, "(it is {}x{})".format(*size)),
-        (
-            "size mismatch",
-            stated and picture.stated != size,
-            "(annotated {:g}x{:g}, it is {}x{})".format(*picture.stated, *size),
-        ),
-        ("not RGB", mode != "RGB", f"(mode {mode})"),
+        ("size mismatch", stated and picture.stated != size, sizes),
+        ("not RGB", mode != "RGB" and not deep, f"(mode {mode})"),
     ]
     return [Defect(kind, picture.name, detail) for kind, applies, detail in kinds if applies]
 
 
 def _check_masks(picture):
-    """Check the segmentations of a picture's objects, in place; (defects of malformed, of missing ones)."""
-    malformed, missing = [], []
+    """Check the segmentations of a picture's objects, in place; (defects of those there are, of missing ones)."""
+    defects, missing = [], []
     for index, item in enumerate(picture.objects):
-        segmentation = None
+        kind, detail = "malformed mask", ""
         try:
             segmentation = checked_segmentation(item.segmentation, picture.width, picture.height)
-            if not segmentation:
-                missing.append(Defect("missing mask", picture.name, object=item.title))
         except ValueError as error:
-            malformed.append(Defect("malformed mask", picture.name, f"({error})", item.title))
-        picture.objects[index] = item._replace(segmentation=segmentation)
-    return malformed, missing
+            segmentation, detail = None, f"{error}"
+        picture.objects[index] = item = item._replace(segmentation=segmentation)
+        if segmentation:
+            kind, detail = "mask apart", apart(item, picture.width, picture.height)
+        elif not detail:
+            missing.append(Defect("missing mask", picture.name, object=item.title))
+        if detail:
+            defects.append(Defect(kind, picture.name, f"({detail})", item.title))
+    return defects, missing

@@ -6,6 +6,8 @@ import numpy as np
 
 from giou_repro.data.annotations import Object, number
 
+APART = 0.25  # of the box's longer side, and 2 px: an edge of the mask is farther from the box's
+
 
 def checked_segmentation(segmentation, width: int, height: int) -> list | dict | None:
     """A COCO segmentation as `mask` takes it: polygons, arrays (2k,) of x, y in turn, or compressed run lengths.
@@ -16,16 +18,14 @@ def checked_segmentation(segmentation, width: int, height: int) -> list | dict |
         return _checked_runs(segmentation, width, height)
     if not isinstance(segmentation, list | None):
         raise ValueError(f"neither polygons nor runs, but {type(segmentation).__name__}")
-    return [_checked_polygon(polygon, max(width, height)) for polygon in segmentation or []] or None
-
-
-def _checked_polygon(polygon, side):
-    if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-        raise ValueError("a polygon is not a list of three or more x, y pairs")
-    points = np.array([number(value) for value in polygon])
-    if not np.isfinite(points).all():
+    for polygon in segmentation or ():
+        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+            raise ValueError("a polygon is not a list of three or more x, y pairs")
+    polygons = [np.array([number(value) for value in polygon]) for polygon in segmentation or ()]
+    if not all(np.isfinite(polygon).all() for polygon in polygons):
         raise ValueError("a polygon's coordinate is not a number")
-    return points.clip(-side, 2 * side)
+    side = max(width, height)
+    return [polygon.clip(-side, 2 * side) for polygon in polygons] or None
 
 
 def _checked_runs(runs, width, height):
@@ -43,6 +43,19 @@ def _checked_runs(runs, width, height):
     except (TypeError, AttributeError, UnicodeError, RuntimeError) as error:
         raise ValueError(f"its runs cannot be read: {error}") from None
     return runs
+
+
+def apart(item: Object, width: int, height: int) -> str:
+    """The xyxy box of an object's checked segmentation, as text, where it lies apart from the object's box; else ""."""
+    if isinstance(item.segmentation, list):
+        points = np.concatenate(item.segmentation).reshape(-1, 2).clip(0, (width, height))
+        extent = [*points.min(0), *points.max(0)]
+    else:
+        x, y, w, h = _coco_mask().toBbox(item.segmentation)
+        extent = [x, y, x + w, y + h]
+    x1, y1, x2, y2 = item.box
+    distance = max(abs(own - other) for own, other in zip(item.box, extent, strict=True))
+    return f"{', '.join(f'{value:.10g}' for value in extent)}" if distance > 2 + APART * max(x2 - x1, y2 - y1) else ""
 
 
 def mask(item: Object, width: int, height: int) -> np.ndarray:

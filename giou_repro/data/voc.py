@@ -5,19 +5,21 @@ annotations/ and images/, or all in one folder, as other tools leave them, will 
 years.
 """
 
-import math
+import functools
 import re
 import xml.etree.ElementTree as ElementTree
 from collections import Counter, defaultdict
-from functools import partial
 from pathlib import Path
 
 from giou_repro.data.annotations import (
+    IMAGES,
     Object,
     Picture,
+    missing_files,
     number,
     read_text,
     similar_classes,
+    utf8_name,
     within,
 )
 from giou_repro.data.defects import Defect, Unreadable
@@ -31,102 +33,104 @@ CLASSES = (
 )
 XML_FOLDERS = ("Annotations", "annotations", "annots", ".")
 IMAGE_FOLDERS = ("JPEGImages", "images", "Images", ".")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+LIST_FOLDERS = ("ImageSets/Main", "ImageSets")
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
+SINGLE = {"name", "bndbox", *CORNERS}  # tags that an object has once
+READ = {"annotation", "filename", "size", "width", "height", "object", "difficult", *SINGLE}
 LARGEST_XML = 4 * 2**20  # bytes
 
 
 def sources(path: Path) -> dict:
-    """split → its reader, `read` without the classes, "all" first; empty where `path` holds no XML files."""
-    if path.is_file():
-        return {}
-    path = path / "VOCdevkit" if (path / "VOCdevkit").is_dir() else path
-    folders = [path] if _xml_folder(path) else [folder for folder in sorted(path.iterdir()) if folder.is_dir()]
-    years = [folder for folder in folders if _xml_folder(folder)]
+    """split → its reader, from classes (or None) to a `Folder`, "all" first; empty where `path` holds no XML files."""
+    years = _years(path)
     parts = defaultdict(list, {"all": [(year, None) for year in years]} if years else {})
     for year in years:
-        lists = _lists(year)
-        for file in lists:
+        for file in year.lists:
             parts[file.stem].append((year, file))
-        if year != path and not lists:
-            parts[year.name] = [(year, None)]
-    return {split: partial(read, years, part) for split, part in parts.items()}
+        if year.folder != path and not year.lists:
+            parts[year.folder.name] = [(year, None)]
+    return {split: functools.partial(_read, years, part) for split, part in parts.items()}
 
 
-def _xml_folder(folder):
-    return next((folder / name for name in XML_FOLDERS if any((folder / name).glob("*.xml"))), None)
+def files(path: Path) -> list[Path]:
+    """All annotations, lists and images."""
+    parts = ((year.annotations, year.lists, *year.images.values()) for year in _years(path))
+    return [file for files in parts for some in files for file in some]
 
 
-def _lists(year):
-    """The lists of ids in ImageSets/Main, without those of one class (aeroplane_train beside train)."""
-    files = sorted((year / "ImageSets" / "Main").glob("*.txt"))
-    names = {file.stem for file in files}
-    return [file for file in files if "_" not in file.stem or file.stem.rpartition("_")[2] not in names]
+def _years(path):
+    path = path / "VOCdevkit" if (path / "VOCdevkit").is_dir() else path
+    if path.is_file() or _files(path, XML_FOLDERS, [".xml"]):
+        return [] if path.is_file() else [Year(path)]
+    return [Year(folder) for folder in sorted(path.iterdir()) if _files(folder, XML_FOLDERS, [".xml"])]
 
 
-def read(years: list[Path], part: list[tuple], classes: tuple | None = None) -> Folder:
-    """The annotations of a split.
-
-    years: all folders;  part: the split's (folder, list of ids, or None for all there is);  classes: the names to take,
-    or None for the VOC 20 where all names in all years are of them, and else those names in order, so that every split
-    has the same.
-    """
-    parsed = {year: {file.stem: _parsed(file) for file in sorted(_xml_folder(year).glob("*.xml"))} for year in years}
-    roots = [root for annotations in parsed.values() for root, _, _ in annotations.values() if root is not None]
-    names = sorted(
-        {name for root in roots for item in root.findall("object") if (name := item.findtext("name", "").strip())}
-    )
-    split = Folder(
-        "+".join(dict.fromkeys(year.resolve().name for year, _ in part)),
-        tuple(classes or (CLASSES if set(names) <= set(CLASSES) else names)),
-        inclusive=True,
-        defects=similar_classes(names, years[0].name),
-    )
-    for year, listing in part:
-        images = _images(year)
-        for id in _ids(year, listing, images, parsed[year], split.defects):
-            _add_picture(split, id, parsed[year].get(id), images)
-    return split
+def _files(folder, names, suffixes):
+    """The files with these suffixes in the first of the folders that has any, hidden ones left out."""
+    for place in (folder / name for name in names):
+        files = sorted(place.iterdir()) if place.is_dir() else ()
+        if found := [file for file in files if file.suffix.lower() in suffixes and file.name[0] != "."]:
+            return found
+    return []
 
 
-def _parsed(file):
-    """(root element, text, defects) of an XML file; None for the root where it cannot be used.
+class Year:
+    """The files of one year; its annotations are parsed once, by whichever split needs them first."""
 
-    An XML that declares a document type or an entity, by which XML reads other files and grows without bound, never
-    reaches the parser.
-    """
-    try:
-        text, defects = read_text(file, "malformed annotation", LARGEST_XML)
-        if re.search(r"<!\s*(DOCTYPE|ENTITY)", text, re.IGNORECASE):
-            return None, text, [Defect("hostile XML", file.name, "(it declares a document type or an entity)")]
-        root = ElementTree.fromstring(text.strip())
-        if root.tag.lower() != "annotation":
-            raise ValueError(f"it is a <{root.tag:.40}>, not an <annotation>")
-        return root, text, defects
-    except Unreadable as error:
-        return None, "", error.defects
-    except (ElementTree.ParseError, ValueError) as error:
-        return None, text, [Defect("malformed annotation", file.name, f"({error})")]
+    def __init__(self, folder):
+        self.folder, self.annotations = folder, _files(folder, XML_FOLDERS, [".xml"])
+        lists = _files(folder, LIST_FOLDERS, [".txt"])
+        names = {file.stem for file in lists}  # without those of one class: aeroplane_train beside train
+        self.lists = [file for file in lists if "_" not in file.stem or file.stem.rpartition("_")[2] not in names]
+        self.images = defaultdict(list)  # id → files
+        for file in _files(folder, (*IMAGE_FOLDERS, self.annotations[0].parent.name), IMAGES):
+            if file.is_file():
+                self.images[_stem(utf8_name(file))].append(file)
+
+    @functools.cached_property
+    def parsed(self):
+        """id → (root element or None, text, defects)."""
+        return {_stem(utf8_name(file)): _parsed(file) for file in self.annotations}
+
+    @functools.cached_property
+    def owners(self):
+        """id of an image → the id of the annotation that has it by its <filename> alone."""
+        ids = {id: _stem(_filename(root)) for id, (root, _, _) in self.parsed.items() if root is not None}
+        return {
+            image: id
+            for id, image in ids.items()
+            if id not in self.images and image in self.images and image not in self.parsed
+        }
+
+    def ids(self, listing, defects):
+        """The ids of a list, each once; without a list those of all annotations, images and lists."""
+        if listing is None:
+            named = {id for file in self.lists for id in self.ids(file, defects)}
+            return sorted({self.owners.get(id, id) for id in named | set(self.images) | set(self.parsed)})
+        ids = Counter(self.owners.get(id, id) for id in _lines(listing, defects))
+        defects += [Defect("listed twice", listing.name, object=id) for id, count in ids.items() if count > 1]
+        return ids
+
+    def image(self, id, filename, defects, missing):
+        """The image of an id, or None: by the id, as VOC means it, or else by the name that the XML gives."""
+        by_id, outside = self.images.get(id, []), filename and not within(Path(), filename)
+        by_name = [file for file in self.images.get(_stem(filename), []) if utf8_name(file) == filename]
+        kinds = {
+            "path out of the folder": outside and not by_id,
+            "misleading filename": by_id and (outside or (by_name and by_name[0] not in by_id)),
+            "several images": len(by_id) > 1 and not by_name,
+        }
+        defects += [Defect(kind, f"{id}.xml", f"({filename!r})") for kind, applies in kinds.items() if applies]
+        missing += [] if by_id or by_name or outside else [(f"{id}.xml", "", filename or id)]
+        return next(iter([file for file in by_name if file in by_id] or by_id or by_name), None)
 
 
-def _images(year):
-    """id → the image files of that name, from the first folder that has any."""
-    images = defaultdict(list)
-    for folder in (*(year / name for name in IMAGE_FOLDERS), _xml_folder(year)):
-        if not images and folder.is_dir():
-            for file in sorted(folder.iterdir()):
-                if file.suffix.lower() in SUFFIXES and file.is_file():
-                    images[file.stem].append(file)
-    return images
+def _stem(name):
+    return name.rpartition(".")[0] or name
 
 
-def _ids(year, listing, images, parsed, defects):
-    """The ids of a list, each once; without a list those of all annotations, images and lists of the year."""
-    if listing is None:
-        return sorted({id for file in _lists(year) for id in _lines(file, [])} | set(images) | set(parsed))
-    ids = Counter(_lines(listing, defects))
-    defects += [Defect("listed twice", listing.name, object=id) for id, count in ids.items() if count > 1]
-    return ids
+def _filename(root):
+    return root.findtext("filename", "").strip()
 
 
 def _lines(listing, defects):
@@ -135,51 +139,94 @@ def _lines(listing, defects):
     except Unreadable as error:
         defects += error.defects
         return []
-    defects += encoding
-    lines = (line.strip() for line in text.splitlines())
-    return [line.rpartition(".")[0] if line.lower().endswith(SUFFIXES) else line for line in lines if line]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    defects += encoding if lines else [Defect("empty list", listing.name)]
+    return [_stem(line) if line.lower().endswith(IMAGES) else line for line in lines]
 
 
-def _add_picture(split, id, parsed, images):
-    """Add the picture of an id to the annotations of a split, or the defects for which it is skipped."""
-    root, text, defects = parsed or (None, "", [Defect("missing annotation", f"{id}.xml")])
-    split.defects += defects
-    file = None if root is None else _image(id, root.findtext("filename", "").strip(), images, split.defects)
-    if file:
-        split.content.update(text.encode(errors="replace"))
-        size = number(root.findtext("size/width")), number(root.findtext("size/height"))
-        objects = _objects(root, split.classes, file.name, split.defects)
-        split.pictures.append(Picture(file, file.name, None, size, objects))
+def _parsed(file):
+    """(root element, text, defects) of an XML file, tags in lower case; None for the root where it cannot be used.
+
+    An XML that declares a document type or an entity, by which XML reads other files and grows without bound, never
+    reaches the parser.
+    """
+    name, text, other = utf8_name(file), "", {}
+    try:
+        text, defects = read_text(file, "malformed annotation", LARGEST_XML)
+        if re.search(r"<!\s*(DOCTYPE|ENTITY)", text, re.IGNORECASE):
+            return None, text, [Defect("hostile XML", name, "(it declares a document type or an entity)")]
+        root = ElementTree.fromstring(text.strip())
+        for element in root.iter() if re.search(r"<\w*[A-Z]|xmlns", text) else ():
+            tag = element.tag.rpartition("}")[2]
+            element.tag = tag.lower()
+            if element.tag != tag and element.tag in READ:
+                other[tag] = Defect("tag in another case", name, f"(<{tag}>)")
+        if root.tag != "annotation":
+            raise ValueError(f"it is a <{root.tag:.40}>, not an <annotation>")
+        return root, text, [*defects, *other.values()]
+    except Unreadable as error:
+        return None, text, error.defects
+    except (ElementTree.ParseError, ValueError) as error:
+        return None, text, [Defect("malformed annotation", name, f"({error})")]
 
 
-def _image(id, filename, images, defects):
-    """The image of an id, or None: by the id, as VOC means it, or else by the name that the XML gives."""
-    by_id = images.get(id, [])
-    if filename and not within(Path(), filename):
-        kind = "misleading filename" if by_id else "path out of the folder"
-        defects.append(Defect(kind, f"{id}.xml", f"({filename!r})"))
-        return by_id[0] if by_id else None
-    by_name = [file for file in images.get(filename.rpartition(".")[0], []) if file.name == filename]
-    if not by_id and not by_name:
-        defects.append(Defect("missing image", f"{id}.xml", f"({filename or id} is not there)"))
-    return next(iter([file for file in by_id if file in by_name] + by_id + by_name), None)
+def _read(years: list[Year], part: list[tuple], classes: tuple | None = None) -> Folder:
+    """The annotations of a split.
+
+    years: all years;  part: the split's (year, list of ids, or None for all there is);  classes: the names to take, or
+    None for the VOC 20 where all names in all years are of them, and else those names in order, so that every split has
+    the same.
+    """
+    roots = [root for year in years for root, _, _ in year.parsed.values() if root is not None]
+    names = sorted({name for root in roots for item in root.iter("object") if (name := _name(item))})
+    split = Folder(
+        "+".join(dict.fromkeys(year.folder.resolve().name for year, _ in part)),
+        tuple(classes or (CLASSES if set(names) <= set(CLASSES) else names)),
+        inclusive=True,
+        defects=similar_classes(names, years[0].folder.name),
+    )
+    for year, listing in part:
+        unannotated, missing = [], []
+        for id in year.ids(listing, split.defects):
+            root, text, defects = year.parsed.get(id, (None, "", []))
+            split.defects += defects
+            unannotated += [] if id in year.parsed else [(f"{id}.xml", "", f"{id}.xml")]
+            file = None if root is None else year.image(id, _filename(root), split.defects, missing)
+            if file:
+                split.content.update(text.encode(errors="replace"))
+                size, name = [number(root.findtext(f"size/{side}")) for side in ("width", "height")], utf8_name(file)
+                objects = _objects(root, split.classes, name, split.defects)
+                split.pictures.append(Picture(file, name, None, tuple(size), objects))
+        for kind, names, looked in (
+            ("missing annotation", unannotated, XML_FOLDERS),
+            ("missing image", missing, IMAGE_FOLDERS),
+        ):
+            looked = ", ".join(name for name in looked if (year.folder / name).is_dir())
+            split.defects += missing_files(kind, year.folder, looked, names)
+    return split
 
 
 def _objects(root, classes, file, defects):
     """The objects of an annotation, boxes as written."""
     objects = []
-    for index, item in enumerate(root.findall("object"), 1):
-        name, box = item.findtext("name", "").strip(), item.find("bndbox")
+    for index, item in enumerate(root.iter("object"), 1):
+        name, box = _name(item), item.find("bndbox")
         title = f"object {index}{name and f' ({name})'}"
-        missing = [tag for tag in CORNERS if box is None or box.find(tag) is None]
+        tags = Counter(element.tag for element in (*item, *(() if box is None else box)) if element.tag in SINGLE)
+        missing = [tag for tag in CORNERS if tag not in tags]
+        repeated = [f"<{tag}> {count} times" for tag, count in tags.items() if count > 1]
+        if repeated:
+            defects.append(Defect("repeated tag", file, f"({', '.join(repeated)})", title))
         if not name or missing:
             defects.append(Defect("missing tag", file, f"<{', '.join(missing) or 'name'}>", title))
         elif name not in classes:
             defects.append(Defect("unknown class", file, object=title))
         else:
             corners = tuple(number(box.findtext(tag)) for tag in CORNERS)
-            if any(math.isfinite(value) and value != round(value) for value in corners):
-                defects.append(Defect("fractional coordinate", file, f"{corners}", title))
             difficult = item.findtext("difficult", "").strip().lower() in ("1", "true")
             objects.append(Object(title, classes.index(name), corners, difficult))
     return objects
+
+
+def _name(item):
+    return item.findtext("name", "").strip()

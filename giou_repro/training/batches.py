@@ -23,7 +23,7 @@ from torch.nn import functional
 from torchvision.transforms.v2 import functional as images_of
 from tqdm.auto import tqdm
 
-from giou_repro.data import datasets
+from giou_repro.data.defects import Unreadable
 from giou_repro.runs import store
 
 CACHE_VERSION = 2  # to be raised when the format of what is kept, or the way to it from an image, changes
@@ -149,7 +149,7 @@ def _fill(images, dataset, size, masks):
     for index in tqdm(range(len(images)), desc=f"{dataset.name} {dataset.split}: reading", disable=None, leave=False):
         try:
             image, truth = dataset[index]
-        except datasets.Unreadable as error:
+        except Unreadable as error:
             rest["skipped"].append(str(error))
             continue
         square, place = letterbox(image, size)

@@ -21,6 +21,8 @@ try:
 
     from giou_repro import detectors, devices
     from giou_repro.data import datasets
+    from giou_repro.data.defects import summary
+    from giou_repro.data.overlap import in_both
     from giou_repro.runs import store
     from giou_repro.training import average_precision, batches, ranks
 except ModuleNotFoundError as error:
@@ -286,7 +288,7 @@ def _in_both(config, train_set, val_set):
     """How many validation images are training images too."""
     if config.dataset == "shapes":
         return min(len(train_set), len(val_set)) if config.train_split == config.val_split else 0
-    return datasets.in_both(train_set.pictures[: config.images], val_set.pictures[: config.val_images])
+    return in_both(train_set.pictures[: config.images], val_set.pictures[: config.val_images])
 
 
 def _record_data(run, config, training, validation):
@@ -303,7 +305,7 @@ def _record_data(run, config, training, validation):
             "unreadable": packed.skipped,
         }
         if dataset.defects or packed.skipped:
-            print(f"{dataset.name} {dataset.split}: {datasets.summary(dataset.defects)}", *packed.skipped, sep="\n  ")
+            print(f"{dataset.name} {dataset.split}: {summary(dataset.defects)}", *packed.skipped, sep="\n  ")
     (train_set, _), (val_set, packed) = training, validation
     in_both = record[val_set.split]["also_trained_on"] = _in_both(config, train_set, val_set)
     run.update(data=record)
