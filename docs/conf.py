@@ -8,6 +8,7 @@ import nbformat
 from docutils import nodes
 from latex2mathml import converter
 
+from giou_repro import explore
 from giou_repro.runs import store
 
 PROJECT = Path(__file__).parents[1]
@@ -16,7 +17,8 @@ NOTEBOOKS = Path(__file__).with_name("notebooks")  # made anew by each build
 project = "giou_repro"
 html_title = "giou_repro"
 extensions = ["myst_nb", "sphinx.ext.autodoc"]
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["dollarmath", "substitution"]
+myst_substitutions = {"explorer": explore().frame}
 myst_heading_anchors = 4
 nb_execution_mode = "off"
 nb_ipywidgets_js = {}  # no script from another host

@@ -1,14 +1,15 @@
 """giou_repro: which box-regression loss to use, measured.
 
-from giou_repro import LOSSES, loss, simulate, boxes
+from giou_repro import LOSSES, loss, simulate, boxes, explore
 """
 
 import importlib
 
 __version__ = "0.1.0"
-__all__ = ["LOSSES", "boxes", "loss", "simulate"]
+__all__ = ["LOSSES", "boxes", "explore", "loss", "simulate"]
 
-MODULES = {"LOSSES": "registry", "loss": "registry", "simulate": "simulation"}  # where the public names are defined
+# where the public names are defined
+MODULES = {"LOSSES": "registry", "loss": "registry", "simulate": "simulation", "explore": "explorer"}
 
 
 def __getattr__(name):
