@@ -262,7 +262,7 @@ export function mount(element, { losses, pred, target }) {
   const curves = svg(right, "svg", { viewBox: "0 0 200 60", class: "curves", role: "img", "aria-label": "IoU against step" });
   const lines = [0, 1].map(() => svg(curves, "polyline", { fill: "none", "stroke-width": 1.2 }));
   const now = svg(curves, "line", { y1: 0, y2: 60, stroke: "var(--ink)", "stroke-width": 0.4 });
-  const legend = svg(curves, "text", { x: 3, y: 8, "font-size": 6, fill: "var(--ink)" });
+  const legend = html(right, "p");
 
   let ways = [], timer = null, pending = false;
 
@@ -425,7 +425,8 @@ export function mount(element, { losses, pred, target }) {
   }
 
   change({});
-  return { state, change };
+  const frame = window.frameElement; // of a notebook: as tall as what it holds
+  if (frame) new ResizeObserver(() => { frame.style.height = `${root.offsetHeight + 4}px`; }).observe(root);
 }
 
 // the view is in the address where the explorer is a page of its own
