@@ -9,6 +9,7 @@ docs/benchmarks.md between the marks, where it has them. About five minutes on t
 import argparse
 import importlib
 import json
+import os
 import re
 import sys
 import time
@@ -33,6 +34,7 @@ def main():
         help=f"some of {', '.join(SUBJECTS)}",
     )
     options = parser.parse_args()
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch is imported: its profiler prints lines of its own
     rows, started = [], time.perf_counter()
     print(line(dict(zip(COLUMNS, COLUMNS, strict=True))))
     for subject in options.only:

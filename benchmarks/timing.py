@@ -15,8 +15,8 @@ def medians(functions, rounds=7, threads=1, least=0.01):
     round.
 
     With one thread that is CPU time, else wall time. Calls are repeated until a measurement takes at least `least`
-    seconds, and each is made once before it is timed, so that no one pays for what the one before left in the caches
-    and the allocator.
+    seconds, and short ones are made once before they are timed, so that no one pays for what the one before left in the
+    caches and the allocator.
     """
     clock, before = time.process_time if threads == 1 else time.perf_counter, torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -29,7 +29,8 @@ def medians(functions, rounds=7, threads=1, least=0.01):
             repeats[name] = max(1, round(least / max(clock() - started, 1e-6)))
         for _ in range(rounds):
             for name, function in functions.items():
-                function()
+                if repeats[name] > 1:
+                    function()
                 started = clock()
                 for _ in range(repeats[name]):
                     function()

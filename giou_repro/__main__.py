@@ -2,10 +2,12 @@
 --help. A command raises what is wrong; `main` prints it."""
 
 import argparse
+import ast
 import json
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from giou_repro.runs import parameters, store
@@ -24,6 +26,9 @@ def main(arguments=None) -> int:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, lambda received, _: sys.exit(128 + received))
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # or every kernel prints a debugger's warning
+    os.environ.setdefault("PYTHONUTF8", "1")  # for kernels and workers, whatever the locale
+    for stream in (sys.stdout, sys.stderr):
+        getattr(stream, "reconfigure", dict)(errors="replace")
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         options = _parser(training=arguments[:1] == ["train"]).parse_args(arguments)
@@ -32,10 +37,10 @@ def main(arguments=None) -> int:
         print("giou-repro: interrupted", file=sys.stderr)
         return 130
     except (ValueError, OSError, ImportError, store.RunFailed) as error:
-        full = isinstance(error, OSError) and store.is_full(error)
-        reason = store.describe(error, error.filename or "the results") if full else error
+        by_system = isinstance(error, OSError) and error.errno
+        reason = store.describe(error, error.filename or "the results") if by_system else error
         print(f"giou-repro: {reason}", file=sys.stderr)
-        return 1 if full or isinstance(error, store.RunFailed) else 2
+        return 1 if store.is_full(error) or isinstance(error, store.RunFailed) else 2
 
 
 def _parser(training):
@@ -80,12 +85,6 @@ def _listed(text):
     return [name.strip() for name in text.split(",")]
 
 
-def _count(text):
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError("at least 1")
-    return int(text)
-
-
 def _results(options):
     return Path(options.results or store.project_folder() / "results")
 
@@ -114,40 +113,37 @@ def _run(options):
     """run notebooks, headless, into new folders under results/"""
     paths = [parameters.find_notebook(name) for name in options.notebooks]
     if options.parameters:
-        return _list(paths)
+        for path in paths:
+            print(path.stem)
+            for parameter in parameters.declared(path).values():
+                print(f"  {parameter.name:<16}{parameter.default!r:<12} {parameter.help}")
+        return
     checked = [_given(path, options, ("scale", "seed")) for path in paths]  # all, before the first runs
     from giou_repro.runs import runner
 
-    runs = [runner.run_notebook(str(path), given, options.results) for path, given in zip(paths, checked, strict=True)]
-    for run in runs:
+    for run in [runner.run_notebook(path, given, options.results) for path, given in zip(paths, checked, strict=True)]:
         _print_outputs(run)
-
-
-def _list(paths):
-    for path in paths:
-        print(path.stem)
-        for parameter in parameters.declared(path).values():
-            print(f"  {parameter.name:<16}{parameter.default!r:<12} {parameter.help}")
 
 
 def _given(path, options, flags):
     """The parameters of a command line for the notebook at a path, checked; `flags` are those with a flag of their own.
 
-    Text parameters stay text, the others are read as JSON.
+    Text parameters stay text, the others are read as JSON or as Python writes it.
     """
     declared = parameters.declared(path)
-    pairs = [(name, getattr(options, name)) for name in flags if getattr(options, name, None) is not None]
-    given = {}
-    for name, text in [*pairs, *options.parameter]:
-        is_text = name in declared and declared[name].type is str
-        try:
-            given[name] = text if is_text else json.loads(text)
-        except json.JSONDecodeError:
+    given = {"losses": options.losses} if getattr(options, "losses", None) else {}
+    for name, text in [*((name, getattr(options, name, None)) for name in flags), *options.parameter]:
+        if text is not None:
             given[name] = text
-    if getattr(options, "losses", None):
-        given["losses"] = options.losses
+            if name not in declared or declared[name].type is not str:
+                with suppress(ValueError, SyntaxError):
+                    given[name] = ast.literal_eval(text)
+                with suppress(ValueError):
+                    given[name] = json.loads(text)
     given = parameters.check(declared, given)
     _check_data(parameters.resolved(declared, given))
+    if given.get("results") not in (None, options.results) and not Path(given["results"]).is_dir():
+        raise FileNotFoundError(f"parameter 'results': there is no folder {given['results']}")
     return given
 
 
@@ -169,6 +165,7 @@ def _print_outputs(run):
 @command("train", PARAMETER, RESULTS)
 def _train(options):
     """train one detector, without a kernel"""
+    from giou_repro.experiments import detector
     from giou_repro.training import loop, ranks  # in the function, because they need the extra `detection`
 
     path = parameters.find_notebook(TRAINING)
@@ -180,19 +177,11 @@ def _train(options):
     rank, world = ranks.join()
     folder = _results(options) / path.stem
     run = store.open_run(path, folder, values, given, runner=True, resume=True) if rank == 0 else None
-    if not ranks.broadcast(run and run.complete, world):
-        _train_into(run, config, sets)
-    elif run:
-        print(f"this run is complete already, in {run.folder}")
-
-
-def _train_into(run, config, sets):
-    from giou_repro.experiments import detector
-    from giou_repro.training import loop
-
-    try:
+    if ranks.broadcast(run and run.complete, world):
+        return run and print(f"this run is complete already, in {run.folder}")
+    with store.ending(run):
         if run:
-            print(f"{run.record['notebook']} in {run.folder}", flush=True)
+            print(f"{path.stem} in {run.folder}", flush=True)
             run.update(parameters=config.model_dump(), declared_outputs=loop.OUTPUTS)
         trained = loop.train(config, run, sets)
         if run:
@@ -200,14 +189,6 @@ def _train_into(run, config, sets):
             run.save_figure("curves", detector.plot_curves(trained.curves, trained.loss))
             run.save_figure("detections", detector.plot_detections(trained.val, trained.detections, trained.names))
             run.save_figure("thresholds", detector.plot_thresholds(trained.thresholds))
-            run.close("complete")
-    except BaseException as error:
-        reason = store.describe(error, run.folder if run else "the results")
-        if run:
-            run.fail(reason)
-        if isinstance(error, loop.TrainingError | ValueError | OSError):
-            raise store.RunFailed(reason) from error
-        raise
     if run:
         print(detector.describe_training(trained.evaluation.iloc[0], trained.curves).replace("**", "").replace("`", ""))
         _print_outputs(run)
@@ -216,7 +197,7 @@ def _train_into(run, config, sets):
 @command(
     "sweep",
     argument("file", metavar="FILE", help="as sweeps/reproduce.yaml; docs/sweeps.md says what it may hold"),
-    argument("--workers", type=_count, metavar="N", help="runs at a time; one a core by default, 8 jobs on a cluster"),
+    argument("--workers", type=int, metavar="N", help="runs at a time; one a core by default, 8 jobs on a cluster"),
     argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster that runs, as tcp://host:8786"),
     argument("--cluster", choices=("slurm", "pbs", "lsf"), help="start the workers as jobs, by the file's cluster:"),
     argument("--scale", help="smoke, laptop or paper, instead of the file's"),
@@ -228,13 +209,13 @@ def _sweep(options):
     from giou_repro.runs import places, sweep, sweepfile
 
     results = _results(options)
-    file = sweepfile.read(options.file)
+    file = sweepfile.read(options.file, workers=options.workers)
     cells = sweepfile.expand(file, options.scale, options.losses, options.results)
     if options.dry_run:
         return print(sweep.report(sweep.planned(cells, results)))
     for cell in cells:
         _check_data(cell.parameters)
-    with places.connect(file, cells, options.workers, options.scheduler, options.cluster) as place:
+    with places.connect(file, cells, options.scheduler, options.cluster) as place:
         rows = sweep.run(file, cells, results, place)
     print(f"{sweep.report(rows)}\ntable in {sweep.table_path(file, results)}")
     for page in [Path(folder, "report.html") for folder in rows.run if folder]:

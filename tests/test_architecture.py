@@ -203,6 +203,19 @@ def test_doctor_names_a_missing_compiler(monkeypatch):
     assert "no C++ compiler" in doctor.compiler_problem()
 
 
+def test_doctor_takes_a_compiler_behind_a_launcher(monkeypatch):
+    monkeypatch.setenv("CXX", "env LC_ALL=C g++")
+    assert doctor.compiler_problem() is None
+
+
+def test_doctor_names_a_loopback_that_is_down(monkeypatch):
+    def unreachable(address, timeout):
+        raise OSError(101, "Network is unreachable")
+
+    monkeypatch.setattr("socket.create_connection", unreachable)
+    assert "nothing answers at 127.0.0.1" in doctor.kernel_problem()
+
+
 def test_doctor_names_missing_headers(monkeypatch, tmp_path):
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
     assert "Python's headers" in doctor.compiler_problem()

@@ -27,6 +27,8 @@ def notebook(folder, *lines):
         ("x = 0.5  # type: Share", [0, 0.99], [1.0, -0.1]),
         ("x = 1.0  # type: PositiveFloat", [2, 0.1], [0.0, float("inf")]),
         ('x = "a"  # type: Literal["a","b"]', ["b"], ["c"]),
+        ('x = ["a"]  # type: list[Literal["a", "b c"]] with spaces', [["b c"]], [["c"]]),
+        ("x: int | None = 1  # an annotation", [2, None], ["2"]),
         ("x = [1]  # type: list[int|None]", [[1, None]], [[], [1.5], 1]),
         ('x = "auto"  # without a type: that of the value', ["cpu"], [1]),
         ("x = [\n    1,  # an entry\n]  # type: list[int] over several lines", [[2]], [["a"]]),
@@ -51,6 +53,7 @@ def test_types(tmp_path, line, right, wrong):
         "x = 1  # type: complex",
         "x = 1  # type: int|",
         "x = None  # type: Literal[[1]]",
+        "x: complex = 1",
     ],
 )
 def test_nothing_in_a_notebook_is_evaluated_when_it_is_listed(tmp_path, monkeypatch, line):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -77,6 +78,8 @@ def test_declared_parameters(small):
         (dict(losses=["giuo"]), "unknown loss 'giuo'; did you mean 'giou'"),
         (dict(losses=["no_such:mine"]), "no module 'no_such'"),
         (dict(losses=[1]), r"'losses' is \[1\], but"),
+        (dict(losses=["giou", "giou"]), "losses names one loss twice: giou, giou"),
+        (dict(size="None"), r"a size; None is written null\)"),
     ],
 )
 def test_wrong_parameters_are_refused(small, given, message):
@@ -94,6 +97,34 @@ def test_refused_before_anything_is_written(small, tmp_path, capsys):
     assert status == 2
     assert "did you mean 'seed'" in capsys.readouterr().err
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("written", "value"), [("None", None), ("null", None), ("1e-3", 1e-3), ("2", 2.0), (".5", 0.5), ("2_000", 2000.0)]
+)
+def test_values_on_the_command_line_are_jsons_or_pythons(small, tmp_path, monkeypatch, written, value):
+    given = []
+    monkeypatch.setattr(runner, "run_notebook", lambda path, values, results: given.append(values) or sys.exit())
+    with pytest.raises(SystemExit):
+        main(["run", small, "-p", "size", written, "-p", "losses", "['l1']"])
+    assert given == [dict(size=value, losses=["l1"])]
+
+
+def test_results_that_are_not_there_are_told_before_anything_is_written(tmp_path, capsys):
+    command = ["run", "06_compare_losses", "-p", "results", str(tmp_path / "nowhere"), "--results", str(tmp_path / "r")]
+    assert main(command) == 2
+    assert f"parameter 'results': there is no folder {tmp_path / 'nowhere'}" in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("folder", ["file", "file/below", "/proc/results"])
+def test_results_that_cannot_be_written_are_told(small, tmp_path, capsys, folder):
+    (tmp_path / "file").touch()
+    (tmp_path / "s.yaml").write_text(f"jobs: [{{notebooks: {small}}}]")
+    for command in (["run", small], ["sweep", str(tmp_path / "s.yaml"), "--workers", "1"]):
+        assert main([*command, "--results", str(tmp_path / folder)]) == 2
+        said = capsys.readouterr().err
+        assert re.search(r"cannot be written \(.*\); name another folder by --results FOLDER", said), said
 
 
 def test_a_failing_notebook_leaves_its_copy(tmp_path, capsys):

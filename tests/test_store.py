@@ -16,13 +16,9 @@ from threading import Timer
 import numpy as np
 import pandas as pd
 import pytest
-from IPython.core.interactiveshell import InteractiveShell
 from matplotlib.figure import Figure
 
-from giou_repro.runs import address as addresses
-from giou_repro.runs import store
-from giou_repro.runs.address import address
-from giou_repro.runs.files import project_folder
+from giou_repro.runs import machine, store
 from giou_repro.runs.machine import git_commit
 
 
@@ -48,6 +44,39 @@ def test_run_ids_sort_by_time_and_name_the_commit(tmp_path):
     assert names == sorted(names)
     assert len(set(names)) == 5
     assert names[0].endswith(git_commit()[0][:7])
+
+
+def test_a_run_stays_where_it_began(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = store.start("n", "relative", {})
+    monkeypatch.chdir("/")
+    run.finish()
+    assert store.Run(tmp_path / "relative").complete
+
+
+def test_the_commit_is_of_this_checkout_or_unknown(tmp_path, monkeypatch):
+    for folder in (tmp_path, tmp_path / "own"):
+        subprocess.run(["git", "init", "-q", folder], check=True)
+        commit = [
+            "git",
+            "-c",
+            "user.name=a",
+            "-c",
+            "user.email=a@b",
+            "commit",
+            "-q",
+            "--allow-empty",
+            "-m",
+            folder.name,
+        ]
+        subprocess.run(commit, cwd=folder, check=True)
+    monkeypatch.setattr(machine, "CHECKOUT", tmp_path / "own")
+    own, dirty = git_commit()
+    assert (len(own), dirty) == (40, False)
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git"))
+    assert git_commit()[0] == own
+    shutil.rmtree(tmp_path / "own" / ".git")
+    assert git_commit() == ("unknown", None)
 
 
 def test_a_finished_run_is_never_overwritten(tmp_path):
@@ -110,87 +139,6 @@ def test_to_finish_again_changes_nothing(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out == f"results in {run.folder}\n" * 2
 
 
-@pytest.fixture
-def cell(tmp_path, monkeypatch):
-    """Run the text of a cell, as JupyterLab would, in a project of its own; errors are raised."""
-    monkeypatch.setattr(store, "project_folder", lambda: tmp_path)
-    shell = InteractiveShell.instance()
-    shell.user_ns["pd"] = pd
-    yield lambda text: shell.run_cell(text).raise_error()
-    InteractiveShell.clear_instance()
-    store._begun.clear()
-
-
-SET_UP = """
-from giou_repro.runs import store
-size = 10 if size is None else size
-run = store.start("n", run_dir, dict(size=size, losses=losses))
-"""
-
-
-@pytest.mark.parametrize("change", ["size = 20", "losses.append('l2')"])
-@pytest.mark.parametrize(
-    "write", ["run.save_table('t', pd.DataFrame())", "run.log(step=1)", "run.finish()", "run.check()"]
-)
-def test_a_parameter_that_changed_since_the_set_up_cell_is_refused(cell, change, write):
-    cell("size, losses, run_dir = None, ['l1'], None")
-    cell(SET_UP)
-    cell(write.replace("finish", "check"))
-    cell(change)
-    with pytest.raises(
-        store.RecordError,
-        match=r"parameter '(size' was 10|losses' was \['l1'\]).*, and is now .*2.*; run the set-up cell again",
-    ):
-        cell(write)
-    cell(SET_UP)
-    cell("run.finish()")
-
-
-def _ends(folder):
-    return [(run.record["status"], run.record.get("error")) for run in store.runs(folder / "results")]
-
-
-def test_a_set_up_cell_that_is_run_again_ends_its_former_run(cell, tmp_path):
-    cell("size, losses, run_dir = 1, [], None")
-    cell(SET_UP)
-    cell(SET_UP)
-    assert _ends(tmp_path) == [("running", None)]
-    cell("run.log(step=1)")
-    cell(SET_UP)
-    assert _ends(tmp_path) == [("failed", "its set-up cell was run again"), ("running", None)]
-    cell("run.finish()")
-    cell(SET_UP)
-    assert [status for status, _ in _ends(tmp_path)] == ["failed", "complete", "running"]
-
-
-def test_in_a_folder_of_ones_own_too(cell, tmp_path):
-    cell(f"size, losses, run_dir = 1, [], {str(tmp_path / 'mine')!r}")
-    cell(SET_UP)
-    cell(SET_UP)
-    cell("run.log(step=1)")
-    with pytest.raises(FileExistsError, match="holds a failed run of n; name another folder"):
-        cell(SET_UP)
-
-
-def test_a_kernel_that_ends_says_so(tmp_path):
-    code = "import sys; from giou_repro.runs import store; store.start('n', sys.argv[1], {})"
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], check=True)
-    record = store.Run(tmp_path / "run").record
-    assert (record["status"], record["error"]) == ("failed", "the kernel ended before the notebook")
-
-
-def test_a_killed_run_in_a_folder_of_ones_own_is_resumed_with_the_same_parameters_only(tmp_path):
-    code = "import os, sys; from giou_repro.runs import store; "
-    code += "store.start('n', sys.argv[1], dict(a=1)).log(step=1); os.kill(os.getpid(), 9)"
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")])
-    with pytest.raises(FileExistsError, match="running run of n, with other parameters"):
-        store.start("n", tmp_path / "run", dict(a=2))
-    run = store.start("n", tmp_path / "run", dict(a=1))
-    assert (run.record["status"], len(run.record["earlier"])) == ("running", 1)
-    with pytest.raises(FileExistsError, match="running run of n;"):
-        store._join(store.Run(run.folder), "n", dict(a=1))
-
-
 def test_a_run_of_the_runner_is_completed_by_the_runner_only(tmp_path):
     opened = store.open_run("n", tmp_path, {}, runner=True)
     joined = store.start("n", str(opened.folder), dict(seed=1))
@@ -240,117 +188,6 @@ def test_killed_at_any_moment_no_file_is_half_written(tmp_path, delay):
 
 def _resumable(tmp_path, **parameters):
     return store.open_run("n", tmp_path / "n", dict(seed=0) | parameters, resume=True)
-
-
-def test_equal_runs_have_equal_addresses(tmp_path):
-    one = address("n", dict(seed=0, size=2.5, run_dir=None))
-    assert one == address("n", dict(size=2.5, seed=0, run_dir="/elsewhere"))
-    others = [
-        address("n", dict(seed=1, size=2.5)),
-        address("m", dict(seed=0, size=2.5)),
-        address("n", dict(seed=0, size=2.5), ["0"]),
-    ]
-    assert len({one, *others}) == 4
-    assert len(one) == 16
-    assert int(one, 16) >= 0
-
-
-def _book(path, *cells):
-    path.write_text(json.dumps(dict(cells=[dict(cell_type="code", source=source, outputs=[]) for source in cells])))
-    return path
-
-
-def test_the_notebooks_cells_are_part_of_the_address_and_its_outputs_are_not(tmp_path):
-    path = _book(tmp_path / "n.ipynb", "a = 1", "b = 2")
-    first = address(str(path), {})
-    book = json.loads(path.read_text())
-    book["cells"][0]["outputs"] = [dict(output_type="stream", text="1")]
-    path.write_text(json.dumps(book))
-    assert address(str(path), {}) == first
-    assert address(str(_book(path, "a = 1", "b = 3")), {}) != first
-
-
-def test_a_notebook_by_name_and_by_path_is_the_same():
-    path = project_folder() / "notebooks" / "03_simulation.ipynb"
-    assert address("03_simulation", dict(seed=1)) == address(path, dict(seed=1))
-    assert address("03_simulation", dict(seed=1)) != address("no_such", dict(seed=1))
-
-
-@pytest.fixture
-def package(tmp_path, monkeypatch):
-    """A copy of the package, whose sources addresses cover instead of the package's own."""
-    copied = shutil.copytree(addresses.PACKAGE, tmp_path / "giou_repro", ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(addresses, "PACKAGE", copied)
-    return copied
-
-
-NOTEBOOKS = [path.stem for path in sorted((project_folder() / "notebooks").glob("*.ipynb"))]
-
-
-def _changed(package, file):
-    """The notebooks whose address another line in a file of the package changes."""
-    before = {name: address(name, {}) for name in NOTEBOOKS}
-    (package / file).write_text((package / file).read_text() + "\n# another line")
-    return {name for name in NOTEBOOKS if address(name, {}) != before[name]}
-
-
-@pytest.mark.parametrize(
-    ("file", "notebooks"),
-    [
-        ("boxes.py", set(NOTEBOOKS)),
-        ("report/claims.py", {"07_report"}),
-        ("report/claims.toml", {"07_report"}),
-        ("simulation/compiled.py", {"03_simulation", "07_report"}),
-        ("detectors/yolov3.py", {"05_train_detector"}),
-        ("runs/doctor.py", {"07_report"}),  # which starts a run of its own where it has no executed copy
-        ("runs/places.py", set()),
-        ("__main__.py", set()),
-    ],
-)
-def test_an_address_covers_the_code_that_the_notebook_imports_and_no_other(package, file, notebooks):
-    changed = _changed(package, file)
-    assert notebooks <= changed <= notebooks | {"04_one_box"}
-
-
-def test_the_style_of_figures_counts_where_figures_are_drawn(package):
-    style = next(package.rglob("*.mplstyle")).relative_to(package)
-    assert {"01_metric", "02_loss_landscape", "03_simulation", "05_train_detector"} <= _changed(package, style)
-
-
-def test_imports_in_functions_and_after_magics_count(package, tmp_path):
-    path = _book(tmp_path / "n.ipynb", "%matplotlib inline\ndef f():\n    from giou_repro import polygons", "no Python")
-    first = address(path, {})
-    (package / "polygons.py").write_text("a = 2")
-    assert address(path, {}) != first
-
-
-@pytest.mark.parametrize(
-    "parameters", [dict(loss="scratch:mine"), dict(losses=["iou", "scratch:mine"])], ids=["loss", "losses"]
-)
-def test_the_users_own_loss_is_part_of_the_address(user_module, parameters):
-    user_module("scratch", "import helper\ndef mine(p, t): return 1")
-    user_module("helper", "a = 1")
-    user_module("unrelated", "a = 1")
-    first = address("n", parameters)
-    user_module("unrelated", "a = 2")
-    assert address("n", parameters) == first
-    user_module("helper", "a = 2")
-    second = address("n", parameters)
-    user_module("scratch", "import helper\ndef mine(p, t): return 2")
-    assert len({first, second, address("n", parameters)}) == 3
-
-
-def test_of_a_users_package_what_it_imports_counts(tmp_path, monkeypatch):
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    for name, text in (("__init__", ""), ("losses", "from . import helper"), ("helper", "a = 1"), ("other", "a = 1")):
-        (folder / f"{name}.py").write_text(text)
-    monkeypatch.syspath_prepend(tmp_path)
-    first = address("n", dict(loss="mine.losses:one"))
-    (folder / "other.py").write_text("a = 2")
-    assert address("n", dict(loss="mine.losses:one")) == first
-    (folder / "helper.py").write_text("a = 2")
-    assert address("n", dict(loss="mine.losses:one")) != first
 
 
 def test_a_complete_run_is_returned_as_it_is(tmp_path):
@@ -425,77 +262,15 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     assert store.describe(ValueError("a"), tmp_path) == "ValueError: a"
 
 
-def test_what_killed_processes_had_begun_to_write_is_removed(tmp_path):
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    killed, held = (store.open_run("n", tmp_path / "n", dict(seed=seed)) for seed in (0, 1))
-    killed._release()
-    names = [
-        f".checkpoint.pt.{dead.pid}",
-        f"figures/.a.png.{dead.pid}",
-        f".table.csv.{os.getpid()}",
-        ".hidden",
-        ".notes.txt",
-        "shown.csv.1",
-    ]
-    for run in (killed, held):
-        (run.folder / "figures").mkdir()
-        for name in names:
-            (run.folder / name).touch()
-    store.open_run("n", tmp_path / "n", {})
-    assert [(killed.folder / name).exists() for name in names] == [False, False, False, True, True, True]
-    assert all((held.folder / name).exists() for name in names)
-
-
-@pytest.fixture
-def pictures(tmp_path):
-    """A folder with two pictures, their annotations and their list."""
-    for name, text in (
-        ("a.jpg", "ab"),
-        ("b.PNG", "abc"),
-        ("a.xml", "<x>1</x>"),
-        ("train.txt", "a"),
-        ("notes.csv", "1"),
-    ):
-        path = tmp_path / "data" / "bccd" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return path.parent
-
-
-def _address(folder):
-    return address("n", dict(dataset=str(folder)))
-
-
-def test_results_within_the_data_set_are_not_its_contents(pictures):
-    results = pictures / "results" / "n"
-    run = store.open_run("n", results, dict(dataset=str(pictures)), resume=True)
-    run.save_figure("figure", Figure())
-    (results.parent / "report.html").touch()
-    run.close("complete")
-    assert store.open_run("n", results, dict(dataset=str(pictures)), resume=True).complete
-
-
-def test_a_data_set_is_known_by_its_contents_wherever_and_since_when_it_is_there(pictures, tmp_path, monkeypatch):
-    first = _address(pictures)
-    copied = shutil.copytree(pictures, tmp_path / "elsewhere" / "bccd", copy_function=shutil.copyfile)
-    os.utime(copied / "a.jpg", (0, 0))
-    assert _address(copied) == first
-    monkeypatch.chdir(copied.parent)
-    assert _address("bccd") == first
-    (copied / "a.xml").write_text("<x>2</x>")
-    assert _address(copied) != first
-    assert _address(shutil.copytree(pictures, tmp_path / "renamed")) != first
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "counts"),
-    [("a.jpg", "abcd", True), ("c.xml", "", True), ("notes.csv", "2", False), (".b.xml", "", False)],
-)
-def test_what_of_a_data_set_counts(pictures, name, text, counts):
-    first = _address(pictures)
-    (pictures / name).write_text(text)
-    assert (_address(pictures) != first) == counts
+def test_what_a_killed_process_had_begun_to_write_is_removed_when_its_run_goes_on(tmp_path):
+    run = _resumable(tmp_path)
+    (run.folder / "figures").mkdir()
+    names = [".checkpoint.pt.123", "figures/.a.png.123", "checkpoint.pt", ".hidden"]
+    for name in names:
+        (run.folder / name).touch()
+    run._release()
+    assert _resumable(tmp_path).folder == run.folder
+    assert [(run.folder / name).exists() for name in names] == [False, False, True, True]
 
 
 def test_without_a_checkpoint_metrics_begin_anew(tmp_path):
@@ -576,9 +351,3 @@ def test_runs_are_those_of_a_notebook_oldest_first_without_published_and_damaged
     with pytest.warns(UserWarning, match=r"b/cut/run.json") as warned:
         assert len(store.runs(tmp_path)) == 3
     assert len(warned) == 3
-
-
-def test_a_record_from_before_has_its_notebook_under_todays_name(tmp_path):
-    run = store.open_run("04_train_detector", tmp_path / "04_train_detector", {})
-    assert '"notebook": "04_train_detector"' in (run.folder / "run.json").read_text()
-    assert [found.record["notebook"] for found in store.runs(tmp_path, "05_train_detector")] == ["05_train_detector"]

@@ -17,12 +17,14 @@ import yaml
 
 from giou_repro.__main__ import main
 from giou_repro.runs import places, store, sweepfile
+from giou_repro.runs.address import address
 
 PARAMETERS = """\
 scale = "laptop"  # type: str its size
 seed = 0  # type: NonNegativeInt the seed
 loss = "giou"  # type: str a loss
 size = 1.0  # type: float a size
+text = ""  # type: str a text
 results = None  # type: str where runs are
 run_dir = None  # type: str folder
 """
@@ -96,6 +98,12 @@ def test_times(tmp_path, small, written, seconds):
     assert sweepfile.read(sweep_file(tmp_path / "s.yaml", dict(notebooks=small), timeout=written)).timeout == seconds
 
 
+def test_numbers_of_yaml_1_2(tmp_path, small):
+    (tmp_path / "s.yaml").write_text(f"jobs: [{{notebooks: {small}, grid: {{size: [1e-3, -2E+2, .5e1, 1.5]}}}}]")
+    cells = sweepfile.expand(sweepfile.read(tmp_path / "s.yaml"))
+    assert [cell.given["size"] for cell in cells] == [1e-3, -200.0, 5.0, 1.5]
+
+
 def cells_of(tmp_path, *jobs, **options):
     return sweepfile.expand(sweepfile.read(sweep_file(tmp_path / "s.yaml", *jobs)), **options)
 
@@ -112,7 +120,7 @@ def test_two_losses_and_two_sizes_on_two_seeds_are_eight_cells_paired(tmp_path, 
         ("iou", 1),
         ("iou", 2),
     ]
-    assert len({cell.address([]) for cell in cells}) == 8
+    assert len({address(cell.notebook, cell.parameters) for cell in cells}) == 8
     assert {cell.given["scale"] for cell in cells} == {"smoke"}
 
 
@@ -151,12 +159,6 @@ def test_the_command_line_wins_over_the_file(tmp_path, small):
         cells_of(tmp_path, dict(notebooks=small), losses=["ciou"])
 
 
-def test_what_reads_results_runs_anew_when_they_change(tmp_path, small):
-    first, second = cells_of(tmp_path, dict(notebooks=small), dict(notebooks=small, after="all"))
-    assert first.address([]) == first.address(["one"])
-    assert second.address(["one"]) != second.address(["one", "two"])
-
-
 @pytest.mark.parametrize(
     "path", sorted((Path(__file__).parents[1] / "sweeps").glob("*.yaml")), ids=lambda path: path.stem
 )
@@ -168,6 +170,7 @@ def test_the_examples_are_right(path):
 # ---- running
 
 
+LONG = "l" * 200_000  # more than a command line takes
 DIES_ONCE = """\
 marker = Path(run_dir) / "checkpoint"
 if not marker.exists():
@@ -181,13 +184,13 @@ def swept(tmp_path_factory):
     folder = tmp_path_factory.mktemp("swept")
     good = notebook(
         folder / "good.ipynb",
-        "run.log(threads=os.environ['OMP_NUM_THREADS'], gpu=os.environ.get('CUDA_VISIBLE_DEVICES'))",
+        "run.log(threads=os.environ['OMP_NUM_THREADS'], gpu=os.environ.get('CUDA_VISIBLE_DEVICES'), n=len(text))",
     )
     bad = notebook(folder / "bad.ipynb", "print('so far')", "1 / 0")
     fragile = notebook(folder / "fragile.ipynb", DIES_ONCE)
     summary = notebook(folder / "summary.ipynb", "assert len(list(Path(results).glob('*/*/run.json'))) == 5")
     jobs = [
-        dict(notebooks=good, seeds=[0, 1], gpus=1),
+        dict(notebooks=good, parameters=dict(text=LONG), seeds=[0, 1], gpus=1),
         dict(notebooks=[bad, fragile]),
         dict(notebooks=summary, after="all"),
     ]
@@ -229,7 +232,7 @@ def test_a_dead_kernel_is_tried_again_in_its_folder(swept):
 def test_several_workers_have_one_thread_each_and_a_gpu_each_for_those_that_ask(swept):
     for folder in swept[0].loc["good"].run:
         logged = json.loads((Path(folder) / "metrics.jsonl").read_text())
-        assert logged == {"threads": os.environ.get("OMP_NUM_THREADS", "1"), "gpu": "7"}
+        assert logged == {"threads": os.environ.get("OMP_NUM_THREADS", "1"), "gpu": "7", "n": 200_000}
 
 
 def test_the_same_command_skips_what_is_complete(swept):

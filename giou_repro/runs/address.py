@@ -4,38 +4,62 @@ import ast
 import contextlib
 import functools
 import hashlib
-import importlib.machinery
 import importlib.util
 import json
 import os
 import re
 import sys
-from collections.abc import Iterable
+import sysconfig
+from collections.abc import Callable
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from giou_repro.runs.files import project_folder
 
 PACKAGE = Path(__file__).parents[1]
-ANNOTATIONS = (".xml", ".json", ".txt", ".yaml", ".yml")  # files of a data set whose content counts
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # whose size counts
+OUTPUTS = "giou_repro.runs.outputs"  # of this folder, the only module that can change what a run's files say
+ANNOTATIONS = (".xml", ".json", ".txt", ".yaml", ".yml")
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+STANDARD = Path(sysconfig.get_path("stdlib"))
+DOTTED = re.compile(r"[^\W\d]\w*(?:\.\w+)*")
+WRITES = re.compile(
+    rb"\b(write|save|dump|log)\w*\(|['\"][bt]*[wax][bt+]*['\"]"
+)  # in a line that makes the file which it names
 
 
-def address(notebook: str | Path, parameters: dict, inputs: Iterable[str] = ()) -> str:
+def address(notebook: str | Path, parameters: dict, inputs: str = "", read: Callable | None = None) -> str:
     """What makes a run what it is, in 16 hexadecimal digits.
 
     It covers the notebook's name and cells (`notebook` is a path, or a name in the notebooks folder), the parameters
-    (name → value, the declared defaults included; ``run_dir`` does not count), what of this package the notebook
-    imports, directly or not, and of a user's loss named as ``my_module:mine`` likewise, and `inputs`, the addresses of
-    runs whose results this one reads. Where the parameter ``dataset`` is a path, its last name and its files count.
-    Versions of other packages are not covered.
+    (name → value, the declared defaults included; ``run_dir`` does not count), the data set and sources that `contents`
+    covers, and `inputs`, which stands for the runs whose results this one reads. Of a path as ``dataset`` the last name
+    counts. Who needs many addresses at once passes ``functools.cache(contents)`` as `read`.
     """
     counted = {name: value for name, value in parameters.items() if name != "run_dir"}
-    files = _data_files(counted.get("dataset"))
-    if files:
-        counted["dataset"] = Path(counted["dataset"]).resolve().name
+    modules = re.findall(rf"\b({DOTTED.pattern}):[^\W\d]", json.dumps(counted, ensure_ascii=False))
+    dataset = counted.get("dataset")
+    read = (read or contents)(str(notebook), tuple(sorted(set(modules))), dataset)
+    if dataset and os.path.exists(dataset):
+        counted["dataset"] = Path(dataset).resolve().name
+    return _digest([notebook_name(notebook), counted, read, inputs])[:16]
+
+
+def contents(notebook: str, modules: tuple[str, ...], dataset: str | None = None) -> str:
+    """sha256 of what a run reads: the notebook's cells, the files of the data set, and every source that the cells and
+    the user's `modules` import.
+
+    Those are the sources of this package and the user's own, wherever Python finds them, imported in functions and by
+    name too, with the scripts and data files that they name and do not write; what is installed counts only where
+    `modules` names it. Of this package's ``runs``, which carries out and keeps what others compute, OUTPUTS alone.
+    """
     cells = _cells(notebook)
-    content = [notebook_name(notebook), cells, counted, _sources(cells, counted), sorted(inputs), files]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    return _digest([cells, _sources(cells, modules), _data_files(dataset)])
+
+
+def _digest(content):
+    """sha256 of what JSON can say; the same under every locale, for names that are not UTF-8 in it too."""
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def notebook_name(notebook: str | Path) -> str:
@@ -46,98 +70,144 @@ def notebook_name(notebook: str | Path) -> str:
 def _cells(notebook):
     """Kind and text of each cell; none where there is no such notebook."""
     path = Path(notebook) if Path(notebook).suffix == ".ipynb" else project_folder() / "notebooks" / f"{notebook}.ipynb"
-    if not path.is_file():
-        return []
-    return [[cell["cell_type"], "".join(cell["source"])] for cell in json.loads(path.read_text())["cells"]]
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"] if path.is_file() else []
+    return [[cell["cell_type"], "".join(cell["source"])] for cell in cells]
 
 
-def _sources(cells, parameters):
-    """Dotted name → text, of this package's modules and of the user's that the cells import or the parameters name,
-    with the data files of this package that they name."""
-    folders, texts = {}, {}
-    waiting = sorted(set(re.findall(r'"(\w+(?:\.\w+)*):[A-Za-z_]\w*"', json.dumps(parameters, ensure_ascii=False))))
+def _sources(cells, modules):
+    """Dotted name, or path as it is written → sha256, of each source that counts and each file that one names."""
     importlib.invalidate_caches()
-    for top in {module.partition(".")[0] for module in waiting}:
-        if spec := importlib.machinery.PathFinder.find_spec(top, [os.getcwd(), *sys.path]):
-            folders[top] = Path(next(iter(spec.submodule_search_locations or []), spec.origin)).parent
+    here, found, waiting = os.getcwd(), {}, [OUTPUTS, *modules]
+    chosen, places = {name.partition(".")[0] for name in waiting}, [here, *filter(None, sys.path)]
+
+    def read(key, content, package, folders):
+        found[key] = hashlib.sha256(content).hexdigest()
+        names, strings = _named(content, package)
+        waiting.extend(names)
+        paths = {os.path.join(folder, string): string for folder in folders for string in strings}
+        if here in folders:  # a source of the user's may extend Python's path, and import by name
+            places.extend(filter(os.path.isdir, paths))
+            waiting.extend(filter(DOTTED.fullmatch, strings if re.search(b"import_module|__import__", content) else ()))
+        for path, string in paths.items():
+            if string not in found and os.path.isfile(path):
+                script = string.endswith(".py")
+                content = Path(path).read_bytes()
+                read(string, content, "" if script else None, [os.path.dirname(path), here])
+
     for kind, text in cells:
-        with contextlib.suppress(SyntaxError):  # such a cell imports nothing
-            waiting += _imported(_without_magics(text), "") if kind == "code" else []
+        if kind == "code":
+            read("", _without_magics(text).encode(), "", [here])
     while waiting:
         name = waiting.pop()
-        path = _file(name, folders)
-        if path and name not in texts:
-            texts[name], parent = path.read_text(), name.rpartition(".")[0]
-            waiting += [parent, *_imported(texts[name], name if path.stem == "__init__" else parent)]
-            if path.is_relative_to(PACKAGE):
-                data = [file for file in path.parent.glob("*.*") if file.suffix != ".py" and file.name in texts[name]]
-                texts |= {f"{name}: {file.name}": file.read_text() for file in data}
-    return texts
+        spec = None if not name or name in found or _is_bookkeeping(name) else _spec(name, places)
+        top, _, _ = name.partition(".")
+        if spec and spec.has_location and (top in chosen or not _is_installed(Path(spec.origin))):
+            parent, folder = name.rpartition(".")[0], Path(spec.origin).parent
+            waiting.append(parent)
+            package = parent if spec.submodule_search_locations is None else name
+            is_ours = top == PACKAGE.name
+            places += [] if is_ours else [*map(str, folder.parents[:2]), str(folder.resolve())]
+            read(name, spec.loader.get_data(spec.origin), package, [folder] if is_ours else [folder, here])
+    return found
 
 
-@functools.cache
+def _is_bookkeeping(name):
+    return name.startswith(PACKAGE.name + ".runs") and name != OUTPUTS
+
+
+def _is_installed(origin):
+    """Whether a source is Python's or an installed package's, by where it was found and by where links lead."""
+    folders = {"site-packages", "dist-packages"}
+    return all(path.is_relative_to(STANDARD) or folders & set(path.parts) for path in (origin, origin.resolve()))
+
+
+def _spec(name, places):
+    """How Python finds a module on `places` or elsewhere, without importing anything; None where it does not."""
+    top, _, rest = name.partition(".")
+    if top == PACKAGE.name:
+        places, rest = (
+            [str(PACKAGE.parent)],
+            sys.modules[top].MODULES.get(rest, rest),
+        )  # for `from giou_repro import loss`
+    spec = PathFinder.find_spec(top, places)
+    with contextlib.suppress(ImportError):  # such as the finder of an editable installation
+        spec = spec or next(filter(None, (finder.find_spec(top, None) for finder in sys.meta_path)), None)
+    for part in rest.split(".") if rest else ():
+        spec = spec and PathFinder.find_spec(part, list(spec.submodule_search_locations or []))
+    return spec
+
+
 def _without_magics(cell):
-    from IPython.core.inputtransformer2 import TransformerManager  # takes half a second where no kernel has it
-
-    return TransformerManager().transform_cell(cell)
+    """A cell with a text for each line that is IPython's: "helper.py" for %run helper.py."""
+    cell = re.sub(r"^(\s*)[%!]+\w*[ \t]*(.*)$", lambda line: line[1] + repr(line[2]), cell, flags=re.MULTILINE)
+    return re.sub(r"^(\s*\w+\s*=\s*)[%!].*$", r"\1None", cell, flags=re.MULTILINE)
 
 
 @functools.cache
-def _imported(text, package):
-    """The dotted names that a source in `package` may import, in its functions too, modules or not.
+def _named(content, package):
+    """What a source in `package` may import, in its functions too, as dotted names, modules or not; and the texts in it
+    that may name a file.
 
-    Of a source that forms the names of modules, as in f"giou_repro.detectors.{name}", all modules there.
+    Of a source that forms the names of modules, as in f"giou_repro.detectors.{name}", all modules there. A source that
+    is not Python, as where `package` is None, names nothing.
     """
-    names = []
-    for node in ast.walk(ast.parse(text)):
+    names, strings, lines = [], [], content.split(b"\n")
+    tree = ast.Module([], [])
+    with contextlib.suppress(SyntaxError, ValueError):
+        tree = ast.parse(content if package is not None else b"")
+    for node in ast.walk(tree):
         match node:
             case ast.Import(aliases):
                 names += [alias.name for alias in aliases]
             case ast.ImportFrom(module, aliases, level):
-                source = importlib.util.resolve_name("." * level + (module or ""), package)
-                names += [source, *(f"{source}.{alias.name}" for alias in aliases)]
+                with contextlib.suppress(ImportError):  # relative, in a script: not what runs
+                    source = importlib.util.resolve_name("." * level + (module or ""), package)
+                    names += [source, *(f"{source}.{alias.name}" for alias in aliases)]
             case ast.Constant(str(prefix)) if re.fullmatch(r"giou_repro\.[\w.]+\.", prefix):
                 names += [prefix + path.stem for path in PACKAGE.parent.joinpath(*prefix.split(".")).glob("*.py")]
-    return names
-
-
-def _file(name, folders):
-    """The file of a module of this package, or of the user's in one of the folders; None for any other."""
-    top, _, rest = name.partition(".")
-    places = [folder / name.replace(".", "/") for owner, folder in folders.items() if owner == top or _is_own(folder)]
-    if top == PACKAGE.name:
-        public = sys.modules[PACKAGE.name].MODULES  # for `from giou_repro import loss`
-        places = [PACKAGE / public.get(rest, rest).replace(".", "/")]
-    files = [file for place in places for file in (place / "__init__.py", place.with_name(f"{place.name}.py"))]
-    return next((file for file in files if file.is_file()), None)
-
-
-def _is_own(folder):
-    """Whether a folder holds a user's own modules, not everything that is installed."""
-    return folder.name not in ("site-packages", "dist-packages")
+            case ast.Constant(str(text)) if not any(map(WRITES.search, lines[node.lineno - 1 : node.end_lineno])):
+                strings.append(text)
+    return names, strings
 
 
 def _data_files(dataset):
-    """What a data set consists of: name and content of its annotations and lists, name and size of its images.
+    """Name and sha256 of each file that a data set consists of, wherever links lead; nothing where there is none.
 
-    Empty where it is not a path. Run folders, hidden files and files of other kinds do not count.
+    Those are the annotations, lists and images of a folder, with images beside it where it has none, or a COCO JSON and
+    the images that it names; not run folders and hidden files. It may be a path or the name of a download.
     """
-    root, files = Path(dataset or "/nowhere"), []
-    for folder, folders, names in os.walk(root):
-        runs = {name for name in folders if Path(folder, name, "run.json").exists()}
-        folders[:] = sorted(name for name in folders if name[0] != "." and name not in runs)
-        files += [Path(folder, name) for name in sorted(names) if name[0] != "."]
+    root = Path(dataset or "/nowhere")
+    root = root if root.exists() else project_folder() / "data" / "VOCdevkit" / str(dataset).upper()
+    if not root.exists():
+        return []
+    folder = root if root.is_dir() else root.parent
+    files = _files(folder)
+    files += [] if any(path.suffix.lower() in IMAGES for path in files) else _files(folder.parent)
+    if root.is_file():
+        named = re.findall(r'"file_name"\s*:\s*"([^"]+)"', root.read_text(encoding="utf-8", errors="replace"))
+        named = {os.path.basename(name) for name in named}
+        files = [root, *(path for path in files if path.name in named)]
     entries = []
-    for path in [root] if root.is_file() else files:
-        kind = path.suffix.lower()
-        if kind in ANNOTATIONS + IMAGES and path.is_file():
-            state = path.stat()
-            content = _sha256(path, state.st_size, state.st_mtime_ns) if kind in ANNOTATIONS else state.st_size
-            entries.append([path.relative_to(root).as_posix(), content])
-    return entries
+    for path in filter(Path.is_file, files):
+        name = os.fsencode(os.path.relpath(path, folder)).decode("utf-8", "surrogateescape")
+        entries.append([name, _sha256(path, path.stat().st_size, path.stat().st_mtime_ns)])
+    return sorted(entries)
+
+
+def _files(root):
+    """The annotations and images in a folder and below, each folder once."""
+    files, seen = [], set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        skipped = {name for name in folders if name[0] == "." or Path(folder, name, "run.json").exists()}
+        folders[:] = [] if os.path.realpath(folder) in seen else sorted({*folders} - skipped)
+        seen.add(os.path.realpath(folder))
+        shown = [Path(folder, name) for name in names if name[0] != "."]
+        files += [path for path in shown if path.suffix.lower() in ANNOTATIONS + IMAGES]
+    return files
 
 
 @functools.cache
 def _sha256(path, size, time):
     """Of the file's content, which is read again where size or time are others."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

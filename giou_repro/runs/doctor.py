@@ -2,7 +2,9 @@
 
 import importlib.metadata
 import os
+import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -16,10 +18,15 @@ REINSTALL = "run: pip install -r requirements.lock"
 
 
 def kernel_problem() -> str | None:
-    """What is wrong with the Jupyter kernel "python3", or None: it must start this very interpreter."""
+    """What is wrong with the Jupyter kernel "python3", or None: it must start this very interpreter, and answer."""
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
     remedy = f"run: {sys.executable} -m ipykernel install --sys-prefix"
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=5).close()
+    except OSError as error:
+        return f"nothing answers at 127.0.0.1 ({error}), where kernels are; bring it up: ip link set lo up"
     try:
         command = Path(KernelSpecManager().get_kernel_spec("python3").argv[0])
     except NoSuchKernel:
@@ -59,7 +66,7 @@ def compiler_problem() -> str | None:
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         return f"no C++ compiler was found; {remedy}"
-    command = [compiler, f"-I{sysconfig.get_path('include')}", "-fsyntax-only", "-x", "c++", "-"]
+    command = [*shlex.split(compiler), f"-I{sysconfig.get_path('include')}", "-fsyntax-only", "-x", "c++", "-"]
     try:
         trial = subprocess.run(command, input="#include <Python.h>", capture_output=True, text=True)
     except OSError as error:
@@ -73,26 +80,23 @@ def gpu_note() -> str | None:
     """Why no GPU is used, or None where one is."""
     import torch
 
-    if torch.cuda.is_available():
-        return None
-    if torch.version.cuda is None:
-        return "this torch is built without CUDA; everything runs on the CPU"
-    return "torch sees no NVIDIA GPU (none, or its driver is missing or too old: see nvidia-smi); all runs on the CPU"
+    reason = "torch sees no NVIDIA GPU (none, or its driver is missing or too old: see nvidia-smi)"
+    reason = reason if torch.version.cuda else "this torch is built without CUDA"
+    return None if torch.cuda.is_available() else f"{reason}; everything runs on the CPU"
 
 
 def lock_problem(lock: Path) -> str | None:
     """Which installed versions differ from those of the lock file, or None."""
-    lines = Path(lock).read_text().splitlines() if Path(lock).is_file() else []
-    different = []
-    for requirement in (Requirement(line) for line in lines if line.strip() and line[0] != "#"):
-        installed = version(requirement.name)
-        counts = requirement.marker is None or requirement.marker.evaluate()
-        if counts and not (installed and requirement.specifier.contains(installed, prereleases=True)):
-            tested = str(requirement.specifier).removeprefix("==")
-            different.append(f"{requirement.name} {installed or 'missing'} (tested: {tested})")
-    if not different:
-        return None
-    return f"{len(different)} packages differ from the tested environment: {', '.join(different[:5])}…; {REINSTALL}"
+    lines = lock.read_text(encoding="utf-8").splitlines() if lock.is_file() else []
+    pins = [Requirement(line) for line in lines if line.strip() and line[0] != "#"]
+    different = [
+        f"{pin.name} {version(pin.name) or 'missing'} (tested: {str(pin.specifier).removeprefix('==')})"
+        for pin in pins
+        if (pin.marker is None or pin.marker.evaluate())
+        and not pin.specifier.contains(version(pin.name) or "0", prereleases=True)
+    ]
+    listed = f"{', '.join(different[:5])}…; {REINSTALL}"
+    return f"{len(different)} packages differ from the tested environment: {listed}" if different else None
 
 
 def report(lock: Path) -> int:

@@ -5,6 +5,8 @@ import fcntl
 import os
 from pathlib import Path
 
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT)
+
 
 def project_folder() -> Path:
     """The checkout this package is installed from, or the current folder where it is installed without one."""
@@ -32,10 +34,12 @@ def is_full(error: BaseException | str) -> bool:
 
 
 def describe(error: BaseException, folder: str | Path) -> str:
-    """The text of an error that came while `folder` was written to; with the remedy where the disk is full."""
+    """The text of an error that came while `folder` was written to; with the remedy where that cannot be."""
     if is_full(error):
         remedy = "free space and run the same command again"
         return f"no space left on the disk of {folder}; what was complete is kept; {remedy}"
+    if isinstance(error, OSError) and error.filename and error.errno in NOT_WRITABLE:
+        return f"{error.filename} cannot be written ({error.strerror}); name another folder by --results FOLDER"
     return f"{type(error).__name__}: {error}"
 
 
@@ -45,6 +49,7 @@ def lock(path: str | Path, wait: bool = False) -> int | None:
     The system unlocks it when the process ends, however it ends. On file systems without locks (some network ones, by
     their mount options) raises OSError.
     """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)  # not inherited by programs that this process starts
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

@@ -7,19 +7,21 @@ import re
 import subprocess
 from pathlib import Path
 
-from giou_repro.runs.files import project_folder
-
+CHECKOUT = Path(__file__).resolve().parents[2]
 PACKAGES = ("giou-repro", "torch", "torchvision", "numpy", "pandas", "scipy", "matplotlib", "papermill")
 
 
 def git_commit() -> tuple[str, bool | None]:
-    """(commit of the checkout, whether files differ from it); ("unknown", None) outside git."""
-    command = ["git", "status", "--porcelain=v2", "--branch"]
+    """(commit of this package's checkout, whether files differ from it); ("unknown", None) where it is in none of its
+    own, as in an archive, and within another repository too."""
+    command = ["git", "-C", str(CHECKOUT), "status", "--porcelain=v2", "--branch"]
+    others = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # GIT_DIR leads away
     try:
-        answer = subprocess.run(command, cwd=project_folder(), capture_output=True, text=True, check=True)
+        (CHECKOUT / ".git").stat()
+        answer = subprocess.run(command, env=others, capture_output=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return "unknown", None
-    lines = answer.stdout.splitlines()
+    lines = answer.stdout.decode(errors="replace").splitlines()
     return lines[0].split()[-1], any(not line.startswith("#") for line in lines)
 
 
@@ -46,7 +48,7 @@ def hardware() -> dict:
     import torch  # in the function, so that the command line can answer without it
 
     info = Path("/proc/cpuinfo")
-    model = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
+    model = re.search(r"model name\s*: (.*)", info.read_text(errors="replace")) if info.exists() else None
     return {
         "processor": model[1] if model else platform.processor() or platform.machine(),
         "cores": cores(),

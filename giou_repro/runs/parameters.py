@@ -22,8 +22,7 @@ PositiveFloat = Annotated[FiniteFloat, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 ImageSize = Annotated[int, Field(ge=64, multiple_of=32)]  # pixels; 32 is the coarsest stride of the backbones
 TYPES = {"bool": bool, "int": int, "float": FiniteFloat, "str": str, "Seed": Seed, "Share": Share}
-TYPES |= {"ImageSize": ImageSize, "PositiveFloat": PositiveFloat}
-TYPES |= {"NonNegativeInt": NonNegativeInt, "PositiveInt": PositiveInt}
+TYPES |= dict(ImageSize=ImageSize, PositiveFloat=PositiveFloat, NonNegativeInt=NonNegativeInt, PositiveInt=PositiveInt)
 
 
 class ParameterError(ValueError):
@@ -32,12 +31,13 @@ class ParameterError(ValueError):
 
 @dataclass(frozen=True)
 class Parameter:
-    """One line of a notebook's parameters cell: ``n_points = None  # type: AtLeast[2] anchor points``."""
+    """One line of a notebook's parameters cell, as ``n_points = None  # type: AtLeast[2] anchor points``."""
 
     name: str
     type: Any
     default: Any
     help: str
+    adapter: TypeAdapter
 
 
 def find_notebook(name):
@@ -53,13 +53,14 @@ def find_notebook(name):
 def declared(notebook):
     """The parameters of the notebook at a path: name → Parameter. Nothing in it is evaluated.
 
-    Raises ParameterError, naming notebook and parameter, for a value that is no literal or a type that is none of
-    TYPES, None, list[…], Literal[…], AtLeast[…] or a union of them.
+    Each is a line ``name = value  # type: TYPE what it is`` or ``name: TYPE = value  # what it is``. Raises
+    ParameterError, naming notebook and parameter, for a value that is no literal or a type that is none of TYPES, None,
+    list[…], Literal[…], AtLeast[…] or a union of them.
     """
-    cells = json.loads(Path(notebook).read_text())["cells"]
+    cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
     source = next(("".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])), "")
     try:
-        statements = [node for node in ast.parse(source).body if isinstance(node, ast.Assign)]
+        statements = [node for node in ast.parse(source).body if isinstance(node, ast.Assign | ast.AnnAssign)]
         tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
     except SyntaxError as error:
         raise ParameterError(f"{notebook}: its parameters cell is not Python ({error})") from None
@@ -69,8 +70,10 @@ def declared(notebook):
 
 
 def _parameter(notebook, statement, comment):
-    name = ast.unparse(statement.targets[0])
-    written, text = re.fullmatch(r"(?:type:\s*(\S+))?\s*(.*)", comment).groups()
+    written, text = re.fullmatch(r"(?:type:\s*((?:\[[^]]*\]|\S)+))?\s*(.*)", comment).groups()
+    if annotated := isinstance(statement, ast.AnnAssign):
+        written = ast.unparse(statement.annotation)
+    name = ast.unparse(statement.target if annotated else statement.targets[0])
     try:
         default = ast.literal_eval(statement.value)
         kind = _type(ast.parse(written, mode="eval").body) if written else type(default)
@@ -79,7 +82,7 @@ def _parameter(notebook, statement, comment):
         line = f"{ast.unparse(statement)}  # {comment}"
         remedy = f"write a literal, and one of {', '.join(TYPES)}, list[…], Literal[…], AtLeast[1] after # type:"
         raise ParameterError(f"{notebook}: parameter {name!r} cannot be read from {line!r}; {remedy}") from None
-    return Parameter(name, kind, default, text)
+    return Parameter(name, kind, default, text, TypeAdapter(kind))
 
 
 def _type(node):
@@ -130,24 +133,27 @@ def _checked(declared, given):
     checked = {}
     for name, value in given.items():
         try:
-            checked[name] = TypeAdapter(declared[name].type).validate_python(value, strict=True)
+            checked[name] = declared[name].adapter.validate_python(value, strict=True)
         except ValidationError as error:
             reason = error.errors()[0]["msg"].lower()
-            raise ParameterError(f"parameter {name!r} is {value!r}, but {reason} ({declared[name].help})") from None
-    _check_losses(given.get("losses"))
-    _check_losses(given.get("loss"))
+            hint = "; None is written null" if value == "None" else ""
+            help = f"({declared[name].help}{hint})"
+            raise ParameterError(f"parameter {name!r} is {value!r}, but {reason} {help}") from None
+        if name in ("loss", "losses") and value is not None:
+            _check_losses(value)
     return checked
 
 
 def _check_losses(names):
     """Import what the notebook will import, so that a loss that is not there is refused before a kernel starts."""
-    if names is not None:
-        from giou_repro.registry import select  # in the function, because it brings torch
+    from giou_repro.registry import select  # in the function, because it brings torch
 
-        try:
-            select(names)
-        except ValueError as error:
-            raise ParameterError(str(error)) from None
+    try:
+        selected = select(names)
+    except ValueError as error:
+        raise ParameterError(str(error)) from None
+    if isinstance(names, list) and len(selected) < len(names):
+        raise ParameterError(f"losses names one loss twice: {', '.join(names)}")
 
 
 def resolved(declared, given):

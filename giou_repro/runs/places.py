@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 import dask.config
@@ -48,14 +48,14 @@ class Place:
 def connect(
     file: SweepFile,
     cells: list[Cell],
-    workers: int | None = None,
     scheduler: str | None = None,
     system: str | None = None,
 ) -> Iterator[Place]:
     """The Place for the cells; everything it started ends with it.
 
     `scheduler` is the address of a cluster that runs; `system` "slurm", "pbs" or "lsf", whose jobs dask-jobqueue starts
-    as they are needed, `workers` at most, by the options of the file's `cluster`; otherwise processes of this machine.
+    as they are needed, the file's `workers` at most, by the options of its `cluster`; otherwise processes of this
+    machine.
     Raises SweepError, SchedulerLost.
     """
     if scheduler and system:
@@ -63,7 +63,7 @@ def connect(
     for name in ("distributed", "distributed.client"):  # this driver reports dead workers and schedulers itself
         logging.getLogger(name).setLevel(logging.CRITICAL)
     wanted = any(cell.gpus for cell in cells)
-    count = workers or file.workers or (8 if system else machine.cores())
+    count = file.workers or (8 if system else machine.cores())
     with ExitStack() as stack:
         if scheduler:
             client = _client(scheduler, stack)
@@ -72,7 +72,7 @@ def connect(
             if wanted and not gpus:
                 remedy = "start dask worker … --resources gpus=1"
                 print(f"no worker offers a GPU ({remedy}): runs that need one run anywhere", file=sys.stderr)
-            yield Place(client, lambda: min(workers or sys.maxsize, max(1, _threads(client))), wanted and gpus)
+            yield Place(client, lambda: min(file.workers or sys.maxsize, _threads(client)), wanted and gpus)
         elif system:
             cluster = stack.enter_context(_jobs(file, system, count, wanted))
             yield Place(_client(cluster, stack), lambda: count, wanted)
@@ -101,11 +101,10 @@ def _client(place, stack):
 
 
 def _threads(client):
-    """How many runs the workers can take at a time; 0 while the scheduler does not answer."""
-    try:
-        return sum(client.nthreads().values())
-    except OSError:
-        return 0
+    """How many runs the workers can take at a time; 1 while there are none, or the scheduler does not answer."""
+    with suppress(OSError):
+        return max(1, sum(client.nthreads().values()))
+    return 1
 
 
 def _processes(count, devices):

@@ -47,40 +47,30 @@ def execute(run: store.Run, path: Path, given: dict, progress: bool = False, tim
     The kernel dies with this process and, killed by its own clock, after `timeout` seconds. Raises RunFailed, or
     KernelDied where another try may go well, after the partial copy and ``status: failed`` are on disk.
     """
-    folder = run.folder.resolve()
-    papermill_io.register(str(folder), _AtomicHandler())
-    started = time.monotonic()
-    try:
-        papermill.execute_notebook(
-            str(path),
-            str(folder / "notebook.ipynb"),
-            given | {"run_dir": str(folder)},
-            kernel_name="python3",
-            progress_bar=dict(desc=path.stem) if progress else False,
-            start_timeout=START_TIMEOUT,
-            extra_arguments=_kernel_arguments(timeout),
-        )
+    papermill_io.register(str(run.folder), _AtomicHandler())
+    copy, started = run.folder / "notebook.ipynb", time.monotonic()
+    with store.ending(run):
+        try:
+            papermill.execute_notebook(
+                str(path),
+                str(copy),
+                given | {"run_dir": str(run.folder)},
+                kernel_name="python3",
+                progress_bar=dict(desc=path.stem) if progress else False,
+                start_timeout=START_TIMEOUT,
+                extra_arguments=_kernel_arguments(timeout),
+            )
+        except PapermillExecutionError as error:
+            reason = f"cell {error.exec_count}: {error.ename}: {error.evalue}"
+            raise RunFailed(store.describe(error, run.folder) if store.is_full(error) else reason) from error
+        except RuntimeError as error:  # nbclient's and jupyter_client's
+            cell = f"in cell {_last_cell(run.folder)[0]}"
+            if timeout is not None and time.monotonic() - started >= timeout:
+                raise RunFailed(f"timed out after {timeout:g} s {cell}") from error
+            raise KernelDied(f"kernel died {cell}") from error
         if not run.record.get("notebook_finished"):
             raise RunFailed("the notebook ended without run.finish()")
-        run.save("notebook.html", pages.exported(folder / "notebook.ipynb"))
-        run.close("complete")
-    except BaseException as error:
-        late = timeout is not None and time.monotonic() - started >= timeout
-        kind, reason = _reason(error, folder, timeout if late else None)
-        run.fail(reason)
-        if isinstance(error, Exception):
-            raise kind(f"{path.stem} failed: {reason}\nits partial copy is in {folder}") from error
-        raise
-
-
-def _reason(error, folder, timeout):
-    """(which error to raise, why a notebook failed); `timeout` where the run's time was over."""
-    if isinstance(error, RuntimeError) and not isinstance(error, RunFailed):  # nbclient's and jupyter_client's
-        cell = f"in cell {_last_cell(folder)[0]}"
-        return (RunFailed, f"timed out after {timeout:g} s {cell}") if timeout else (KernelDied, f"kernel died {cell}")
-    if isinstance(error, PapermillExecutionError) and not store.is_full(error.evalue):
-        return RunFailed, f"cell {error.exec_count}: {error.ename}: {error.evalue}"
-    return RunFailed, store.describe(error, folder)
+        run.save("notebook.html", pages.exported(copy))
 
 
 def _kernel_arguments(timeout):

@@ -17,7 +17,6 @@ that nobody holds was killed, and can be resumed.
 import atexit
 import copy
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -31,6 +30,7 @@ from datetime import UTC, datetime
 from fnmatch import fnmatch
 from pathlib import Path
 
+from giou_repro.runs import outputs
 from giou_repro.runs.address import address, notebook_name
 from giou_repro.runs.files import describe, is_full, lock, project_folder, write_atomic
 from giou_repro.runs.machine import git_commit, hardware, versions
@@ -49,23 +49,18 @@ class RunFailed(RuntimeError):
     """A run did not come to its end; its folder holds what there is of it."""
 
 
-# A notebook's name in older records → its name today
-RENAMED = {"04_train_detector": "05_train_detector", "05_compare_losses": "06_compare_losses", "06_report": "07_report"}
-
-
 class Run:
     """One run folder; `start` and `open_run` make it."""
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+        self.folder = Path(folder).absolute()
         self._release = lambda: None
         self._began_with = {}
 
     @property
     def record(self) -> dict:
         """The contents of run.json."""
-        record = json.loads((self.folder / "run.json").read_text())
-        return record | {"notebook": RENAMED.get(record["notebook"], record["notebook"])}
+        return json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
 
     @property
     def complete(self) -> bool:
@@ -79,9 +74,7 @@ class Run:
 
     def table(self, name: str):
         """The table <name>.csv, as pandas has it."""
-        import pandas as pd  # in the function, so that the command line can answer without it
-
-        return pd.read_csv(self.folder / f"{name}.csv")
+        return outputs.read_csv(self.folder / f"{name}.csv")
 
     def hold(self) -> bool:
         """Take the run's lock for as long as this object lives or until `close`; False where another holder has it."""
@@ -116,22 +109,16 @@ class Run:
 
     def save_table(self, name: str, table) -> Path:
         """Write a pandas table as <name>.csv."""
-        return self.save(f"{name}.csv", table.to_csv(index=False))
+        return self.save(f"{name}.csv", outputs.csv(table))
 
     def save_arrays(self, name: str, **arrays) -> Path:
         """Write arrays as <name>.npz."""
-        import numpy as np  # in the function, so that the command line can answer without it
-
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)
-        return self.save(f"{name}.npz", buffer.getvalue())
+        return self.save(f"{name}.npz", outputs.npz(arrays))
 
     def save_figure(self, name: str, figure) -> Path:
         """Write a matplotlib figure as figures/<name>.png and .pdf, without dates: equal figures are equal bytes."""
-        for suffix, metadata in (("pdf", {"CreationDate": None, "Producer": None}), ("png", {"Software": None})):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=suffix, metadata=metadata)
-            path = self.save(f"figures/{name}.{suffix}", buffer.getvalue())
+        for suffix in ("pdf", "png"):
+            path = self.save(f"figures/{name}.{suffix}", outputs.image(figure, suffix))
         return path
 
     def log(self, **metrics) -> None:
@@ -204,10 +191,8 @@ def start(notebook: str, run_dir: str | Path | None, parameters: dict, outputs: 
     Where the set-up cell was run before in this kernel, the run that it began then ends: see `_end_former`.
     """
     _end_former(notebook)
-    results = project_folder() / "results" / notebook
     if run_dir is None:
-        with _decision(results):
-            run = _begin(_new_run(results), notebook, parameters)
+        run = _begin(_new_run(project_folder() / "results" / notebook), notebook, parameters)
     else:
         run = _join(Run(run_dir), notebook, parameters)
     run.update(declared_outputs=list(outputs))
@@ -244,16 +229,15 @@ def _end_all():
 
 
 def _join(run, notebook, parameters):
-    run.folder.mkdir(parents=True, exist_ok=True)
-    names = {path.name for path in run.folder.iterdir()} - {".lock"}
+    names = {path.name for path in run.folder.glob("*")} - {".lock"}
     if "run.json" not in names and any(not fnmatch(name, UNFINISHED) for name in names):  # resumed, it is emptied
         raise FileExistsError(f"run_dir {run.folder} holds files that are no run's; name a new folder, or none")
     free = run.hold()
-    if not (run.folder / "run.json").exists():
+    if "run.json" not in names:
         return _begin(run, notebook, parameters)
     record = run.record
     running = record["status"] == "running"
-    if running and record["runner"] and not free:
+    if running and record["runner"] and not free:  # the runner's, whose kernel this is
         run.update(parameters=parameters, hardware=hardware())
         return run
     same = (record["notebook"], record["parameters"]) == (notebook, json.loads(json.dumps(parameters)))
@@ -270,7 +254,7 @@ def open_run(
     parameters: dict,
     given: dict | None = None,
     runner: bool = False,
-    inputs: Iterable[str] = (),
+    inputs: str = "",
     resume: bool = False,
 ) -> Run:
     """A run in a new folder under the folder `results`, named by time and commit, or, with `resume`, the run with this
@@ -285,21 +269,40 @@ def open_run(
     waited for.
     """
     about = notebook_name(notebook), parameters, given, runner, address(notebook, parameters, inputs)
-    waited = False
+    told = None
     while True:
-        with _decision(results):
+        with os.fdopen(lock(Path(results) / ".lock", wait=True)):  # which run is whose is decided by one at a time
             records = _records(Path(results).glob("*/run.json")) if resume else ()
-            alike = [run for run, record in records if record.get("address") == about[-1]][::-1]
-            free = not alike or alike[0].hold()
-            complete = [run for run in alike if run.complete]
-            if complete:
-                return complete[0]
-            if free:
-                return _begin(alike[0] if alike else _new_run(results), *about)
-        if not waited:
-            print(f"waiting for the process that is at work on the same run in {alike[0].folder}", file=sys.stderr)
-            waited = True
+            alike = [run for run, record in records if record.get("address") == about[-1]]
+            run = next((run for run in alike if run.complete), alike[-1] if alike else None)
+            if run and run.complete:
+                return run
+            if run is None or run.hold():
+                return _begin(run or _new_run(results), *about)
+        if told != run.folder:
+            print(f"waiting for the process that is at work on the same run in {run.folder}", file=sys.stderr)
+            told = run.folder
         time.sleep(0.5)
+
+
+@contextmanager
+def ending(run: Run | None) -> Iterator[None]:
+    """Close `run` as complete after the block, or as failed where it raises; of None, of another rank, nothing is kept.
+
+    Raises RunFailed, or the block's own kind of it, with the reason, for every error that is not one of the program.
+    """
+    try:
+        yield
+        if run:
+            run.close("complete")
+    except BaseException as error:
+        reason = str(error) if isinstance(error, RunFailed) else describe(error, run.folder if run else "the results")
+        if run:
+            run.fail(reason)
+        if isinstance(error, RuntimeError | ValueError | OSError):
+            kind = type(error) if isinstance(error, RunFailed) else RunFailed
+            raise kind(f"{reason}\nwhat there is of the run is in {run.folder}" if run else reason) from error
+        raise
 
 
 def runs(results: str | Path, notebook: str | None = None, status: str | None = None) -> list[Run]:
@@ -379,20 +382,3 @@ def _clear(run):
 def _seconds(started, end):
     """From a time as run.json has it to a time stamp."""
     return max(0.0, end - datetime.fromisoformat(started).timestamp())
-
-
-@contextmanager
-def _decision(results):
-    """Which run is whose is decided by one process at a time; it also removes the unfinished files of runs whose
-    process was killed, which nobody holds."""
-    Path(results).mkdir(parents=True, exist_ok=True)
-    file = lock(Path(results) / ".lock", wait=True)
-    try:
-        for path in Path(results).glob(f"*/**/{UNFINISHED}"):
-            run = Run(Path(results) / path.relative_to(results).parts[0])
-            if run.hold():
-                path.unlink(missing_ok=True)
-                run._release()
-        yield
-    finally:
-        os.close(file)

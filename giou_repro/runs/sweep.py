@@ -4,6 +4,8 @@ The store on disk is the truth and Dask only hands out work: a cell whose run is
 killed goes on in its folder, so the same command finishes what any kill left over.
 """
 
+import functools
+import hashlib
 import itertools
 import os
 import time
@@ -15,9 +17,13 @@ import pandas as pd
 from tqdm import tqdm
 
 from giou_repro.runs import store
+from giou_repro.runs.address import address, contents
 from giou_repro.runs.places import Place
 from giou_repro.runs.sweepfile import Cell, SweepFile
 from giou_repro.runs.workers import outcome, work
+
+COLUMNS = ["notebook", "parameters", "status", "seconds", "attempts", "run", "error", "last_lines"]
+DONE = ("ran", "complete already")
 
 
 def run(file: SweepFile, cells: list[Cell], results: str | Path, place: Place) -> pd.DataFrame:
@@ -27,18 +33,23 @@ def run(file: SweepFile, cells: list[Cell], results: str | Path, place: Place) -
     `retries` times. Ends early, with the rest "not reached", at the file's timeout. Raises SchedulerLost.
     """
     ends = time.monotonic() + file.timeout if file.timeout else float("inf")
-    path, outcomes = table_path(file, results), {}
+    path, outcomes, due, failed = table_path(file, results), {}, 0, 0
     path.parent.mkdir(parents=True, exist_ok=True)
     with tqdm(total=len(cells), desc=file.name, unit="run", disable=None) as bar:
         for stage in _stages(cells):
             for cell, result in _run_stage(file, stage, results, place, ends, _inputs(outcomes)):
                 outcomes[cell] = result
-                store.write_atomic(path, table(cells, outcomes).to_csv(index=False))
+                if time.monotonic() >= due:  # once a second: the table of many cells takes its time
+                    store.write_atomic(path, table(cells, outcomes).to_csv(index=False))
+                    due = time.monotonic() + 1
                 if bar.disable:  # without a terminal
                     print(_line(table([cell], outcomes).iloc[0]), flush=True)
                 bar.update()
-                bar.set_postfix(failed=sum(result["status"] == "failed" for result in outcomes.values()))
-    return table(cells, outcomes)
+                failed += result["status"] == "failed"
+                bar.set_postfix(failed=failed)
+    rows = table(cells, outcomes)
+    store.write_atomic(path, rows.to_csv(index=False))
+    return rows
 
 
 def table_path(file: SweepFile, results: str | Path) -> Path:
@@ -55,14 +66,14 @@ def table(cells: list[Cell], outcomes: dict, otherwise: str = "not reached") -> 
         dict(notebook=cell.notebook.stem, parameters=cell.label) | outcomes.get(cell, outcome(otherwise))
         for cell in cells
     ]
-    return pd.DataFrame(rows).drop(columns="address")
+    return pd.DataFrame(rows)[COLUMNS]
 
 
 def planned(cells: list[Cell], results: str | Path) -> pd.DataFrame:
     """The table as it stands before anything is run: "complete already" or "to run"."""
     outcomes = {}
     for stage in _stages(cells):
-        outcomes |= _complete(stage, results, _inputs(outcomes))
+        outcomes |= _complete(_addresses(stage, _inputs(outcomes)), results)
         if any(cell not in outcomes for cell in stage):
             break
     return table(cells, outcomes, "to run")
@@ -90,55 +101,55 @@ def _stages(cells):
 
 
 def _inputs(outcomes):
-    """The addresses of the complete runs among the outcomes."""
-    complete = [result for result in outcomes.values() if result["status"] in ("ran", "complete already")]
-    return sorted(result["address"] for result in complete)
+    """What stands for the complete runs of the stages so far, which the next one reads; nothing for the first."""
+    addresses = sorted(result["address"] for result in outcomes.values() if result["status"] in DONE)
+    return hashlib.sha256(" ".join(addresses).encode()).hexdigest() if addresses else ""
 
 
-def _complete(cells, results, inputs):
-    """Cell → outcome, of each cell whose run is complete on disk."""
+def _addresses(cells, inputs):
+    read = functools.cache(contents)
+    return {cell: address(cell.notebook, cell.parameters, inputs, read) for cell in cells}
+
+
+def _complete(addresses, results):
+    """Cell → outcome, of each cell (→ its address) whose run is complete on disk."""
     runs = {run.record.get("address"): run for run in store.runs(results, status="complete")}
-    addresses = {cell: cell.address(inputs) for cell in cells}
-    return {
-        cell: outcome("complete already", runs[address], address=address)
-        for cell, address in addresses.items()
-        if address in runs
-    }
+    cells = {cell: runs[code] for cell, code in addresses.items() if code in runs}
+    return {cell: outcome("complete already", run, address=addresses[cell]) for cell, run in cells.items()}
 
 
 def _run_stage(file, cells, results, place, ends, inputs):
     """Yield (cell, outcome) of each cell of one stage as it ends, until the time `ends`."""
-    complete = _complete(cells, results, inputs)
+    addresses = _addresses(cells, inputs)
+    complete = _complete(addresses, results)
     yield from complete.items()
-    rest = [cell for cell in cells if cell not in complete]
-    waiting = deque((cell, _order(file, cell, results, inputs, place.gpus), file.retries) for cell in rest)
+    waiting = deque((cell, file.retries) for cell in cells if cell not in complete)
     submitted = {}
     while (waiting or submitted) and time.monotonic() < ends:
         while waiting and len(submitted) < place.slots():  # with more, one could wait while another worker is free
-            cell, order, retries = waiting.popleft()
-            key = f"{cell.notebook.stem}-{order['address']}-{uuid.uuid4().hex}"
+            cell, retries = waiting.popleft()
+            order = _order(file, cell, results, place.gpus) | dict(address=addresses[cell], inputs=inputs)
+            key = f"{cell.notebook.stem}-{addresses[cell]}-{uuid.uuid4().hex}"
             resources = {"gpus": 1} if order["gpus"] else None
-            submitted[place.client.submit(work, order, key=key, resources=resources)] = cell, order, retries
+            submitted[place.client.submit(work, order, key=key, resources=resources)] = cell, retries
         for future in [future for future in submitted if future.status != "pending"]:
-            cell, order, retries = submitted.pop(future)
+            cell, retries = submitted.pop(future)
             if future.status == "finished":
-                yield cell, future.result()
+                yield cell, future.result() | dict(address=addresses[cell])
             elif retries:
-                waiting.appendleft((cell, order, retries - 1))
+                waiting.appendleft((cell, retries - 1))
             else:
                 reason = future.exception() if future.status == "error" else future.status
                 yield cell, outcome("failed", error=f"lost {file.retries + 1} times by Dask: {reason}")
         place.wait()
 
 
-def _order(file, cell, results, inputs, gpus):
-    """What a worker needs for one cell, as JSON has it."""
+def _order(file, cell, results, gpus):
+    """What a worker needs for one cell, as JSON has it, without what it reads."""
     in_project = cell.notebook.parent == store.project_folder() / "notebooks"  # elsewhere on another machine
     return dict(
         notebook=cell.notebook.stem if in_project else str(cell.notebook),
         given=cell.given,
-        address=cell.address(inputs),
-        inputs=inputs if cell.stage else [],
         results=str(Path(results).resolve()),
         cwd=os.getcwd(),
         gpus=cell.gpus if gpus else 0,

@@ -3,7 +3,6 @@
 import itertools
 import json
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,11 +11,19 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
 from giou_repro.runs import parameters
-from giou_repro.runs.address import address
 from giou_repro.runs.parameters import Seed
 from giou_repro.spelling import unknown
 
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's numbers: 1e-3 is one, which PyYAML takes for text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 class SweepError(ValueError):
@@ -28,7 +35,7 @@ def _seconds(value):
     written = re.fullmatch(r"([\d.]+)([smhd]?)", str(value))
     if not written:
         raise ValueError(f"{value!r} is not a time; write 90s, 30m, 12h or 2d")
-    return float(written[1]) * UNITS[written[2] or "s"]
+    return float(written[1]) * UNITS[written[2]]
 
 
 def _listed(value):
@@ -64,14 +71,16 @@ class SweepFile(BaseModel, extra="forbid", frozen=True):
     cluster: dict[str, Any] = {}
 
 
-def read(path: str | Path) -> SweepFile:
-    """The SweepFile at `path`, named after the file where it gives no name. Raises SweepError, naming the wrong key."""
+def read(path: str | Path, workers: int | None = None) -> SweepFile:
+    """The SweepFile at `path`, named after the file where it gives no name; `workers` replaces the file's. Raises
+    SweepError, naming the wrong key."""
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
         if not isinstance(content, dict):
             raise SweepError("a sweep file has keys, at least jobs; see docs/sweeps.md")
-        return SweepFile(**{"name": path.stem} | {str(key): value for key, value in content.items()})
+        content = {"name": path.stem} | {str(key): value for key, value in content.items()}
+        return SweepFile(**content | ({} if workers is None else {"workers": workers}))
     except ValidationError as error:
         raise SweepError(f"{path}: " + "; ".join(_problem(problem) for problem in error.errors())) from None
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -97,10 +106,6 @@ class Cell:
     parameters: dict
     gpus: int
     stage: int
-
-    def address(self, inputs: Iterable[str]) -> str:
-        """The address of the cell's run, which from stage 1 on covers those of the runs before it."""
-        return address(self.notebook, self.parameters, inputs if self.stage else ())
 
     @property
     def label(self) -> str:
