@@ -17,7 +17,8 @@ from pathlib import Path
 from giou_repro.runs.files import project_folder
 
 PACKAGE = Path(__file__).parents[1]
-OUTPUTS = "giou_repro.runs.outputs"  # of this folder, the only module that can change what a run's files say
+OUTPUTS = "giou_repro.runs.outputs"  # of this folder, what writes the tables and figures of every run
+PAGES = "giou_repro.runs.pages"  # and of those that import it, their pages
 ANNOTATIONS = (".xml", ".json", ".txt", ".yaml", ".yml")
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 STANDARD = Path(sysconfig.get_path("stdlib"))
@@ -50,7 +51,8 @@ def contents(notebook: str, modules: tuple[str, ...], dataset: str | None = None
 
     Those are the sources of this package and the user's own, wherever Python finds them, imported in functions and by
     name too, with the scripts and data files that they name and do not write; what is installed counts only where
-    `modules` names it. Of this package's ``runs``, which carries out and keeps what others compute, OUTPUTS alone.
+    `modules` names it. Of this package's ``runs``, which carries out and keeps what others compute, only OUTPUTS and
+    PAGES.
     """
     cells = _cells(notebook)
     return _digest([cells, _sources(cells, modules), _data_files(dataset)])
@@ -99,7 +101,8 @@ def _sources(cells, modules):
             read("", _without_magics(text).encode(), "", [here])
     while waiting:
         name = waiting.pop()
-        spec = None if not name or name in found or _is_bookkeeping(name) else _spec(name, places)
+        aside = name.startswith(f"{PACKAGE.name}.runs") and name not in (OUTPUTS, PAGES)
+        spec = None if not name or name in found or aside else _spec(name, places)
         top, _, _ = name.partition(".")
         if spec and spec.has_location and (top in chosen or not _is_installed(Path(spec.origin))):
             parent, folder = name.rpartition(".")[0], Path(spec.origin).parent
@@ -109,10 +112,6 @@ def _sources(cells, modules):
             places += [] if is_ours else [*map(str, folder.parents[:2]), str(folder.resolve())]
             read(name, spec.loader.get_data(spec.origin), package, [folder] if is_ours else [folder, here])
     return found
-
-
-def _is_bookkeeping(name):
-    return name.startswith(PACKAGE.name + ".runs") and name != OUTPUTS
 
 
 def _is_installed(origin):
