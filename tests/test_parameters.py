@@ -7,7 +7,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 from giou_repro.runs import parameters, store
-from giou_repro.training.config import Config
+from giou_repro.training.config import DECLARED, LEARNING_RATES, SCALES
 
 
 def notebook(folder, *lines):
@@ -106,9 +106,9 @@ def test_a_wrong_value_ends_the_set_up_cell_before_there_is_a_run(path, tmp_path
     assert not (tmp_path / "run").exists()
 
 
-def test_a_training_has_the_parameters_and_defaults_of_its_notebook():
-    declared = parameters.declared(parameters.find_notebook("05_train_detector"))
-    del declared["run_dir"]
-    assert set(declared) == set(Config.model_fields)
-    given = {name: parameter.default for name, parameter in declared.items() if parameter.default is not None}
-    assert given == {name: Config.model_fields[name].default for name in given}
+def test_what_a_training_says_of_its_defaults_is_what_they_are():
+    for name in SCALES["paper"]:
+        for budget in SCALES.values():
+            assert f"{budget[name]:,}" in DECLARED[name].help
+    for rate in LEARNING_RATES.values():
+        assert f"{rate:g}" in DECLARED["learning_rate"].help

@@ -3,8 +3,14 @@
 import pytest
 import torch
 
-from giou_repro import LOSSES, detectors
+from giou_repro import LOSSES, boxes, detectors
 from giou_repro.detectors.yolov3 import ANCHORS
+
+
+def answering(model, *truth):
+    """The index of the prediction that answers for each true box, and its cell."""
+    index = model._assign(*boxes.convert(torch.tensor(truth), "xyxy", "cxcywh").split(2, -1))
+    return index, model.cells[index]
 
 
 @pytest.fixture(scope="module")
@@ -20,15 +26,51 @@ def test_there_are_10647_predictions_at_416_pixels(model):
 @pytest.mark.parametrize(("anchor", "stride"), [(0, 8), (2, 8), (3, 16), (5, 16), (6, 32), (8, 32)])
 def test_a_box_shaped_as_an_anchor_is_answered_by_it_in_the_cell_of_its_centre(model, anchor, stride):
     width, height = ANCHORS[anchor]
-    place = model.cells[
-        model._assign(torch.tensor([[200.0 - width / 2, 100 - height / 2, 200 + width / 2, 100 + height / 2]]))[0]
-    ]
-    assert place.tolist() == [200 // stride, 100 // stride, stride, width, height]
+    _, [cell] = answering(model, [200.0 - width / 2, 100 - height / 2, 200 + width / 2, 100 + height / 2])
+    assert cell.tolist() == [200 // stride, 100 // stride, stride, width, height]
 
 
 def test_a_centre_on_the_far_edge_belongs_to_the_last_cell(model):
-    place = model.cells[model._assign(torch.tensor([[406.0, 409.5, 426, 422.5]]))[0]]
-    assert place[:3].tolist() == [51, 51, 8]
+    _, [cell] = answering(model, [406.0, 409.5, 426, 422.5])
+    assert cell[:3].tolist() == [51, 51, 8]
+
+
+def scattered(count, image_size):
+    """(count, 4) boxes of all sizes, their centres anywhere in the image."""
+    generator = torch.Generator().manual_seed(0)
+    centre, size = (torch.rand(count, 2, generator=generator) for _ in range(2))
+    return boxes.convert(torch.cat([centre, 0.02 + 0.7 * size**2], 1) * image_size, "cxcywh", "xyxy")
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_a_cell_k_away_answers_for_a_box_and_can_reach_it(k):
+    model = detectors.build("yolov3", 2, "giou", image_size=416, cells_away=k)
+    truth = scattered(500, 416)
+    _, cells = answering(model, *truth.tolist())
+    offset = (truth[:, :2] + truth[:, 2:]) / 2 / cells[:, 2:3] - cells[:, :2]
+    assert (offset[:, 0].floor().abs() == k).all() and (offset[:, 1].floor() == 0).all()
+    sigma = (offset + k) / (1 + 2 * k)
+    assert ((sigma >= 0) & (sigma <= 1)).all()
+    log_size = ((truth[:, 2:] - truth[:, :2]) / cells[:, 3:]).log()
+    raw = torch.cat([sigma.logit(eps=1e-6), log_size, torch.zeros(500, 3)], 1)
+    torch.testing.assert_close(model.decode(model.encoding(raw), cells), truth, rtol=1e-3, atol=1e-2)
+    start = model.decode(model.encoding(torch.zeros_like(raw)), cells)  # whatever k is: the middle of the cell
+    torch.testing.assert_close((start[:, :2] + start[:, 2:]) / 2, (cells[:, :2] + 0.5) * cells[:, 2:3])
+
+
+def test_the_share_of_positives_that_begin_disjoint_rises_with_k():
+    truth, shares = scattered(500, 128), []
+    for k in (0, 1, 2, 4):
+        model = detectors.build("yolov3", 2, "giou", image_size=128, cells_away=k)
+        _, cells = answering(model, *truth.tolist())
+        shares.append((boxes.iou(model.decode(model.encoding(torch.zeros(500, 7)), cells), truth) == 0).float().mean())
+    assert shares == sorted(shares) and shares[0] < 0.05 and shares[3] > 0.5
+
+
+def test_where_no_column_is_k_away_the_farthest_answers():
+    model = detectors.build("yolov3", 2, "giou", image_size=128, cells_away=4)
+    _, cells = answering(model, *([x - 57.0, 14.0, x + 57.0, 114.0] for x in (16.0, 48.0, 80.0, 112.0)))
+    assert cells[:, 0].tolist() == [3, 3, 0, 0] and (cells[:, 2] == 32).all()  # of columns 0 to 3
 
 
 def test_zero_raw_outputs_decode_to_the_anchor_in_the_middle_of_its_cell(model):
@@ -40,8 +82,8 @@ def test_zero_raw_outputs_decode_to_the_anchor_in_the_middle_of_its_cell(model):
 def test_a_perfect_prediction_costs_the_box_loss_nothing(loss):
     model = detectors.build("yolov3", 2, loss, image_size=96)
     truth = torch.tensor([[20.0, 30, 44, 62]])
-    index = model._assign(truth)
-    column, row, stride, width, height = model.cells[index[0]].tolist()
+    index, cells = answering(model, *truth.tolist())
+    column, row, stride, width, height = cells[0].tolist()
     raw = torch.zeros(1, len(model.cells), 7)
     offset = torch.tensor([32 / stride - column, 46 / stride - row])
     raw[0, index[0], :2], raw[0, index[0], 2:4] = offset.logit(), torch.tensor([24 / width, 32 / height]).log()

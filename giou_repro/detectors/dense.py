@@ -41,11 +41,8 @@ def retinanet(num_classes, box_loss, image_size, backbone=None):
     A coordinate loss compares (dx/w, dy/h, log dw, log dh) to the anchor, an overlap loss decoded boxes. Each image's
     sum over positives is divided by their number.
     """
-    pyramid = _pyramid(image_size, backbone)
-    sizes = tuple(tuple(size * 2 ** (third / 3) for third in range(3)) for size in anchor_sizes(image_size))
-    anchors = Anchors(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
-    head = _RetinaNetHead(box_loss, pyramid.out_channels, anchors.num_anchors_per_location()[0], num_classes)
-    return _detector(RetinaNet, pyramid, num_classes, anchors, head)
+    sizes = [tuple(size * 2 ** (third / 3) for third in range(3)) for size in anchor_sizes(image_size)]
+    return _detector(RetinaNet, _RetinaNetHead, num_classes, box_loss, image_size, backbone, sizes, (0.5, 1.0, 2.0))
 
 
 def fcos(num_classes, box_loss, image_size, backbone=None):
@@ -54,21 +51,22 @@ def fcos(num_classes, box_loss, image_size, backbone=None):
     A coordinate loss compares the distances from the point to the four edges over the stride, an overlap loss decoded
     boxes. The sum over positives is divided by the batch's number of positives.
     """
-    pyramid = _pyramid(image_size, backbone)
-    anchors = Anchors(tuple((stride,) for stride in pyramid.strides), ((1.0,),) * len(pyramid.strides))
-    return _detector(FCOS, pyramid, num_classes, anchors, _FCOSHead(box_loss, pyramid.out_channels, 1, num_classes))
+    sizes = [(_finest(image_size) * 2**level,) for level in range(5)]
+    return _detector(FCOS, _FCOSHead, num_classes, box_loss, image_size, backbone, sizes, (1.0,))
 
 
-def _pyramid(image_size, backbone):
-    """Below 256 pixels the tiny backbone and stride 4, from there ResNet-50 and the papers' stride 8."""
-    small = image_size < 256
-    return backbones.Pyramid(backbone or ("tiny" if small else "resnet50"), finest=4 if small else 8)
+def _finest(image_size):
+    """The finest stride: 4 for small images, else the papers' 8."""
+    return 4 if image_size < backbones.SMALL else 8
 
 
-def _detector(family, pyramid, num_classes, anchors, head):
+def _detector(family, head, num_classes, box_loss, image_size, backbone, sizes, ratios):
+    pyramid = backbones.Pyramid(backbone, image_size, _finest(image_size))
+    anchors = Anchors(tuple(sizes), (ratios,) * len(sizes))
+    head = head(box_loss, pyramid.out_channels, anchors.num_anchors_per_location()[0], num_classes)
     limits = {"score_thresh": SCORE_THRESHOLD, "detections_per_img": DETECTIONS}
     model = family(pyramid, num_classes, anchor_generator=anchors, head=head, **limits)
-    model.transform, model.box_loss = NoTransform(), head.box_loss
+    model.transform, model.box_loss = NoTransform(), box_loss
     return model
 
 

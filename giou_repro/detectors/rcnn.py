@@ -5,10 +5,10 @@ The loss swapped is that of the last refinement, as in the GIoU paper; proposals
 """
 
 from dataclasses import replace
-from functools import partial
 from typing import ClassVar
 
 import torch
+from torch.nn import functional
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
@@ -61,8 +61,8 @@ def faster_rcnn(num_classes, box_loss, image_size, backbone=None):
     torchvision's, with its bend at 1/9. Below 256 pixels it defaults to the tiny backbone, and fewer proposals are kept
     and sampled.
     """
-    small = image_size < 256
-    pyramid = backbones.Pyramid(backbone or ("tiny" if small else "resnet50"), finest=4)
+    small = image_size < backbones.SMALL
+    pyramid = backbones.Pyramid(backbone, image_size, finest=4)
     channels, hidden = pyramid.out_channels, 4 * pyramid.out_channels
     anchors = Anchors(tuple((size,) for size in anchor_sizes(image_size)), ((0.5, 1.0, 2.0),) * 5)
     kept = {"training": 500, "testing": 250} if small else {"training": 2000, "testing": 1000}
@@ -82,9 +82,10 @@ def faster_rcnn(num_classes, box_loss, image_size, backbone=None):
         nms_thresh=0.5,
         detections_per_img=DETECTIONS,
     )
-    heads.box_loss = _with_torchvisions_beta(box_loss)
+    if box_loss.loss.name == "smooth_l1":
+        box_loss = BoxLoss(replace(box_loss.loss, function=_smooth_l1), box_loss.weight)
     model = RCNN(pyramid, proposals, heads, NoTransform())
-    model.box_loss = box_loss
+    model.box_loss = heads.box_loss = box_loss
     return model
 
 
@@ -103,15 +104,9 @@ def _roi_align(cells):
     return MultiScaleRoIAlign([str(stride) for stride in backbones.STRIDES], cells, sampling_ratio=2)
 
 
-def _with_torchvisions_beta(box_loss):
-    """`box_loss`, but smooth ℓ1 with its bend at SMOOTH_L1_BETA."""
-    if box_loss.loss.name != "smooth_l1":
-        return box_loss
-    return BoxLoss(replace(box_loss.loss, function=partial(_smooth_l1, box_loss.loss.function)), box_loss.weight)
-
-
-def _smooth_l1(function, pred, target):
-    return SMOOTH_L1_BETA * function(pred / SMOOTH_L1_BETA, target / SMOOTH_L1_BETA)
+def _smooth_l1(pred, target):
+    """torchvision's, of deltas (n, 4) → (n,)."""
+    return functional.smooth_l1_loss(pred, target, reduction="none", beta=SMOOTH_L1_BETA).sum(-1)
 
 
 class _ProposalHead(InFloat32, RPNHead):

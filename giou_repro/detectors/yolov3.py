@@ -4,13 +4,16 @@ The network is the paper's: Darknet-53, three scales, nine anchors, one best anc
 swapped as the GIoU paper does it: a coordinate loss (MSE is the original) compares the encodings (offset of the centre
 in its cell, log of size over anchor), weighted by 2 − area as in Darknet; an overlap loss compares decoded boxes.
 Departures from Darknet: every term is divided by the number of positives of the batch, not by the number of images;
-nothing else is.
+and the gradient is that of the loss: Darknet, and the GIoU authors' fork of it, take the derivative by the centre's
+offset σ(t) for that by t, without the factor σ(t) (1 − σ(t)).
 """
+
+from functools import partial
 
 import torch
 from torch import nn
 from torch.nn import functional
-from torchvision.ops import batched_nms
+from torchvision.ops import Conv2dNormActivation, batched_nms
 
 from giou_repro import boxes
 from giou_repro.detectors import backbones
@@ -23,9 +26,7 @@ ANCHORS = (  # width and height in pixels of a 416-pixel image, three for each s
 )
 IGNORE_IOU = 0.5  # a prediction that overlaps a true box more than this is never called background
 LARGEST_LOG_SIZE = 8  # e^8 anchors: beyond any image
-RARE_OBJECT_LOGIT = (
-    -4.6
-)  # of objectness at the start: "background nearly everywhere", or the first steps are lost on it
+RARE_OBJECT_LOGIT = -4.6  # of objectness at the start: "background", or the first steps are lost on it
 LOWEST_SCORE, NMS_IOU, CANDIDATES, DETECTIONS = 0.005, 0.45, 1000, 100  # of an image
 DARKNETS = {  # width of the first layer, residual blocks of each stage, convolutions that mix the scales
     "tiny": (8, (0, 0, 0, 0, 0), 1),  # a deep narrow one learns slowly: its classes were at chance after 600 steps
@@ -33,26 +34,37 @@ DARKNETS = {  # width of the first layer, residual blocks of each stage, convolu
 }
 
 
-def yolov3(num_classes, box_loss, image_size, backbone=None):
-    """The detector; `backbone` "tiny" (2 cores), "darknet53" (the paper's), or one of `backbones`."""
+_convolution = partial(Conv2dNormActivation, activation_layer=partial(nn.LeakyReLU, 0.1))  # with batch normalisation
+
+
+def yolov3(num_classes, box_loss, image_size, backbone=None, cells_away=0):
+    """The detector; `backbone` "tiny" (2 cores), "darknet53" (the paper's), or one of `backbones`.
+
+    With `cells_away` k > 0 each true box is answered for by a cell k columns from that of its centre, to the left, or
+    to the right where the left has fewer; where no column is k away, by the farthest. So a share of the positives,
+    which rises with k, is disjoint from its target when training begins. The centre's offset is then
+    (1 + 2k) σ(t) − k, in (−k, k + 1), because σ(t) alone cannot leave the cell, and no training could reach the target.
+    It is the scaled sigmoid of YOLOv4 (Bochkovskiy et al., arXiv 2004.10934), and for all k the middle of the cell at
+    t = 0.
+    """
     width, blocks, mixing = DARKNETS.get(backbone or "tiny", (None, None, 5))
     features = Darknet(width, blocks) if width else backbones.build(backbone, STRIDES)
-    return YOLOv3(features, num_classes, box_loss, image_size, mixing)
+    return YOLOv3(features, num_classes, box_loss, image_size, mixing, cells_away)
 
 
 class YOLOv3(nn.Module):
     """Images (B, 3, S, S) in 0..1, S a multiple of 32, or a list of the backbone's features of them → losses and
-    positives in training, detections otherwise.
+    positives where targets are given, in evaluation too; detections otherwise.
 
     `cells` (P, 5) says for each of the P predictions of an image: column, row, stride, anchor width and height.
     """
 
     divided_by = dict.fromkeys(("box", "objectness", "classification"), "count")
 
-    def __init__(self, backbone, num_classes, box_loss, image_size, mixing):
+    def __init__(self, backbone, num_classes, box_loss, image_size, mixing, cells_away):
         super().__init__()
         self.num_classes, self.box_loss, self.image_size = num_classes, box_loss, image_size
-        self.backbone = backbone
+        self.backbone, self.cells_away = backbone, cells_away
         self.neck = Neck(backbone.channels, 3 * (5 + num_classes), mixing)
         for head in self.neck.heads:
             nn.init.normal_(head[-1].weight, std=0.01)
@@ -64,21 +76,22 @@ class YOLOv3(nn.Module):
             "anchors": anchors.flatten(0, 1),  # (9, 2)
             "cells": torch.cat([_cells(*level) for level in zip(sides, STRIDES, anchors, strict=True)]),
             "sides": torch.tensor(sides),  # cells along an axis at each stride
-            "firsts": torch.tensor([0, *(3 * side * side for side in sides)]).cumsum(0)[
-                :3
-            ],  # prediction of each stride
+            "firsts": torch.tensor([0, *(3 * side**2 for side in sides[:2])]).cumsum(0),  # prediction of each stride
         }
         for name, values in buffers.items():
             self.register_buffer(name, values, persistent=False)
 
     def forward(self, images, targets=None):
         features = images if isinstance(images, list) else self.backbone(images)
-        raw = torch.cat([_flat(level) for level in self.neck(features)], 1).float()  # (B, P, 5 + C)
-        return self._losses(raw, targets) if self.training else self._detections(raw)
+        levels = (level.unflatten(1, (3, -1)).permute(0, 1, 3, 4, 2) for level in self.neck(features))
+        raw = torch.cat([level.flatten(1, 3) for level in levels], 1).float()  # (B, P, 5 + C)
+        return self._detections(raw) if targets is None else self._losses(raw, targets)
 
     def encoding(self, raw):
-        """What the network regresses: the centre's offset in its cell (0..1) and log(size / anchor); (..., 4)."""
-        return torch.cat([raw[..., :2].sigmoid(), raw[..., 2:4]], -1)
+        """What the network regresses: the centre's offset in cells, (1 + 2k) σ(t) − k of the `cells_away` k, and
+        log(size / anchor); (..., 4)."""
+        offset = (1 + 2 * self.cells_away) * raw[..., :2].sigmoid() - self.cells_away
+        return torch.cat([offset, raw[..., 2:4]], -1)
 
     def decode(self, encoding, cells):
         """Encodings (..., 4) in `cells` (..., 5) → xyxy pixels."""
@@ -86,51 +99,47 @@ class YOLOv3(nn.Module):
         half = cells[..., 3:] * encoding[..., 2:].clamp(max=LARGEST_LOG_SIZE).exp() / 2
         return torch.cat([centre - half, centre + half], -1)
 
-    def _assign(self, truth):
-        """The index of the prediction that answers for each true box (n, 4) xyxy: the anchor of most alike shape, in
-        the cell of its centre."""
-        centre, size = (truth[:, :2] + truth[:, 2:]) / 2, truth[:, 2:] - truth[:, :2]
+    def _assign(self, centre, size):
+        """The index of the prediction that answers for each true box, of centre and size (n, 2) in pixels: the anchor
+        of most alike shape, in the cell of its centre or `cells_away` columns from it."""
         centred = torch.cat([-size, size], 1) / 2
         best = boxes.iou(centred[:, None], torch.cat([-self.anchors, self.anchors], 1) / 2).argmax(1)  # (n, 9) → (n,)
         level = best // 3
         side = self.sides[level]
         cell = (centre * side[:, None] / self.image_size).long()
         column, row = cell.clamp(min=0).minimum(side[:, None] - 1).unbind(1)
+        left, right = (column - self.cells_away).clamp(min=0), (column + self.cells_away).minimum(side - 1)
+        column = torch.where(column - left >= right - column, left, right)
         return self.firsts[level] + ((best % 3) * side + row) * side + column
 
     def _losses(self, raw, targets):
+        truth, labels = (torch.cat([target[key] for target in targets]).to(raw.device) for key in ("boxes", "labels"))
         counts = torch.tensor([len(target["boxes"]) for target in targets])
         image = torch.arange(len(targets)).repeat_interleave(counts).to(raw.device)
-        truth, labels = (torch.cat([target[key] for target in targets]).to(raw.device) for key in ("boxes", "labels"))
-        index = self._assign(truth)
+        centre, size = boxes.convert(truth, "xyxy", "cxcywh").split(2, -1)
+        index = self._assign(centre, size)
         cells, positive = self.cells[index], raw[image, index]  # (n, 5), (n, 5 + C)
-        size = (truth[:, 2:] - truth[:, :2]).clamp(min=1e-3)
-        offset = (truth[:, :2] + truth[:, 2:]) / 2 / cells[:, 2:3] - cells[:, :2]
-        encoded, wanted = self.encoding(positive), torch.cat([offset, (size / cells[:, 3:]).log()], 1)
+        log_size = (size.clamp(min=1e-3) / cells[:, 3:]).log()
+        wanted = torch.cat([centre / cells[:, 2:3] - cells[:, :2], log_size], 1)
+        encoded = self.encoding(positive)
         box, measures = self.box_loss(encoded, wanted, self.decode(encoded, cells), truth)
         if self.box_loss.loss.space == "coordinates":
             box = box * (2 - size.prod(1) / self.image_size**2)
-        objectness = torch.zeros_like(raw[..., 4])
-        objectness[image, index] = 1
-        counted = self._background(raw, targets)
-        counted[image, index] = True
-        cross_entropy = functional.binary_cross_entropy_with_logits
-        objects = cross_entropy(raw[..., 4], objectness, reduction="none") * counted
+        objectness, counted = torch.zeros_like(raw[..., 4]), self._background(raw, targets)
+        objectness[image, index], counted[image, index] = 1, True
         classes = functional.one_hot(labels, self.num_classes).to(raw.dtype)
-        classification = cross_entropy(positive[:, 5:], classes, reduction="sum")
-        sums = {"box": box.sum(), "objectness": objects.sum(), "classification": classification}
+        cross_entropy = partial(functional.binary_cross_entropy_with_logits, reduction="sum")
+        objects = cross_entropy(raw[..., 4], objectness, weight=counted)
+        sums = {"box": box.sum(), "objectness": objects, "classification": cross_entropy(positive[:, 5:], classes)}
         return {name: total / max(len(truth), 1) for name, total in sums.items()}, measures
 
     @torch.no_grad()
     def _background(self, raw, targets):
         """Which predictions (B, P) overlap no true box by more than IGNORE_IOU."""
         predicted = self.decode(self.encoding(raw), self.cells)
-        background = torch.ones(raw.shape[:2], dtype=torch.bool, device=raw.device)
-        for of_image, predictions, target in zip(background, predicted, targets, strict=True):
-            if len(target["boxes"]):
-                overlap = boxes.iou(target["boxes"].to(raw.device)[:, None], predictions)  # (n, P)
-                of_image.copy_(overlap.amax(0) <= IGNORE_IOU)
-        return background
+        truths = [target["boxes"].to(raw.device)[:, None] for target in targets]
+        pairs = zip(truths, predicted, strict=True)
+        return torch.stack([(boxes.iou(truth, own) <= IGNORE_IOU).all(0) for truth, own in pairs])  # (n, P) → (P,)
 
     @torch.no_grad()
     def _detections(self, raw):
@@ -203,18 +212,6 @@ def _mix(inputs, half, count):
 def _residual(channels):
     """x + conv3(conv1(x)), the middle at half the channels."""
     return backbones.Residual(_convolution(channels, channels // 2, 1), _convolution(channels // 2, channels, 3))
-
-
-def _convolution(inputs, outputs, kernel, stride=1):
-    """Convolution, batch normalisation, leaky ReLU."""
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.LeakyReLU(0.1, inplace=True))
-
-
-def _flat(level):
-    """Predictions of a level (B, 3·(5+C), h, w) → (B, 3·h·w, 5+C), anchors outermost."""
-    count, _, height, width = level.shape
-    return level.view(count, 3, -1, height, width).permute(0, 1, 3, 4, 2).reshape(count, 3 * height * width, -1)
 
 
 def _cells(side, stride, anchors):

@@ -1,8 +1,8 @@
 """Images made ready once, batches made on the device: what keeps a processor or a GPU from waiting for files.
 
 `pack` reads a data set once, resizes every image into a square (ratio kept, grey padding) of bytes, and keeps the
-squares: on the device where they take less than half of its free memory, else in a file that is mapped, and which stays
-in `cache_folder` for the next training. `AugmentedBatches` draws seeded batches from them and augments them on the
+squares: on a GPU where they take less than half of its free memory, else in a file that is mapped, and which stays in
+`cache_folder` for the next training. `augmented_batches` draws seeded batches from them and augments them on the
 device; `FrozenFeatures` gives what a frozen backbone made of them.
 """
 
@@ -12,14 +12,15 @@ import io
 import json
 import math
 import os
-import re
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn import functional
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as images_of
 from tqdm.auto import tqdm
 
@@ -73,17 +74,9 @@ def pack(dataset, size, masks=False, limit=None, cache=None, device="cpu"):
         kept = images, _fill(images, dataset, size, masks)
     images, rest = kept
     images = torch.from_numpy(images)[: len(rest["truths"])]
-    return Packed(_resident(images, torch.device(device)), **rest)
-
-
-def _resident(images, device):
-    """On a GPU with free memory: there. On a CPU with free memory: in it. Else as they are, a mapped file read batch by
-    batch."""
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    else:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return images if images.nbytes > free / 2 else images.to(device, copy=True)
+    device = torch.device(device)
+    fits = device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] / 2
+    return Packed(images.to(device) if fits else images, **rest)
 
 
 def _cached(cache, dataset, count, size, masks):
@@ -99,17 +92,17 @@ def _cached(cache, dataset, count, size, masks):
         cache.mkdir(parents=True, exist_ok=True)
         with open(cache / ".lock", "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # one process writes at a time: what is half-written is a dead one's
-            for path in cache.iterdir():
-                if re.fullmatch(r"\..+-\d+-[0-9a-f]{12}(\.\d+)?", path.name):
-                    shutil.rmtree(path)
+            for half in cache.glob("*/images.npy"):
+                if not (half.parent / "truths.pt").exists():
+                    shutil.rmtree(half.parent)
             if not _kept(folder, shape):
                 _make(folder, dataset, shape, masks)
         return _kept(folder, shape)
     except OSError as error:
-        free = shutil.disk_usage(next(place for place in (cache, *cache.parents) if place.exists())).free
-        sizes = f"{math.prod(shape) / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free"
+        shutil.rmtree(folder, ignore_errors=True)
+        needed = f"{math.prod(shape) / 1e6:.1f} MB needed"
         remedy = "images are held in memory. GIOU_REPRO_CACHE names another folder"
-        print(f"{cache} cannot be written ({error.strerror}; {sizes}): {remedy}")
+        print(f"{cache} cannot be written ({error.strerror}; {needed}): {remedy}")
         return None
 
 
@@ -126,22 +119,17 @@ def _kept(folder, shape):
 
 
 def _make(folder, dataset, shape, masks):
-    """Fill a folder of the cache, all of it or nothing. Raises OSError on a full disk."""
+    """Fill a folder of the cache; it is whole once it has truths.pt. Raises OSError on a full disk."""
     print(f"caching {shape[0]} images of {shape[2]}x{shape[3]} px, {math.prod(shape) / 1e6:.1f} MB, in {folder}")
     shutil.rmtree(folder, ignore_errors=True)  # damaged
-    beside = folder.with_name(f".{folder.name}")
-    try:
-        beside.mkdir()
-        images = np.lib.format.open_memmap(beside / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
-        with open(beside / "images.npy", "r+b") as file:  # space first: a mapped file on a full disk ends the process
-            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
-        rest = io.BytesIO()
-        torch.save(_fill(images, dataset, shape[-1], masks), rest)
-        store.write_atomic(beside / "truths.pt", rest.getvalue())
-        images.flush()
-        os.replace(beside, folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    folder.mkdir()
+    images = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
+    with open(folder / "images.npy", "r+b") as file:  # space first: a mapped file on a full disk ends the process
+        os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+    rest = io.BytesIO()
+    torch.save(_fill(images, dataset, shape[-1], masks), rest)
+    images.flush()
+    store.write_atomic(folder / "truths.pt", rest.getvalue())
 
 
 def _fill(images, dataset, size, masks):
@@ -160,33 +148,24 @@ def _fill(images, dataset, size, masks):
     return rest | {"places": torch.tensor(rest["places"]).view(-1, 3), "sizes": torch.tensor(rest["sizes"]).view(-1, 2)}
 
 
-def letterbox(image, size):
-    """uint8 (3, H, W) → (uint8 (3, size, size), (scale, left, top)): resized with its ratio kept, centred on grey."""
+def letterbox(image, size, fill=GREY, **how):
+    """(C, H, W) → ((C, size, size), (scale, left, top)): resized with its ratio kept, centred on `fill`; `how` are
+    options of torchvision's resize."""
     height, width = image.shape[1:]
     scale = size / max(height, width)
-    new = _scaled(height, width, scale)
-    top, left = (size - new[0]) // 2, (size - new[1]) // 2
-    square = torch.full((3, size, size), GREY, dtype=torch.uint8)
-    resized = image if new == (height, width) else images_of.resize(image, list(new), antialias=True)
-    square[:, top : top + new[0], left : left + new[1]] = resized
-    return square, (scale, float(left), float(top))
-
-
-def _scaled(height, width, scale):
-    return max(round(height * scale), 1), max(round(width * scale), 1)
+    new_height, new_width = max(round(height * scale), 1), max(round(width * scale), 1)
+    top, left = (size - new_height) // 2, (size - new_width) // 2
+    resized = images_of.resize(image, [new_height, new_width], antialias=True, **how)
+    border = [left, top, size - new_width - left, size - new_height - top]
+    return images_of.pad(resized, border, fill=fill), (scale, float(left), float(top))
 
 
 def _squared(truth, place, size, masks):
     scale, left, top = place
-    kept = {key: truth[key] for key in ("image_id", "labels", "difficult", "crowd")}
+    kept = {key: truth[key] for key in ("image_id", "labels", "difficult", "crowd", "area")}
     kept["boxes"] = truth["boxes"] * scale + torch.tensor([left, top, left, top])
-    kept["area"] = truth["area"]
     if masks:
-        new = _scaled(*truth["masks"].shape[1:], scale)
-        square = torch.zeros(len(truth["masks"]), size, size, dtype=torch.bool)
-        if len(square):
-            resized = functional.interpolate(truth["masks"][None].float(), new)[0]  # (1, n, h, w) → (n, h', w')
-            square[:, int(top) : int(top) + new[0], int(left) : int(left) + new[1]] = resized.bool()
+        square, _ = letterbox(truth["masks"].byte(), size, fill=0, interpolation=InterpolationMode.NEAREST)
         kept["masks"] = torch.from_numpy(np.packbits(square.numpy(), -1))
     return kept
 
@@ -202,26 +181,24 @@ def batch(packed, indices, device, augment=None):
     where one is given."""
     images = packed.images[indices.to(packed.images.device)].to(device, non_blocking=True).float().div_(255)
     targets = [training_truth(packed.truths[index]) for index in indices.tolist()]
+    for target in targets:
+        if "masks" in target:
+            bits = np.unpackbits(target["masks"].numpy(), -1, count=images.shape[-1])
+            target["masks"] = torch.from_numpy(bits).bool()
     if augment is not None:
         images, targets = augmented(images, targets, augment)
-    for target in targets:
-        for key, value in target.items():
-            target[key] = value.to(device, non_blocking=True)
-        if "masks" in target:
-            target["masks"] = _unpacked(target["masks"], images.shape[-1])
+    targets = [{key: value.to(device, non_blocking=True) for key, value in target.items()} for target in targets]
     return images.contiguous(memory_format=torch.channels_last), targets
 
 
-class AugmentedBatches:
-    """Batches of a Packed, augmented anew in every epoch."""
+def augmented_batches(packed, device, augment, seed, rank):
+    """epoch → the function from indices to (images, targets) of `packed`, augmented anew in every epoch."""
 
-    def __init__(self, packed, device, augment, seed, rank):
-        self.packed, self.device, self.augment, self.seed, self.rank = packed, device, augment, seed, rank
+    def epoch(number):
+        generator = torch.Generator().manual_seed(mixed_seed(seed, number, rank, 1)) if augment else None
+        return partial(batch, packed, device=device, augment=generator)
 
-    def epoch(self, number):
-        """The function from indices to (images, targets) of epoch `number`."""
-        generator = torch.Generator().manual_seed(mixed_seed(self.seed, number, self.rank, 1)) if self.augment else None
-        return lambda indices: batch(self.packed, indices, self.device, generator)
+    return epoch
 
 
 class FrozenFeatures:
@@ -235,7 +212,7 @@ class FrozenFeatures:
         self.packed, self.device, self.augment, self.seed, self.backbone = packed, device, augment, seed, backbone
         self.views = [None] * views
 
-    def epoch(self, number):
+    def __call__(self, number):
         """The function from indices to (features, targets) of epoch `number`."""
         view = number % len(self.views)
         self.views[view] = self.views[view] or self._view(view)
@@ -269,13 +246,6 @@ class FrozenFeatures:
         return features, [{"boxes": own[:n], "labels": names[:n]} for own, names, n in rows]
 
 
-def _unpacked(masks, size):
-    """Packed bits (n, S, S / 8) → bool (n, S, S); masks that were already opened pass."""
-    if masks.dtype == torch.bool:
-        return masks
-    return torch.from_numpy(np.unpackbits(masks.cpu().numpy(), -1, count=size)).to(masks.device).bool()
-
-
 def augmented(images, targets, generator, scale=(0.7, 1.4), shift=0.2, colour=0.3):
     """Flip, zoom, move and recolour each image (B, 3, S, S), its boxes and masks with it. Draws from `generator`, a CPU
     one, so that seeds agree."""
@@ -302,9 +272,8 @@ def augmented(images, targets, generator, scale=(0.7, 1.4), shift=0.2, colour=0.
 def _moved(target, grid, zoom, flip, move, size):
     """A target whose image was zoomed and flipped about its centre, then moved by `move` pixels: boxes are clipped, and
     dropped where little is left."""
-    corners = (
-        (target["boxes"].view(-1, 2, 2) - size / 2) * zoom * torch.stack([flip, torch.ones(())])
-    )  # (n, corner, xy)
+    factors = zoom * torch.stack([flip, torch.ones(())])
+    corners = (target["boxes"].view(-1, 2, 2) - size / 2) * factors  # (n, corner, xy)
     full = (corners.sort(1).values + move + size / 2).flatten(1)
     clipped = full.clamp(0, size)
     sides = clipped[:, 2:] - clipped[:, :2]
@@ -312,7 +281,7 @@ def _moved(target, grid, zoom, flip, move, size):
     keep = visible & (sides.amin(1) >= LEAST_SIDE)
     kept = {"boxes": clipped[keep], "labels": target["labels"][keep]}
     if "masks" in target:
-        masks = _unpacked(target["masks"][keep], size).float().to(grid.device)
+        masks = target["masks"][keep].float().to(grid.device)
         kept["masks"] = functional.grid_sample(masks[None], grid[None], mode="nearest", align_corners=False)[0] > 0.5
     return kept
 

@@ -3,10 +3,12 @@
 import io
 import json
 import math
+from functools import partial
 
 import torch
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "sgd": partial(torch.optim.SGD, momentum=0.9)}
 WEIGHT_DECAY = {"sgd": 5e-4, "adamw": 0.05}  # of weights; biases and normalisations have none
 KEPT = ("epoch", "history", "scores")
 MODULES = ("model", "average", "optimizer")
@@ -23,12 +25,8 @@ class Training:
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": WEIGHT_DECAY[config.optimizer]},
             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        if config.optimizer == "sgd":
-            self.optimizer = torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9, foreach=True)
-        else:
-            self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, foreach=True)
-        self.average = AveragedModel(model, multi_avg_fn=_moving_average(config.ema), use_buffers=True)
-        self.average.eval().requires_grad_(False)
+        self.optimizer = OPTIMIZERS[config.optimizer](groups, lr=config.learning_rate, foreach=True)
+        self.average = AveragedModel(model, use_buffers=True).eval().requires_grad_(False)
         self.epoch, self.history, self.scores = 0, [], []
 
     def step(self, forward, images, targets, progress):
@@ -40,6 +38,8 @@ class Training:
         sum(losses.values()).backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         self.optimizer.step()
+        updates = int(self.average.n_averaged)  # on the CPU; the decay rises, so that first weights are soon forgotten
+        self.average.multi_avg_fn = get_ema_multi_avg_fn(min(self.config.ema, (1 + updates) / (10 + updates)))
         self.average.update_parameters(self.model)
         return {name: value.detach() for name, value in losses.items()}, positives, norm.detach()
 
@@ -66,18 +66,6 @@ class Training:
             getattr(self, name).load_state_dict(content[name])
         for name in KEPT:
             setattr(self, name, content[name])
-
-
-def _moving_average(decay):
-    """Averages tensors in place; the `decay` rises with the updates, so that the first weights are soon forgotten."""
-
-    def update(averages, values, updates):
-        if averages[0].is_floating_point():
-            torch._foreach_lerp_(averages, values, 1 - min(decay, (1 + int(updates)) / (10 + int(updates))))
-        else:  # counts of batches
-            torch._foreach_copy_(averages, values)
-
-    return torch.no_grad()(update)
 
 
 def rate(progress, config):

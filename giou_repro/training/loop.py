@@ -6,6 +6,7 @@ devices; rank 0 alone writes.
 """
 
 import math
+import statistics
 import sys
 import time
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ try:
     from giou_repro.data.overlap import in_both
     from giou_repro.runs import store
     from giou_repro.training import average_precision, batches, ranks
+    from giou_repro.training import detections as detections_file
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(f"training needs {error.name}: pip install 'giou-repro[detection]'") from None
 from giou_repro.registry import select
@@ -32,7 +34,7 @@ from giou_repro.training.checkpoint import Training, cut_log
 from giou_repro.training.config import LEARNING_RATES, SCALES, Config
 
 OUTPUTS = (  # without which a run is not complete
-    *("evaluation.csv", "thresholds.csv", "classes.csv", "curves.csv", "model.safetensors"),
+    *("evaluation.csv", "thresholds.csv", "classes.csv", "curves.csv", "detections.npz", "model.safetensors"),
     *("figures/curves.png", "figures/detections.png", "figures/thresholds.png"),
 )
 STEPS_READ = 20  # steps whose numbers are read from the device at once, so that it is not kept waiting
@@ -73,6 +75,8 @@ def configure(**given) -> Config:
         budget = budget | {"images": None, "val_images": None}
     config = Config(**(budget | given))
     detectors.check(config.detector, config.backbone)
+    if config.cells_away and config.detector != "yolov3":
+        raise ValueError(f"cells_away is of yolov3, not of {config.detector}; leave it 0")
     if config.frozen_views and not (config.detector == "yolov3" and detectors.pretrained(config.backbone)):
         raise ValueError(
             "frozen_views needs detector yolov3 and a backbone with weights, as efficientnet_lite0; or leave it 0"
@@ -110,8 +114,9 @@ def train(config: Config, run: store.Run | None, sets=None) -> Trained | None:
     torch.manual_seed(config.seed)
     train_set, val_set = sets or open_sets(config)
     packed, val = _pack(config, train_set, val_set, device)
-    size = config.image_size
-    model = detectors.build(config.detector, len(train_set.classes), config.loss, config.weight, size, config.backbone)
+    options = {"cells_away": config.cells_away} if config.cells_away else {}
+    what = (config.detector, len(train_set.classes), config.loss, config.weight, config.image_size, config.backbone)
+    model = detectors.build(*what, **options)
     source = _source(config, model, packed, device, rank)
     training = Training(model.to(device, memory_format=torch.channels_last), config)
     training.resume(ranks.broadcast(run and run.folder, world), device)
@@ -122,21 +127,26 @@ def train(config: Config, run: store.Run | None, sets=None) -> Trained | None:
             run.update(resumed_after_epoch=training.epoch)
             print(f"resumed in {run.folder}, after epoch {training.epoch} of {config.epochs}", flush=True)
     forward = ranks.forward_of(model, config, world, device)
-    epochs = range(training.epoch, config.epochs)
+    spread = (round(config.epochs * (i + 1) / (config.evaluations + 1)) for i in range(config.evaluations))
+    measured = {*spread} - {0, config.epochs}  # epochs after which AP is measured; the end has its own
     bar = {"initial": training.epoch, "total": config.epochs, "desc": "epochs", "disable": True if rank else None}
-    for epoch in tqdm(epochs, **bar):
-        for rows in _epoch(epoch, forward, training, source, rank, world):
+    for epoch in tqdm(range(training.epoch, config.epochs), **bar):
+        for rows in _epoch(epoch, forward, training, packed, source, rank, world):
             training.history += rows
             for row in rows if rank == 0 else ():
                 run.log(**row)
         training.epoch = epoch + 1
         if rank == 0:
-            if training.epoch in _evaluation_epochs(config):
-                row = _evaluate(val_set.classes, val, detect(training.average.module, val, config, device)).summary
+            losses = [row["loss"] for row in training.history if row["epoch"] == training.epoch]
+            words = f"epoch {training.epoch} of {config.epochs}: loss {statistics.fmean(losses):.4g}"
+            if training.epoch in measured:
+                found = _in_images(val, detect(training.average.module, val, config, device))
+                row = average_precision.evaluate(*found, val_set.classes).summary
                 training.scores.append({"epoch": training.epoch} | {name: row[name] for name in SCORES})
+                words += f", AP {row['AP']:.3f}"
             training.save(run)
             if not sys.stderr.isatty():  # without a progress bar
-                print(_progress(training), flush=True)
+                print(words, flush=True)
         if world > 1:
             distributed.barrier()
     return _finish(training, run, val, val_set, device) if rank == 0 else None
@@ -145,12 +155,12 @@ def train(config: Config, run: store.Run | None, sets=None) -> Trained | None:
 # ---- one epoch
 
 
-def _epoch(epoch, forward, training, source, rank, world):
+def _epoch(epoch, forward, training, packed, source, rank, world):
     """Train one epoch; gives lists of rows, a row a step."""
-    config, count = training.config, len(source.packed)
+    config = training.config
     training.model.train()
     torch.manual_seed(batches.mixed_seed(config.seed, epoch, rank))  # the proposal samplers draw from the global one
-    batch, order = source.epoch(epoch), batches.order(count, config.batch_size, config.seed, epoch)
+    batch, order = source(epoch), batches.order(len(packed), config.batch_size, config.seed, epoch)
     numbered = list(enumerate(order, start=epoch * len(order)))
     for first in range(0, len(numbered), STEPS_READ):
         steps = numbered[first : first + STEPS_READ]
@@ -160,7 +170,7 @@ def _epoch(epoch, forward, training, source, rank, world):
             images, targets = batch(own if len(own) else indices[:1])  # one not counted, where a rank has none
             counting = partial(forward, counted=len(own) > 0)
             results.append(training.step(counting, images, targets, step / (len(order) * config.epochs)))
-        rows = _read(steps, results, source.packed, world)
+        rows = _read(steps, results, packed, world)
         speed = sum(len(indices) for _, indices in steps) / (time.perf_counter() - start)
         yield [{"epoch": epoch + 1} | row | {"images_per_second": round(speed, 1)} for row in rows]
 
@@ -172,9 +182,7 @@ def _read(steps, results, packed, world):
     """
     names = list(results[0][0])
     columns = [*names, *ranks.POSITIVES, "gradient"]
-    values = torch.stack(
-        [torch.stack([*losses.values(), *seen.values(), norm]).float() for losses, seen, norm in results]
-    )
+    values = torch.stack([torch.stack([*losses.values(), *seen.values(), norm]) for losses, seen, norm in results])
     if world > 1:
         values[:, [name not in ranks.POSITIVES for name in columns]] /= world
         distributed.all_reduce(values)
@@ -186,27 +194,11 @@ def _read(steps, results, packed, world):
             remedy = "the last checkpoint is kept. Lower learning_rate or weight"
             raise TrainingError(f"step {step}: {row} is not finite for images {ids}; {remedy}")
         losses, count = {name: row[name] for name in names}, row["count"]
-        rows.append(
-            {"step": step + 1, "loss": sum(losses.values()), **losses, "positives": count}
-            | {"iou_sum": row["iou"], "disjoint_count": row["disjoint"], "mean_iou": row["iou"] / max(count, 1)}
-            | {"disjoint": row["disjoint"] / max(count, 1), "gradient": row["gradient"]}
-        )
+        seen = {"positives": count, "iou_sum": row["iou"], "disjoint_count": row["disjoint"]}
+        shares = {"mean_iou": row["iou"] / max(count, 1), "disjoint": row["disjoint"] / max(count, 1)}
+        total = {"step": step + 1, "loss": sum(losses.values())}
+        rows.append(total | losses | seen | shares | {"gradient": row["gradient"]})
     return rows
-
-
-def _evaluation_epochs(config):
-    """The epochs after which AP is measured: `evaluations` of them, evenly spread, and none at the end, which has its
-    own."""
-    epochs = {round(config.epochs * (i + 1) / (config.evaluations + 1)) for i in range(config.evaluations)}
-    return epochs - {0, config.epochs}
-
-
-def _progress(training):
-    """The loss of the last epoch, and the AP where it was measured, in words."""
-    losses = [row["loss"] for row in training.history if row["epoch"] == training.epoch]
-    score = [f", AP {row['AP']:.3f}" for row in training.scores if row["epoch"] == training.epoch]
-    of = f"epoch {training.epoch} of {training.config.epochs}"
-    return f"{of}: loss {sum(losses) / len(losses):.4g}{''.join(score)}"
 
 
 # ---- the end of a training
@@ -215,12 +207,17 @@ def _progress(training):
 def _finish(training, run, val, val_set, device):
     config, model = training.config, training.average.module
     detections = detect(model, val, config, device)
-    summary, thresholds, classes = _evaluate(val_set.classes, val, detections)
+    found = _in_images(val, detections)
+    run.save_arrays("detections", **detections_file.arrays(*found, val_set.classes))
+    summary, thresholds, classes = average_precision.evaluate(*found, val_set.classes)
     steps = pd.DataFrame(training.history)
+    steps["clipped"] = steps.gradient > config.clip
     about = {"dataset": val_set.name, "detector": config.detector, "loss": config.loss}
     about |= {"weight": model.box_loss.weight, "seed": config.seed}
     measured = {"disjoint": steps.disjoint_count.sum() / max(steps.positives.sum(), 1)}
-    measured |= {"images_per_second": steps.images_per_second.median()}
+    if config.detector == "yolov3":
+        measured |= _positives(model, val, config, device)
+    measured |= {"clipped": steps.clipped.mean(), "images_per_second": steps.images_per_second.median()}
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     run.save("model.safetensors", safetensors_bytes(weights))
     last = {"epoch": config.epochs} | {name: summary[name] for name in SCORES}
@@ -230,11 +227,12 @@ def _finish(training, run, val, val_set, device):
 
 
 def _curves(steps, scores):
-    """One row an epoch: means over its steps, and the AP where it was measured."""
+    """One row an epoch: means over its steps, `clipped` the share whose gradient was, and the AP where measured."""
     epochs = steps.groupby("epoch")
     table = epochs[list(steps.columns[2 : steps.columns.get_loc("positives")])].mean()  # loss and its parts
     table.insert(0, "step", epochs.step.max())
     count = epochs.positives.sum().clip(lower=1)
+    table["clipped"] = epochs.clipped.mean()
     table["mean_iou"], table["disjoint"] = epochs.iou_sum.sum() / count, epochs.disjoint_count.sum() / count
     return table.reset_index().merge(scores, on="epoch", how="left")
 
@@ -251,10 +249,19 @@ def detect(model, packed, config, device):
         return [{key: of_image[key].cpu() for key in ("boxes", "scores", "labels")} for of_image in found]
 
 
-def _evaluate(classes, val, detections):
-    """average_precision.evaluate in the pixels of the images as they are."""
-    in_images = ([val.original(one, index) for index, one in enumerate(of)] for of in (val.truths, detections))
-    return average_precision.evaluate(*in_images, classes)
+def _positives(model, val, config, device):
+    """Mean IoU and share disjoint of the positives of the validation images: what the box loss would see of them."""
+    model.eval()
+    with torch.inference_mode():
+        parts = (batches.batch(val, part, device) for part in torch.arange(len(val)).split(config.batch_size))
+        count, overlap, disjoint = torch.stack([torch.stack([*model(*part)[1].values()]) for part in parts]).sum(0)
+    shares = {"val_positives_iou": overlap / count, "val_positives_disjoint": disjoint / count}
+    return {name: share.item() for name, share in shares.items()}
+
+
+def _in_images(val, detections):
+    """Truths and detections in the pixels of the images as they are."""
+    return tuple([val.original(one, index) for index, one in enumerate(of)] for of in (val.truths, detections))
 
 
 # ---- data
@@ -273,7 +280,7 @@ def _pack(config, train_set, val_set, device):
 def _source(config, model, packed, device, rank):
     """Where batches come from: the squares, or with a frozen backbone its features of them."""
     if not config.frozen_views:
-        return batches.AugmentedBatches(packed, device, config.augment, config.seed, rank)
+        return batches.augmented_batches(packed, device, config.augment, config.seed, rank)
     model.backbone.requires_grad_(False)
 
     def features(images):
