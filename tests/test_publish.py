@@ -138,27 +138,6 @@ def test_what_is_made_of_the_published_runs_is_what_they_say():
     assert all(path.read_text() == text for path, text in texts.items())
 
 
-def compared(*rows):
-    table = pd.DataFrame(rows, columns=["measure", "loss", "against", "difference", "verdict"])
-    return table.assign(n=5, low=table.difference - 0.01, high=table.difference + 0.01)
-
-
-def test_verdicts_in_sentences():
-    table = compared(
-        ("AP", "giou", "l2", 0.02, "better"),
-        ("AP", "iou", "l2", 0.0, "undecided"),
-        ("AP50", "giou", "l2", -0.02, "worse"),
-        ("AP50", "iou", "l2", 0.0, "undecided"),
-    )
-    better, worse, rest = findings.verdict_sentence(table).split("; ")
-    assert better == "GIoU − ℓ2 AP +0.020 (+0.010 to +0.030) better"
-    assert worse == "GIoU − ℓ2 AP50 -0.020 (-0.030 to -0.010) worse"
-    assert rest == "2 of 4 differences undecided"
-    wide = findings.difference_table(table)
-    assert list(wide) == ["loss", "against", "AP", "AP50"]
-    assert wide.to_numpy().tolist()[0] == ["GIoU", "ℓ2", better[13:], worse[15:]]
-
-
 def detector_runs(place, runs):
     """A run of 06 with only a table of detectors: notebook → Run."""
     runs.to_csv(place / "detectors.csv", index=False)
@@ -168,21 +147,27 @@ def detector_runs(place, runs):
 def test_the_pages_take_their_verdicts_from_one_family(tmp_path):
     runs = pd.concat([detectors(0.05, ap50=-0.05), detectors(0.05, n=3, detector="fcos")])
     found = detector_runs(tmp_path, runs)
-    few, row = sorted(findings.reproduced(found).to_numpy().tolist())
-    assert row[0] == "AP, voc, yolov3; 5 paired seeds"
-    assert "GIoU − ℓ2 AP +0.0" in row[2] and "; IoU − ℓ2 AP50 -0.02" in row[2]
-    assert few[0] == "AP, voc, fcos; 3 paired seeds"
-    assert few[2].endswith("12 of 12 differences too few seeds")
+    tested = comparison.paired(runs)
+    tables = findings.setting_tables(found)
+    for name in ("voc, yolov3", "voc, fcos"):
+        means, differences = tables[name]
+        assert means.loss.tolist() == ["ℓ2", "IoU", "GIoU"]
+        shown = differences.set_index(["loss", "against"]).loc[("GIoU", "ℓ2")]
+        (row,) = tested.query(
+            "setting == @name and measure == 'AP50' and loss == 'giou' and against == 'l2'"
+        ).itertuples()
+        assert shown["AP50"] == f"{comparison.difference_label(row)} {row.verdict}" and shown.n == row.n
+        assert row.verdict == ("worse" if row.n == 5 else "too few seeds")
     text = publish.runs_page(found)
-    assert row[2] in text and "### voc, fcos" in text
+    assert shown["AP50"] in text and "### voc, fcos" in text and "### voc, yolov3" in text
 
 
 def test_remarks_are_said_of_their_setting(tmp_path):
     (remark, *_) = claims.BOOK["remarks"]
     runs = detectors(0.05, detector=remark["detector"]).assign(dataset=remark["dataset"])
-    found = detector_runs(tmp_path, runs)
-    assert findings.reproduced(found).ours[0].endswith(remark["text"])
-    assert remark["text"] not in findings.reproduced(found, remarks=False).ours[0]
+    found = detector_runs(tmp_path, pd.concat([runs, detectors(0.05, detector="fcos")]))
+    assert findings.remarks(found) == {f"voc, {remark['detector']}": remark["text"], "voc, fcos": ""}
+    assert remark["text"] in publish.runs_page(found)
 
 
 def test_the_answer_follows_the_verdicts(tmp_path):

@@ -54,9 +54,3 @@ def command(record: dict) -> str:
     for name, value in given.items():
         flags.append(f"-p {name} {shlex.quote(value if isinstance(value, str) else json.dumps(value))}")
     return " ".join(["giou-repro run", record["notebook"], *flags])
-
-
-def remark(group: pd.DataFrame) -> str:
-    """What has to be said of the published runs of a setting: how their seeds, losses and weights were chosen."""
-    about = group.dataset.iloc[0], group.detector.iloc[0]
-    return " ".join(entry["text"] for entry in BOOK["remarks"] if (entry["dataset"], entry["detector"]) == about)

@@ -120,16 +120,10 @@ def _one_box(runs, encoding):
 # ---- what was reproduced: a row each
 
 
-def reproduced(runs: dict[str, store.Run], remarks: bool = True) -> pd.DataFrame:
-    """The table "what was reproduced", as text; `remarks` adds what has to be said of the published detectors."""
+def reproduced(runs: dict[str, store.Run]) -> pd.DataFrame:
+    """The table "what was reproduced", as text: the paper's number and ours."""
     makers = {"01_metric": _metric_rows, SIMULATION: _simulation_rows}
     rows = [row for notebook, maker in makers.items() if notebook in runs for row in maker(runs[notebook])]
-    for name, group, table in compared(runs):
-        n = f"{table.n.min()} paired seeds" if len(table) else f"{group.seed.nunique()} seeds, one loss"
-        means = _listed(group.groupby("loss", sort=False).AP.mean(), "{:.3f}")
-        parts = [means, verdict_sentence(table), claims.remark(group) if remarks else ""]
-        paper = "GIoU best" if any(data in name.lower() for data in ("voc", "coco")) else "–"
-        rows.append([f"AP, {name}; {n}", paper, ". ".join(filter(None, parts)), "06"])
     return pd.DataFrame(rows, columns=["what", "paper", "ours", "shown in"])
 
 
@@ -182,34 +176,24 @@ def settings(runs: dict[str, store.Run]) -> dict[str, pd.DataFrame]:
     return detector_verdicts.settings(run.table("detectors")) if has_table else {}
 
 
-def compared(runs: dict[str, store.Run]) -> list[tuple[str, pd.DataFrame, pd.DataFrame]]:
-    """(name, its runs, its differences) of each of `settings`."""
-    groups = settings(runs)
-    table = detector_verdicts.differences(groups)
-    return [(name, group, table[table.setting == name]) for name, group in groups.items()]
+def setting_tables(runs: dict[str, store.Run]) -> dict[str, list[pd.DataFrame]]:
+    """Of each of `settings`: its losses with their means, and every difference, with interval and verdict, as text: a
+    row a pair of losses, a column a measure."""
+    groups, tables = settings(runs), {}
+    tested = detector_verdicts.differences(groups)
+    for name, group in groups.items():
+        table = tested[tested.setting == name]
+        words = [f"{comparison.difference_label(row)} {row.verdict}" for row in table.itertuples()]
+        pairs = table.assign(words=words).groupby(["loss", "against"], sort=False)
+        rows = [[*map(label, pair), part.n.min(), *part.words] for pair, part in pairs]
+        columns = ["loss", "against", "n", *map(comparison.measure_label, table.measure.unique())]
+        means = comparison.paper_table(group).drop(columns="setting").rename(columns=comparison.measure_label)
+        tables[name] = [means.assign(loss=means.loss.map(label)), pd.DataFrame(rows, columns=columns)]
+    return tables
 
 
-def verdict_sentence(table: pd.DataFrame) -> str:
-    """The differences of a setting that are decided, and how many are not."""
-    words = [
-        f"{label(row.loss)} − {label(row.against)} {comparison.measure_label(row.measure)} "
-        f"{comparison.difference_label(row)} {row.verdict}"
-        for row in table[table.verdict.isin(("better", "worse"))].itertuples()
-    ]
-    counts = table.verdict[~table.verdict.isin(("better", "worse"))].value_counts()
-    return "; ".join([*words, *(f"{n} of {len(table)} differences {verdict}" for verdict, n in counts.items())])
-
-
-def difference_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Every difference of a setting, with interval and verdict, as text: a row a pair of losses, a column a measure."""
-    words = [f"{comparison.difference_label(row)} {row.verdict}" for row in table.itertuples()]
-    table = table.assign(words=words, loss=table.loss.map(label), against=table.against.map(label))
-    parts = table.groupby(["loss", "against"], sort=False)
-    rows = [[*pair, *part.set_index("measure").words] for pair, part in parts]
-    return pd.DataFrame(rows, columns=["loss", "against", *map(comparison.measure_label, table.measure.unique())])
-
-
-def means(group: pd.DataFrame) -> pd.DataFrame:
-    """A setting's losses: weight, number of runs and the mean of each measure over them."""
-    table = comparison.paper_table(group).drop(columns="setting")
-    return table.assign(loss=table.loss.map(label)).rename(columns=comparison.measure_label)
+def remarks(runs: dict[str, store.Run]) -> dict[str, str]:
+    """What has to be said of the published runs of each of `settings`: how seeds, losses and weights were chosen."""
+    told = {(entry["dataset"], entry["detector"]): entry["text"] for entry in claims.BOOK["remarks"]}
+    keys = {name: (group.dataset.iloc[0], group.detector.iloc[0]) for name, group in settings(runs).items()}
+    return {name: told.get(key, "") for name, key in keys.items()}

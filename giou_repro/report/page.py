@@ -119,15 +119,9 @@ def ledger(sources: Sources) -> pd.DataFrame:
     return table[(table.run != "") | ~table.id.duplicated()]
 
 
-def counted(ledger: pd.DataFrame) -> Markdown:
-    """How many claims have each verdict, in words."""
-    sentences = []
-    for whose, part in ledger.groupby("whose", sort=False):
-        clauses = (
-            f"{len(ids)} {verdict} ({', '.join(ids)})" for verdict, ids in part.groupby("verdict", sort=False).id
-        )
-        sentences.append(f"{whose.capitalize()}: {'; '.join(clauses)}.")
-    return Markdown(" ".join(sentences))
+def counted(ledger: pd.DataFrame):
+    """Which claims have each verdict."""
+    return styled(ledger.groupby(["whose", "verdict"], sort=False).id.agg(", ".join).reset_index(name="claims"))
 
 
 def evidence(ledger: pd.DataFrame, sources: Sources, beside: Path) -> Markdown:
@@ -158,26 +152,22 @@ def figures(sources: Sources) -> list:
     """The main figures, each before its caption: the reader's own where there is one, else the published."""
     shown = []
     for notebook, name, caption in FIGURES:
-        runs = {whose: runs[notebook] for whose, runs in sources.items() if notebook in runs}
-        paths = {whose: run.folder / "figures" / f"{name}.png" for whose, run in runs.items()}
-        existing = [whose for whose, path in paths.items() if path.is_file()]
-        if existing:
-            whose = existing[-1]
-            shown += [Image(paths[whose], alt=caption), Markdown(f"*{caption}* ({notebook}, {whose})")]
+        folders = {whose: runs[notebook].folder for whose, runs in sources.items() if notebook in runs}
+        paths = [(whose, folder / "figures" / f"{name}.png") for whose, folder in folders.items()]
+        for whose, path in [(whose, path) for whose, path in paths if path.is_file()][-1:]:
+            shown += [Image(path, alt=caption), Markdown(f"*{caption}* ({notebook}, {whose})")]
     return shown
 
 
 def reproduced(whose: str, runs: dict[str, store.Run]) -> list:
     """The table "what was reproduced", and for each setting of detectors the means and every difference."""
-    shown = [Markdown(f"### {whose.capitalize()}"), styled(findings.reproduced(runs, remarks=whose == "published"))]
-    settings = findings.compared(runs)
-    if settings:
-        shown.append(Markdown(findings.RULES))
-    elif findings.DETECTORS in runs:
-        shown.append(Markdown(f"No detector reached a mean AP of {detector_verdicts.LEARNED}."))
-    for name, group, table in settings:
-        shown += [Markdown(f"#### {name} ({whose})"), styled(findings.means(group))]
-        shown += [styled(findings.difference_table(table))] if len(table) else []
+    shown = [Markdown(f"### {whose.capitalize()}"), styled(findings.reproduced(runs))]
+    tables, remarks = findings.setting_tables(runs), findings.remarks(runs) if whose == "published" else {}
+    if findings.DETECTORS in runs:
+        none = f"No detector reached a mean AP of {detector_verdicts.LEARNED}."
+        shown.append(Markdown(findings.RULES if tables else none))
+    for name, parts in tables.items():
+        shown += [Markdown(f"#### {name} ({whose})\n\n{remarks.get(name, '')}"), *map(styled, parts)]
     return shown
 
 
@@ -205,21 +195,15 @@ def paper_tables(sources: Sources) -> pd.DataFrame:
 
 
 def costs(sources: Sources, beside: Path):
-    """Scale, commit, hardware and wall time of every run, and of the trainings that a run compares, together."""
+    """Scale, commit, hardware and wall time of every run, together with the trainings that it compares, each once."""
     rows = []
-    for whose, runs in sources.items():
-        for notebook, run in runs.items():
-            address = html.escape(os.path.relpath(run.folder, beside))
-            rows.append([f'<a href="{address}">{notebook}</a>', whose, *_cost([run.record])])
-            trainings = publish.compared_records(run)
-            rows += [[f"the {len(trainings)} trainings it compares", whose, *_cost(trainings)]] if trainings else []
-    return styled(pd.DataFrame(rows, columns=["run", "whose", "scale", "commit", "hardware", "wall time"]))
-
-
-def _cost(records):
-    """Scale, commit, hardware and wall time of runs, each value once."""
-    machines = ["{processor}, {cores} cores, {device}".format(**record["hardware"]) for record in records]
-    commits = [record["commit"][:7] + " (with changes)" * bool(record["dirty"]) for record in records]
-    scales = [str(record["parameters"].get("scale")) for record in records]
-    minutes = sum(record.get("wall_seconds", 0) for record in records) / 60
-    return [*(", ".join(sorted(set(values))) for values in (scales, commits, machines)), f"{minutes:,.1f} min"]
+    for whose, (notebook, run) in [(whose, item) for whose, runs in sources.items() for item in runs.items()]:
+        records = [run.record, *publish.compared_records(run)]
+        link = f'<a href="{html.escape(os.path.relpath(run.folder, beside))}">{notebook}</a>'
+        machines = ["{processor}, {cores} cores, {device}".format(**record["hardware"]) for record in records]
+        commits = [record["commit"][:7] + " (with changes)" * bool(record["dirty"]) for record in records]
+        scales = [str(record["parameters"].get("scale")) for record in records]
+        minutes = sum(record.get("wall_seconds", 0) for record in records) / 60
+        values = (", ".join(sorted(set(column))) for column in (scales, commits, machines))
+        rows.append([link, whose, len(records), *values, f"{minutes:,.1f} min"])
+    return styled(pd.DataFrame(rows, columns=["run", "whose", "runs", "scale", "commit", "hardware", "wall time"]))

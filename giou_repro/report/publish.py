@@ -40,7 +40,7 @@ def add(run_folder: Path | str, project: Path | None = None) -> Path:
     _check(run)
     place = project / "results" / "published" / run.record["notebook"]
     new = place.with_name(f".{place.name}.new")
-    _remove_leftovers(project)
+    shutil.rmtree(new, ignore_errors=True)  # of a run that was killed
     for source in [run.folder / name for name in ("run.json", *run.record["outputs"])]:
         if source.suffix in COPIED and (source.suffix != ".csv" or source.stat().st_size <= LARGEST):
             target = new / source.relative_to(run.folder)
@@ -92,13 +92,9 @@ def _texts(project, runs):
 def _write(project, texts):
     for path, text in texts.items():
         store.write_atomic(path, text)
-    _remove_leftovers(project)
+    for leftover in (project / "results" / "published").glob(".*.new"):
+        shutil.rmtree(leftover)
     return list(texts)
-
-
-def _remove_leftovers(project):
-    for folder in (project / "results" / "published").glob(".*.new"):
-        shutil.rmtree(folder)
 
 
 def _exchange(one, other):
@@ -198,7 +194,7 @@ VOC2007 is 2,500 train and 1,000 val images of VOC 2007, encoded again as JPEG, 
 losses here, and is not that of the official test set. BCCD is 364 images of blood cells. Where they are from:
 [data/README.md](../../data/README.md).
 
-## Every difference between detectors
+## Detectors: means, and every difference
 
 {rules}
 {differences}"""
@@ -229,14 +225,9 @@ def runs_page(runs: dict[str, store.Run]) -> str:
     if run and (run.folder / "every_loss.csv").is_file():
         words = convergence.describe_every_loss(run.table("every_loss"), run.parameters["step_size"])
         every_loss = words.removeprefix("**What we see.** ")
-    tables = [
-        f"\n### {name}\n\n{markdown(findings.difference_table(table))}"
-        for name, _, table in findings.compared(runs)
-        if len(table)
-    ]
+    remarks, differences = findings.remarks(runs), ""
+    for name, tables in findings.setting_tables(runs).items():
+        differences += "\n".join([f"\n### {name}\n", f"{remarks[name]}\n", *map(markdown, tables)])
     return RUNS.format(
-        table=markdown(findings.reproduced(runs)),
-        every_loss=every_loss,
-        rules=findings.RULES,
-        differences="".join(tables),
+        table=markdown(findings.reproduced(runs)), every_loss=every_loss, rules=findings.RULES, differences=differences
     )

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from giou_repro.report import claims, publish, verdicts
+from giou_repro.report import claims, publish
 from giou_repro.runs import runner, store
 
 COLUMNS = ["what", "published", "now", "tolerance", "ok"]
@@ -65,33 +65,29 @@ def run_again(
             given = published.record["given"] | ({"scale": scale} if scale else {})
             rows += compare(published, runner.run_notebook(name, given, results, progress))
         else:
-            rows.append(_skipped(f"{name}: not run again"))
+            rows.append(dict(what=f"{name}: not run again", ok=SKIPPED))
     return pd.DataFrame([*rows, _claims(project, runs)], columns=COLUMNS)
 
 
-def compare(published: store.Run, now: store.Run) -> list[list]:
+def compare(published: store.Run, now: store.Run) -> list[dict]:
     """A row for each headline of two runs of one notebook."""
     return [_row(headline, published, now) for headline in HEADLINES if headline.notebook == now.record["notebook"]]
-
-
-def _skipped(what):
-    return [what, np.nan, np.nan, np.nan, SKIPPED]
 
 
 def _row(headline, published, now):
     what = f"{headline.notebook} {headline.table}: {headline.column}"
     tolerance = _tolerance(headline, published.parameters, now.parameters)
     if tolerance is None:
-        return _skipped(f"{what}, of other parameters")
+        return dict(what=f"{what}, of other parameters", ok=SKIPPED)
     old, new = (run.table(headline.table)[[*headline.keys, headline.column]] for run in (published, now))
-    both = old.merge(new, on=headline.keys, how="outer", suffixes=("", "_now"))
+    both = old.merge(new, on=headline.keys, how="outer", suffixes=("", "_now")).set_index(headline.keys)
     first, second = both[headline.column], both[f"{headline.column}_now"]
     allowed = tolerance * first.abs().clip(lower=1).fillna(1)
-    off = ((first - second).abs() / allowed).fillna(np.inf).mask(first.isna() & second.isna(), 0)
-    worst = off.idxmax()
-    entry = ", ".join(str(value) for value in both.loc[worst, headline.keys])
-    what = f"{what}, at {entry} (of {len(both)})"
-    return [what, first[worst], second[worst], allowed[worst], YES if off[worst] <= 1 else NO]
+    off = ((first - second).abs() / allowed).fillna(np.inf).mask(first.isna() & second.isna(), 0).to_numpy()
+    worst = off.argmax()
+    numbers = dict(published=first.iloc[worst], now=second.iloc[worst], tolerance=allowed.iloc[worst])
+    what = f"{what}, at {', '.join(map(str, np.atleast_1d(both.index[worst])))} (of {len(both)})"
+    return dict(what=what, ok=YES if off[worst] <= 1 else NO) | numbers
 
 
 def _tolerance(headline, old, new):
@@ -109,10 +105,11 @@ def _claims(project, runs):
     tables."""
     path = project / "results" / "published" / "claims.csv"
     if not path.exists():
-        return _skipped("claims.csv: not published")
+        return dict(what="claims.csv: not published", ok=SKIPPED)
     written, ledger = pd.read_csv(path), claims.ledger(runs)
     same = written.verdict.tolist() == ledger.verdict.tolist() and np.allclose(
         written.value, ledger.value, rtol=1e-9, equal_nan=True
     )
-    decided = [(~table.verdict.isin((verdicts.UNDECIDED, verdicts.UNTESTED))).sum() for table in (written, ledger)]
-    return ["claims.csv, from the published tables: decided", *decided, 0, YES if same else NO]
+    first, second = ((~table.verdict.isin(("undecided", "not tested"))).sum() for table in (written, ledger))
+    what = "claims.csv, from the published tables: decided"
+    return dict(what=what, published=first, now=second, tolerance=0, ok=YES if same else NO)
