@@ -216,7 +216,7 @@ def _apart(**counts):
         for way in ways
         for loss in counts
     ]
-    return pd.DataFrame(rows).assign(growth=1.5)
+    return pd.DataFrame(rows).assign(growth=1.5, by_growing=0.25)
 
 
 def test_what_becomes_of_boxes_that_start_apart():
@@ -226,6 +226,23 @@ def test_what_becomes_of_boxes_that_start_apart():
     assert [decide(name, apart=table)["verdict"] for name in ("Z1", "Z4", "G6")] == [
         *(FAILS, FAILS, "holds for most boxes only")
     ]
+
+
+def test_z1_and_z5_at_best_step_sizes():
+    table = _apart(iou=(0, 0, 0))
+    best = table[table.gradients == "exact"].assign(gradients="best", solved=50)
+    assert (
+        decide("Z1", apart=pd.concat([table, best]))["verdict"]
+        == "holds for the published code and exact gradients only"
+    )
+    points = pd.DataFrame(
+        dict(run=["published", "exact", "best"], loss="diou", points=50, error=0.01, low=0.0, high=0.02)
+    )
+    points["worst"] = [0.03, 0.05, 0.01]
+    found = decide("Z5", points=points, curves_published=pd.DataFrame(dict(error=[4.0])))
+    assert found["verdict"] == f"holds for the published code and {BEST} only"
+    with pytest.raises(KeyError):  # the exact gradients are never left out in silence
+        decide("Z1", apart=table[table.gradients != "exact"])
 
 
 def test_z3_z5_and_z6_by_hand():
@@ -293,7 +310,23 @@ def test_boxes_that_start_apart_by_hand():
         1,
     ]  # no gradient, no move
     assert table.growth.giou > 1.5
+    assert np.isnan(table.by_growing.iou) and 0.2 < table.by_growing.giou < 1
     assert table.grew.giou > 0.9 * table.cases.giou
+
+
+def test_the_share_of_a_gap_closed_by_growing_by_hand():
+    """A unit square 2 beside another: level, it moves by .6 and grows by .4 to each side; below, it only moves."""
+    rows = [
+        ("level", 0, 12, 10, 1, 1),
+        ("level", 1, 11.4, 10, 1.8, 1),
+        ("below", 0, 10, 12, 1, 1),
+        ("below", 1, 10, 11, 1, 1),
+    ]
+    table = pd.DataFrame(rows, columns=["case", "step", "x", "y", "w", "h"]).assign(target_w=1.0, target_h=1.0)
+    by_case, iou, met = table.pivot(index="case", columns="step"), np.array([[0, 0.1], [0, 0.1]]), np.array([1, 1])
+    assert convergence._by_growing(by_case, iou, met) == pytest.approx((0.4 / 1.0 + 0) / 2)
+    assert convergence._by_growing(by_case.loc[["level"]], iou[:1], met[:1]) == pytest.approx(0.4)
+    assert np.isnan(convergence._by_growing(by_case, 0 * iou, met))
 
 
 def test_ranges_of_pairs():

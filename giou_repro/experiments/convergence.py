@@ -333,7 +333,9 @@ def apart(losses: list[str], n_points: int, gradients: str, seed: int = 0, **opt
 
     Columns: gradients, loss, cases, solved (how many end above IoU .5), grew (how many become a tenth larger on the way
     to the first overlap), hull_shrank (how many have met the target, or ended, with a smaller enclosing box than at the
-    start), growth (the median of the largest area on that way over the area at the start). `options` are simulate's.
+    start), growth (the median of the largest area on that way over the area at the start), by_growing (how much of the
+    gap, along the axes that have one, is closed by growing and not by moving: the median share of those that met the
+    target). `options` are simulate's.
     """
     within = np.random.default_rng(seed).integers(1, CASES_PER_POINT + 1, n_points)
     cases = np.arange(n_points) * CASES_PER_POINT + within
@@ -341,7 +343,8 @@ def apart(losses: list[str], n_points: int, gradients: str, seed: int = 0, **opt
     ways = simulate(losses, n_points, **options).trajectories
     size = ways[["w", "h"]].abs()
     pred = np.column_stack((ways[["x", "y"]], size))
-    target = np.column_stack((np.tile(CENTRE, (len(ways), 1)), np.array(SHAPES)[(ways.case - 1) // 49 % 7]))
+    ways[["target_w", "target_h"]] = np.array(SHAPES)[(ways.case - 1) // 49 % 7]
+    target = np.column_stack((np.tile(CENTRE, (len(ways), 1)), ways[["target_w", "target_h"]]))
     pred, target = (boxes.convert(torch.from_numpy(box), "cxcywh", "xyxy") for box in (pred, target))
     ways = ways.assign(area=size.w * size.h, hull=boxes.area(boxes.enclosing(pred, target)))
     rows = []
@@ -355,15 +358,29 @@ def apart(losses: list[str], n_points: int, gradients: str, seed: int = 0, **opt
         largest = np.where(np.arange(iou.shape[1]) <= met[:, None], area, 0).max(1) / area[:, 0]
         shrank = hull[np.arange(len(hull)), met] < hull[:, 0]
         counts = dict(cases=len(iou), solved=(iou[:, -1] > 0.5).sum(), grew=(largest > 1.1).sum())
-        counts |= dict(hull_shrank=shrank.sum(), growth=np.median(largest))
+        counts |= dict(hull_shrank=shrank.sum(), growth=np.median(largest), by_growing=_by_growing(by_case, iou, met))
         rows.append(dict(gradients=gradients, loss=name) | counts)
     return pd.DataFrame(rows)
+
+
+def _by_growing(by_case, iou, met):
+    """From columns by (name, step), a row a case: the median of by_growing in `apart`."""
+    met_at = np.arange(len(met)), met
+    grown, closed = 0, 0
+    for axis, side, centre in zip("xy", "wh", CENTRE, strict=True):
+        distance = (by_case[axis] - centre).abs().to_numpy()
+        reach = (by_case[side].abs() + by_case[f"target_{side}"]).to_numpy() / 2
+        gap = distance[:, 0] > reach[:, 0]
+        grown = grown + gap * (reach[met_at] - reach[:, 0])
+        closed = closed + gap * (reach[met_at] - reach[:, 0] + distance[:, 0] - distance[met_at])
+    meets = (iou > 0).any(1)
+    return np.median(grown[meets] / closed[meets]) if meets.any() else np.nan
 
 
 def describe_apart(table: pd.DataFrame) -> str:
     words = "; ".join(
         f"{registry.label(row.loss)} {row.gradients} {row.solved / row.cases:.0%} ({row.grew / row.cases:.0%} grew, "
-        f"median {row.growth:.1f} times)"
+        f"median {row.growth:.1f} times; {row.by_growing:.0%} of the gap closed by growing)"
         for row in table.itertuples()
     )
     return f"**What we see.** Of the {table.cases.max()} boxes that start apart, these ended above IoU .5: {words}."
