@@ -258,7 +258,10 @@ def _shares(group):
 
 def measure_label(measure: str) -> str:
     """What figures, tables and sentences call a measure."""
-    return measure.replace("mean_iou", "mean IoU").replace("_giou", " by GIoU")
+    names = {"mean_iou": "mean IoU", "val_positives_iou": "mean IoU of the positives", "_giou": " by GIoU"}
+    for name, words in names.items():
+        measure = measure.replace(name, words)
+    return measure
 
 
 # ---- differences, seed by seed
@@ -317,7 +320,8 @@ def _noted(rows, group):
 
 
 NOTE = """
-In brackets: the 95 % CI of the mean difference, from three seeds on. There is no verdict below five seeds; verdicts
+In brackets: the 95 % CI of the mean difference over seeds, from three seeds on; in square ones over test images too,
+where the trainings keep their detections. There is no verdict below five seeds; verdicts
 are corrected for the number of differences of their setting (Holm), intervals are not."""
 
 
@@ -351,8 +355,10 @@ def describe_paired(table: pd.DataFrame) -> str:
 
 
 def difference_label(row) -> str:
-    """The mean difference and its 95 % CI, of a row of `paired`."""
-    return f"{row.difference:+.3f}" + (f" ({row.low:+.3f} to {row.high:+.3f})" if row.n >= statistics.LEAST else "")
+    """The mean difference, its 95 % CI and where known that over images and seeds, of a row of `paired`."""
+    interval = f" ({row.low:+.3f} to {row.high:+.3f})" if row.n >= statistics.LEAST else ""
+    low, high = getattr(row, "low_images", np.nan), getattr(row, "high_images", np.nan)
+    return f"{row.difference:+.3f}" + interval.replace(")", f"; [{low:+.3f} to {high:+.3f}])" if low == low else ")")
 
 
 def of_chosen(table: pd.DataFrame, chosen: pd.DataFrame) -> pd.DataFrame:

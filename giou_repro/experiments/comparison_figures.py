@@ -33,7 +33,10 @@ def _row_a_setting(table, columns, width=3.2, height=2.6, **options):
     parts = [part for _, part in table.groupby("setting", sort=False)]
     figure, axes = style.panels(len(parts), columns, width, height, **options)
     for row, part in zip(axes, parts, strict=True):
-        row[0].set_title("\n".join(textwrap.wrap(part.setting.iloc[0], 70)), loc="left")
+        words = textwrap.wrap(part.setting.iloc[0], 100)
+        row[0].set_title("\n".join(" " for _ in words))  # makes room for what may be wider than its panel
+        title = row[0].text(0, 1.03, "\n".join(words), transform=row[0].transAxes, va="bottom")
+        title.set_in_layout(False)
     return figure, list(zip(axes, parts, strict=True))
 
 
@@ -96,7 +99,7 @@ def plot_thresholds(table: pd.DataFrame):
 @style.styled
 def plot_weights(table: pd.DataFrame):
     """AP against the weight of the box loss, mean and 95 % CI; a row a setting."""
-    figure, rows = _row_a_setting(table, 1, style.WIDTH, 2)
+    figure, rows = _row_a_setting(table, 1, style.WIDTH, 1.7)
     for (axis,), part in rows:
         style.draw_losses(axis, part, "weight", "mean", ("low", "high"), markevery=1)
         axis.set(xscale="log", xlabel="weight of the box loss", ylabel="AP")

@@ -44,7 +44,7 @@ def plot_detections(images, detections, class_names, rows: int = 2, columns: int
         for corners, label, confidence in (row for row in zip(*found, strict=True) if row[2] >= score):
             style.draw_box(axis, corners, "#FF3DBE", linewidth=1.1)
             words = f"{class_names[label]} {confidence:.2f}"
-            axis.text(corners[0], corners[1] - 1, words, fontsize=5, color="white", bbox=BEHIND_TEXT)
+            axis.text(corners[0], corners[1] - 1, words, fontsize=7, color="white", bbox=BEHIND_TEXT)
     return figure
 
 

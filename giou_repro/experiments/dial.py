@@ -8,18 +8,21 @@ from giou_repro.experiments import statistics, style
 from giou_repro.experiments.comparison import AWAY, difference_label, measure_label
 
 AGAINST = ("iou", "l1", "l2")
+MEASURES = ("val_positives_iou", "mean_iou", "AP")  # the first decides
 
 
 def dialled(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs of settings that differ from another in cells_away alone; `dial` is what they share, in words. A
-    mean IoU that is not finite counts as 0."""
+    measure that is not finite counts as 0."""
     if "cells_away" not in runs:
         return runs[:0].assign(dial="")
-    runs = runs.assign(dial=runs.setting.str.replace(AWAY.format(r"\d+"), "", regex=True)).fillna({"mean_iou": 0})
+    runs = runs.assign(dial=runs.setting.str.replace(AWAY.format(r"\d+"), "", regex=True)).fillna(
+        dict.fromkeys(MEASURES, 0)
+    )
     return runs[runs.groupby("dial").cells_away.transform("nunique") > 1]
 
 
-def gains(runs: pd.DataFrame, measures=("mean_iou", "AP")) -> pd.DataFrame:
+def gains(runs: pd.DataFrame, measures=MEASURES) -> pd.DataFrame:
     """GIoU − each loss of AGAINST in `dialled` runs, by measure and cells_away: `statistics.judged` rows, those of a
     measure one family, with dial, cells_away and disjoint (share of the positives, mean of both losses)."""
     families = []
@@ -34,7 +37,7 @@ def gains(runs: pd.DataFrame, measures=("mean_iou", "AP")) -> pd.DataFrame:
     return pd.concat(families, ignore_index=True) if families else pd.DataFrame()
 
 
-def slopes(runs: pd.DataFrame, measures=("mean_iou", "AP")) -> pd.DataFrame:
+def slopes(runs: pd.DataFrame, measures=MEASURES) -> pd.DataFrame:
     """How the gain of GIoU changes with the share of disjoint positives: `statistics.difference` of the slope and 0,
     with dial, measure, against and verdict ("better" where the gain grows).
 
@@ -58,7 +61,12 @@ def slopes(runs: pd.DataFrame, measures=("mean_iou", "AP")) -> pd.DataFrame:
 
 
 def _by_dial(runs, measures):
-    return [((name, key), part) for name, part in dialled(runs).groupby("dial", sort=False) for key in measures]
+    return [
+        ((name, key), part)
+        for name, part in dialled(runs).groupby("dial", sort=False)
+        for key in measures
+        if key in part
+    ]
 
 
 @style.styled
@@ -77,7 +85,7 @@ def plot_gains(table: pd.DataFrame):
             marker = style.color_line_marker(against)[2]
             axis.plot(x[decided], gain[decided], color=color, marker=marker, linestyle="")
         axis.axhline(0, color="#999999", linewidth=0.8)
-        axis.set(xlabel="positives disjoint from their target (%)", title=measure_label(measure))
+        axis.set(xlabel="disjoint positives (%)", title=measure_label(measure))
     axes[0].set_ylabel("gain of GIoU, points")
     style.legend_below(figure, axes)
     return figure
