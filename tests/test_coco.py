@@ -7,6 +7,7 @@ import pycocotools.mask
 import pytest
 import torch
 from builders import HEIGHT, WIDTH, coco, entry, kinds, picture, polygon
+from PIL import Image
 
 from giou_repro.data import datasets
 from giou_repro.data.defects import Unreadable
@@ -189,3 +190,101 @@ def test_layouts_and_splits_of_coco_folders(tmp_path):
         coco(exported / split / "_annotations.coco.json", [entry()])
     assert datasets.splits(exported) == ["train", "valid"]
     assert datasets.load(exported, "val").name == "exported"
+
+
+# ---- what is not as COCO has it
+
+
+def test_no_annotation_of_an_id_that_two_images_share_goes_to_either(tmp_path):
+    """Merged files: 7 is seven.jpg and other.jpg. Image 8, once more under another spelling of its path, is sound."""
+    names = {7: "other.jpg", 8: "sub/8.jpg", 9: "./sub\\8.jpg"}
+    images = [dict(id=id, file_name=name, width=WIDTH, height=HEIGHT) for id, name in names.items()]
+    for name in ("other.jpg", "sub/8.jpg"):
+        picture(tmp_path / name)
+    boxes = (1, 1, 4, 4), (2, 2, 9, 9), (30, 5, 9, 9)
+    annotations = [entry(id, id, bbox=box) for id, box in zip((7, 8, 9), boxes, strict=True)]
+    ds = datasets.load(coco(tmp_path / "a.json", annotations, images), "all")
+    assert [(one.kind, one.object) for one in ds.defects] == [("listed twice", "image 9"), ("ambiguous id", "image 7")]
+    assert ds.defects[1].detail == "(other.jpg, seven.jpg)"
+    assert len(ds) == 1
+    assert ds[0][1]["boxes"].tolist() == [[2, 2, 11, 11], [30, 5, 39, 14]]
+
+
+def test_two_categories_of_one_name_are_one_class_in_training_and_validation(tmp_path):
+    categories = ((1, "dog"), (2, "cat"), (5, "dog "))
+    file = coco(
+        tmp_path / "a.json", [entry(id, category_id=id, bbox=(id, 1, 9, 9)) for id in (1, 2, 5)], (), categories
+    )
+    trained = datasets.load(file, "all")
+    validated = datasets.load(file, "all", classes=trained.classes)
+    assert trained.classes == ("dog", "cat")
+    assert trained[0][1]["labels"].tolist() == validated[0][1]["labels"].tolist() == [0, 1, 0]
+    assert [str(one) for one in trained.defects] == ["a.json: repeated class ('dog' is category 1, 5): taken as one"]
+    assert datasets.load(file, "all", classes=("cat", "cat")).classes == ("cat",)
+
+
+def test_corners_in_bbox_are_read_as_corners_and_told(tmp_path):
+    corners = [(10, 5, 50, 30), (1, 1, 20, 20), (30, 20, 60, 40)]
+    ds = datasets.load(coco(tmp_path / "a.json", [entry(id, bbox=box) for id, box in enumerate(corners)]), "all")
+    assert [str(one) for one in ds.defects] == [
+        "a: corners in bbox (1 of 3 boxes leave their image as x, y, w, h, none as x1, y1, x2, y2): read as corners"
+    ]
+    assert ds[0][1]["boxes"].tolist() == [list(box) for box in corners]
+    corners[0] = (10, 5, 5, 30)  # a width that no corner can be
+    ds = datasets.load(coco(tmp_path / "a.json", [entry(id, bbox=box) for id, box in enumerate(corners)]), "all")
+    assert kinds(ds.defects) == ["partly outside"]
+
+
+@pytest.mark.parametrize(
+    ("area", "told"),
+    [
+        *((400, False), (123.5, False), (None, False), (430, False), (1, False)),
+        *((0, True), (-5, True), ("large", True), (float("nan"), True), (0.1667, True), (2400, True), (10**400, True)),
+    ],
+)
+def test_an_area_that_the_box_cannot_have_is_told_and_replaced(tmp_path, area, told):
+    ds = datasets.load(coco(tmp_path / "a.json", [entry(area=area)]), "all")  # 20 x 20 in 60 x 40
+    assert kinds(ds.defects) == ["area mismatch"] * told
+    assert ds[0][1]["area"].tolist() == [400 if told or area is None else area]
+
+
+@pytest.mark.parametrize("segmentation", [polygon(40, 5, 58, 25), dict(size=[HEIGHT, WIDTH], counts=[2000, 30, 370])])
+def test_a_mask_apart_from_its_box_is_told(tmp_path, segmentation):
+    ds = datasets.load(coco(tmp_path / "a.json", [entry(segmentation=segmentation)]), "all")
+    assert kinds(ds.defects) == ["mask apart"]
+    near = datasets.load(coco(tmp_path / "a.json", [entry(segmentation=polygon(11, 6, 28, 23))]), "all")
+    assert near.defects == []
+
+
+def test_a_set_without_an_object_is_refused_and_normalised_boxes_are_none(tmp_path):
+    for annotations, kind in (([], []), ([entry(bbox=(0.2, 0.3, 0.5, 0.6))], ["normalised box"])):
+        with pytest.raises(Unreadable, match="no object of split 'all' can be used") as error:
+            datasets.load(coco(tmp_path / "a.json", annotations), "all")
+        assert kinds(error.value.defects) == [*kind, "no object"]
+
+
+@pytest.mark.parametrize("lies", ["photos/a.jpg", "images/train/a.jpg", "A.JPG", "a.png", "train/deep/a.jpeg"])
+def test_a_missing_image_is_told_with_the_file_that_lies_beside(tmp_path, lies):
+    more = [dict(id=8, file_name="a.jpg", width=WIDTH, height=HEIGHT)]
+    file = coco(tmp_path / "set" / "a.json", [entry()], more)
+    picture(file.parent / lies)
+    (told,) = datasets.load(file, "all").defects
+    assert (told.kind, told.object) == ("missing image", "image 8")
+    assert told.detail.startswith("('a.jpg' is not in ")
+    assert told.detail.endswith(f"{tmp_path / 'set'}, {tmp_path}; there is {lies!r})")
+
+
+def test_images_of_one_name_in_two_splits_are_those_of_the_split(tmp_path):
+    for split, shade in (("train", 10), ("val", 200)):
+        coco(tmp_path / "annotations" / f"{split}.json", [entry()])
+        for folder in (tmp_path / "images" / split, tmp_path / "images"):
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (WIDTH, HEIGHT), (shade,) * 3).save(folder / "seven.jpg")
+    (tmp_path / "annotations" / "seven.jpg").unlink()
+    assert [int(datasets.load(tmp_path, split)[0][0].max()) for split in ("train", "val")] == [10, 200]
+
+
+def test_two_files_of_one_split_are_both_there(tmp_path):
+    for place in ("annotations", "."):
+        coco(tmp_path / place / "train.json", [entry()])
+    assert datasets.splits(tmp_path) == ["train", "train.json"]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from giou_repro.data import datasets
 from giou_repro.data.defects import Unreadable
-from giou_repro.data.pictures import decode, header
+from giou_repro.data.pictures import decode, header, levels_of
 from giou_repro.data.report import check
 
 
@@ -115,3 +115,44 @@ def test_damaged_files_of_any_kind_never_raise_anything_else(tmp_path):
                 decode(file, turn=False)
             except Unreadable as error:
                 assert kinds(error.defects) == ["unreadable image"]
+
+
+@pytest.mark.parametrize(
+    ("values", "white", "suffix"),
+    [
+        (np.uint16([[0, 4095], [1000, 200]]), 4095, "png"),
+        (np.uint16([[0, 16000], [1000, 200]]), 16383, "tif"),
+        (np.uint16([[0, 60000], [1000, 200]]), 65535, "png"),
+        (np.float32([[0, 1], [0.25, 0.2]]), 1, "tif"),
+        (np.float32([[0, 255], [51, 20]]), 255, "tif"),
+        (np.float32([[0, 1e6], [51, np.nan]]), 1e6, "tif"),
+        (np.int32([[0, 4000], [51, 7]]), 4095, "tif"),
+    ],
+)
+def test_more_than_8_bits_are_scaled_by_what_the_whole_set_holds(tmp_path, values, white, suffix):
+    """A dark image and a bright one, each a split: a value is one shade in both, and in a part of either."""
+    voc(tmp_path, {id: xml(SOUND, size=(30, 30)) for id in "ab"}, train="a", val="b")
+    for id, share in (("a", 0.125), ("b", 1)):
+        (tmp_path / "JPEGImages" / f"{id}.jpg").unlink()
+        whole = np.kron((values * share).astype(values.dtype), np.ones((15, 15), values.dtype))
+        Image.fromarray(whole).save(tmp_path / "JPEGImages" / f"{id}.{suffix}")
+    for split, share in (("train", 0.125), ("val", 1)):
+        ds = datasets.load(tmp_path, split)
+        expected = np.nan_to_num((values * share).astype(values.dtype) / white * 255)
+        assert np.abs(ds[0][0][1, ::15, ::15].numpy() - expected).max() <= 0.5
+        assert kinds(ds.defects)[0] == "more than 8 bits"
+        assert ds.defects[0].detail == f"(from 0 to {white:g})"
+
+
+def test_colours_of_16_bits_are_scaled_too_and_negative_values_are_not_cut_off(tmp_path):
+    rows = b"".join(b"\0" + np.full(3 * WIDTH, 4000, ">u2").tobytes() for _ in range(HEIGHT))
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", WIDTH, HEIGHT, 16, 2, 0, 0, 0))
+    deep = b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(deep)
+    assert header(tmp_path / "a.png")[3]
+    assert abs(int(decode(tmp_path / "a.png", False, levels_of([tmp_path / "a.png"])).max()) - 4000 / 4095 * 255) < 16
+    signed = np.linspace(-1, 1, WIDTH * HEIGHT, dtype=np.float32).reshape(HEIGHT, WIDTH)
+    Image.fromarray(signed).save(tmp_path / "a.tif")
+    assert levels_of([tmp_path / "a.tif"]) == (-1, 1)
+    expected = np.round((signed + 1) / 2 * 255)
+    assert np.array_equal(decode(tmp_path / "a.tif", False, (-1, 1)), np.dstack([expected] * 3))

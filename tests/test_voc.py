@@ -286,3 +286,88 @@ def test_voc2007_gives_its_readmes_numbers():
         18,
     )
     assert sum(counts.values()) == 2529 + 635
+
+
+# ---- what is not as VOC has it
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "kind", "left"),
+    [
+        ("object>", "Object>", ["tag in another case"], [[10, 5, 30, 25]]),
+        ("bndbox>", "bndBox>", ["tag in another case"], [[10, 5, 30, 25]]),
+        ("xmin>", "XMin>", ["tag in another case"], [[10, 5, 30, 25]]),
+        ("<annotation>", '<annotation xmlns="http://a.b/c">', [], [[10, 5, 30, 25]]),
+        ("<object>", "<objects><object>", [], [[10, 5, 30, 25]]),
+        ("</bndbox>", "</bndbox><bndbox><xmin>1</xmin></bndbox>", ["repeated tag"], [[10, 5, 30, 25]]),
+        ("<xmin>", "<xmin>11</xmin><xmin>", ["repeated tag"], [[10, 5, 30, 25]]),
+        ("</object>", "<part><name>a</name><bndbox/></part><part/></object>", [], [[10, 5, 30, 25]]),
+    ],
+)
+def test_tags_in_another_place_case_or_number_are_read_and_told(tmp_path, old, new, kind, left):
+    text = xml(SOUND).replace(old, new)
+    text = text.replace("</annotation>", "</objects></annotation>") if "<objects>" in new else text
+    ds = datasets.load(voc(tmp_path, {"a": text}), "all")
+    assert kinds(ds.defects) == kind
+    assert ds[0][1]["boxes"].tolist() == left
+
+
+def test_a_filename_that_names_another_image_is_told_and_one_that_finds_it_is_followed(tmp_path):
+    """b.xml names a.jpg, which has an own annotation; c.xml finds d.jpg, by its own name as by that of the image."""
+    names = {"a": None, "b": "a.jpg", "c": "d.jpg", "e": "of_old.jpg"}
+    voc(tmp_path, {id: xml(SOUND, filename=name) for id, name in names.items()}, train="abde", val="c")
+    (tmp_path / "JPEGImages" / "c.jpg").rename(tmp_path / "JPEGImages" / "d.jpg")
+    for split, found in {"all": "abde", "train": "abde", "val": "d"}.items():
+        ds = datasets.load(tmp_path, split)
+        assert sorted(picture.name for picture in ds.pictures) == [f"{name}.jpg" for name in found]
+        told = [("b.xml", "misleading filename", "('a.jpg')")] if split != "val" else []
+        assert [(one.file, one.kind, one.detail) for one in ds.defects] == told
+
+
+def test_two_images_of_one_name_are_told_unless_the_xml_says_which(tmp_path):
+    voc(tmp_path, {"a": xml(SOUND), "b": xml(SOUND, filename="b.png")})
+    for name in ("a.png", "b.png"):
+        picture(tmp_path / "JPEGImages" / name)
+    ds = datasets.load(tmp_path, "all")
+    assert [(one.file, one.kind) for one in ds.defects] == [("a.xml", "several images")]
+    assert [picture.name for picture in ds.pictures] == ["a.jpg", "b.png"]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "image", "lies"),
+    [
+        ("Annotations/a.xml", "JPEGImages/train/a.jpg", "JPEGImages/train/a.jpg"),
+        ("Annotations/a.xml", "photos/a.jpg", "photos/a.jpg"),
+        ("Annotations/a.xml", "JPEGImages/A.jpg", "JPEGImages/A.jpg"),
+        ("Annotations/café.xml", "JPEGImages/cafe\u0301.jpg", "JPEGImages/cafe\u0301.jpg"),
+        ("Annotations/train/a.xml", "JPEGImages/a.jpg", "Annotations/train/a.xml"),
+    ],
+)
+def test_what_is_missing_is_told_with_the_file_that_lies_beside(tmp_path, annotation, image, lies):
+    voc(tmp_path, {"sound": xml(SOUND)}, train=["sound", Path(annotation).stem])
+    (tmp_path / annotation).parent.mkdir(exist_ok=True)
+    (tmp_path / annotation).write_text(xml(SOUND))
+    picture(tmp_path / image)
+    (told,) = datasets.load(tmp_path, "train").defects
+    assert told.kind == ("missing annotation" if lies.endswith("xml") else "missing image")
+    assert told.detail.endswith(f"; there is {lies!r})")
+    assert " is not in Annotations, ." in told.detail or " is not in JPEGImages, ." in told.detail
+
+
+@pytest.mark.parametrize(
+    ("boxes", "kind"),
+    [
+        ([(0.1, 0.2, 0.5, 0.9)] * 2, ["normalised box"] * 2 + ["no object"]),
+        ([(0, 0, 1, 1)], ["normalised box", "no object"]),
+        ([(x, x, x + 10, x + 8) for x in range(1, 21)], ["boxes in one corner"]),
+        ([(x, x, x + 10, x + 8) for x in (*range(1, 21), 22)], []),
+    ],
+)
+def test_boxes_in_other_units_are_told(tmp_path, boxes, kind):
+    folder = voc(tmp_path, {"a": xml(*[("cell", *box) for box in boxes], size=(90, 90))})
+    Image.new("RGB", (90, 90)).save(folder / "JPEGImages" / "a.jpg")
+    try:
+        defects = datasets.load(folder, "all").defects
+    except Unreadable as error:
+        defects = error.defects
+    assert [one.kind for one in defects if one.kind != "near-duplicate"][: len(kind)] == kind

@@ -125,9 +125,9 @@ def missing_files(kind: str, root: Path, looked: str, missing: list[tuple]) -> l
     They say where was looked and which file below `root` is near: in another folder, or of a name that differs in case,
     Unicode form or suffix.
     """
-    near = defaultdict(list)
+    near, suffixes = defaultdict(list), IMAGES if kind == "missing image" else (".xml",)
     for path in files_below(root) if missing else ():
-        if path.suffix.lower() in (".xml",) if kind == "missing annotation" else IMAGES:
+        if path.suffix.lower() in suffixes:
             near[_alike(utf8_name(path))].append(path.relative_to(root).as_posix())
     defects = []
     for file, title, name in missing:

@@ -35,7 +35,7 @@ def sources(path: Path) -> dict:
     content."""
     if path.is_file():
         return {"all": partial(_read, path), _split(path): partial(_read, path)}
-    places = ("annotations/*.json", "*.json", "*/_annotations.coco.json")
+    places = ("annotations/*.json", "*.json", "*/_annotations*.json")
     files = [file for place in places for file in sorted(path.glob(place)) if file.name[0] != "."]
     instances = [file for file in files if file.name.startswith("instances_")]  # COCO has captions, too
     readers = {}
@@ -55,7 +55,7 @@ def files(path: Path) -> list[Path]:
 
 
 def _split(file):
-    if file.name == "_annotations.coco.json":
+    if file.name.startswith("_annotations"):
         return utf8_name(file.parent)
     return utf8_name(file).removesuffix(file.suffix).removeprefix("instances_")
 
@@ -70,7 +70,7 @@ def _read(file: Path, classes: tuple | None = None) -> Folder:
     lists = _lists(text, name, defects)
     names = _names(lists["categories"], name, defects)
     classes = tuple(classes or dict.fromkeys(names.values()))
-    inside = file.parent.name == "annotations" or file.name == "_annotations.coco.json"
+    inside = file.parent.name == "annotations" or file.name.startswith("_annotations")
     whole = utf8_name(file.resolve().parents[1]) if inside else name.removesuffix(file.suffix)
     pictures = _pictures(lists["images"], file, defects)
     _add_objects(pictures, lists["annotations"], names, classes, name, defects)
@@ -183,5 +183,5 @@ def _image_folder(file, images):
     folders = [parent / name for name in (*names, "images", ".") for parent in (file.parent, file.parent.parent)]
     sample = [str(image.get("file_name")) for image in images[:SAMPLE]]
     folder = max(folders, key=lambda folder: sum(os.path.isfile(within(folder, name) or "") for name in sample))
-    looked = dict.fromkeys(os.path.relpath(folder, root) for folder in folders if folder.is_dir())
+    looked = dict.fromkeys(str(folder) for folder in folders if folder.is_dir())
     return root, ", ".join(looked), folder

@@ -63,7 +63,11 @@ class Source:
     def open(self, split: str, classes: tuple[str, ...] | None = None) -> Folder:
         """What `load` gives, and raises."""
         name, first, last = _part(split)
-        ds = self.pick(name)(classes and tuple(dict.fromkeys(classes)))
+        reader = self.pick(name)
+        try:
+            ds = reader(classes and tuple(dict.fromkeys(classes)))
+        except Unreadable as error:
+            raise Unreadable(*error.defects, *self._other_format()) from None
         count = len(ds)
         ds.pictures = ds.pictures[round(first / 100 * count) : round(last / 100 * count)]
         if count and not len(ds):
@@ -74,11 +78,13 @@ class Source:
             return ds
         if ds.pictures or not ds.defects:
             ds.defects.append(Defect("no object", ds.name, f"(in {len(ds)} images)"))
-        if known := foreign.recognise(self.path):
-            ds.defects.append(Defect("another format", self.path.name, f"({known})"))
         what = "object" if ds.pictures else "image"
         about = f"{self.path}: no {what} of split {split!r} can be used; the splits are {', '.join(self.readers)}\n"
-        raise Unreadable(*ds.defects, about=about)
+        raise Unreadable(*ds.defects, *self._other_format(), about=about)
+
+    def _other_format(self):
+        known = foreign.recognise(self.path)
+        return [Defect("another format", self.path.name, f"({known})")] if known else []
 
 
 def load(
