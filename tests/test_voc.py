@@ -9,7 +9,7 @@ from PIL import Image
 
 from giou_repro.data import datasets
 from giou_repro.data.defects import Unreadable, summary
-from giou_repro.data.overlap import in_both
+from giou_repro.data.files import in_both
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 real = pytest.mark.skipif(not REAL.is_dir(), reason="no real data sets beside the checkout")

@@ -2,12 +2,12 @@
 that others wrote."""
 
 import contextlib
-import itertools
 import math
 import os
 import re
 import unicodedata
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -60,8 +60,8 @@ def similar_classes(names: list[str], file: str) -> list[Defect]:
     groups = defaultdict(list)
     for name in names:
         groups[re.sub(r"[\s_-]", "", unicodedata.normalize("NFKC", name)).casefold()].append(name)
-    lists = [f"({', '.join(map(repr, group))})" for group in groups.values() if len(group) > 1]
-    return [Defect("similar classes", file, group) for group in lists]
+    alike = [", ".join(map(repr, group)) for group in groups.values() if len(group) > 1]
+    return [Defect("similar classes", file, f"({names})") for names in alike]
 
 
 def number(value: object) -> float:
@@ -79,12 +79,11 @@ def read_text(path: Path, kind: str, largest: float = math.inf) -> tuple[str, li
     """
     try:
         size = path.stat().st_size
-        reason = f"{size} bytes, more than {largest}" if size > largest else "" if size else "empty file"
-        content = b"" if reason else path.read_bytes()
+        if not 0 < size <= largest:
+            raise OSError(0, f"{size} bytes, more than {largest}" if size else "empty file")
+        content = path.read_bytes()
     except OSError as error:
-        reason = error.strerror
-    if reason:
-        raise Unreadable(Defect(kind, utf8_name(path), f"({reason})"))
+        raise Unreadable(Defect(kind, utf8_name(path), f"({error.strerror})")) from None
     declared = re.findall(r"<\?xml[^>]*encoding=[\"']([\w-]+)", content[:200].decode("latin-1"))
     for encoding in ("utf-16" if content.startswith(UTF16_MARKS) else "utf-8-sig", *declared):
         with contextlib.suppress(UnicodeError, LookupError):
@@ -107,19 +106,16 @@ def within(folder: Path, name: str) -> Path | None:
 
 def files_below(root: Path) -> list[Path]:
     """The files in a folder and its folders, links followed, each folder once; hidden ones and run folders left out."""
-    return list(itertools.islice(_walk(root, set()), MOST_FILES))
-
-
-def _walk(root, seen):
+    files, seen = [], set()
     for folder, folders, names in os.walk(root, followlinks=True):
-        state = os.stat(folder)
-        new = (state.st_dev, state.st_ino) not in seen and "run.json" not in names
-        seen.add((state.st_dev, state.st_ino))
-        folders[:] = sorted(name for name in folders if new and name[0] != ".")
-        yield from (Path(folder, name) for name in sorted(names) if new and name[0] != ".")
+        known = os.path.realpath(folder) in seen or "run.json" in names or len(files) > MOST_FILES
+        seen.add(os.path.realpath(folder))
+        folders[:] = sorted(name for name in folders if not known and name[0] != ".")
+        files += [Path(folder, name) for name in sorted(names) if not known and name[0] != "."]
+    return files
 
 
-def missing_files(kind: str, root: Path, looked: str, missing: list[tuple]) -> list[Defect]:
+def missing_files(kind: str, root: Path, looked: str, missing: list[tuple]) -> Iterator[Defect]:
     """Defects of files that are not where they should be; missing: (the defect's file and object, the name) of each.
 
     They say where was looked and which file below `root` is near: in another folder, or of a name that differs in case,
@@ -129,12 +125,10 @@ def missing_files(kind: str, root: Path, looked: str, missing: list[tuple]) -> l
     for path in files_below(root) if missing else ():
         if path.suffix.lower() in suffixes:
             near[_alike(utf8_name(path))].append(path.relative_to(root).as_posix())
-    defects = []
     for file, title, name in missing:
         found = near[_alike(PurePosixPath(name.replace("\\", "/")).name)]
         beside = f"; there is {found[0]!r}" if found else ""
-        defects.append(Defect(kind, file, f"({name!r:.200} is not in {looked}{beside})", title))
-    return defects
+        yield Defect(kind, file, f"({name!r:.200} is not in {looked}{beside})", title)
 
 
 def _alike(name):

@@ -19,7 +19,6 @@ training.
 """
 
 import re
-from functools import partial
 from pathlib import Path
 
 from giou_repro.data import coco, foreign, generated, voc
@@ -47,6 +46,10 @@ class Source:
         nothing = f"{self.path} holds no " + " and no ".join(data_format.LAYOUT for data_format in FORMATS)
         raise FileNotFoundError("; ".join(filter(None, (nothing, foreign.recognise(self.path)))))
 
+    def files(self) -> list[Path]:
+        """All annotations, lists and images of its splits."""
+        return self.format.files(self.path)
+
     def pick(self, split: str):
         """The reader of a split: of this name or, as COCO and Roboflow name them, train in train2017 and val in valid.
         Raises ValueError."""
@@ -73,7 +76,7 @@ class Source:
         if count and not len(ds):
             remedy = f"take a larger part, as {name}[:80%] or {name}[80%:]"
             raise ValueError(f"{self.path}: {split!r} holds none of the {count} images of {name!r}; {remedy}")
-        ds.open(split, partial(self.format.files, self.path))
+        ds.open(split, self.files)
         if any(picture.objects for picture in ds.pictures):
             return ds
         if ds.pictures or not ds.defects:

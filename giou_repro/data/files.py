@@ -1,12 +1,63 @@
-"""The files of which a data set is made, and what they hold: what a run on it depends on."""
+"""The files of which a data set is made: what they hold, and which of them its splits share."""
 
+import functools
+import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
 from pathlib import Path
 
-from giou_repro.data.annotations import files_below
+from giou_repro.data.annotations import Picture, files_below
 from giou_repro.data.datasets import Source, find
-from giou_repro.data.overlap import digest
+from giou_repro.data.defects import Defect
+
+ROLES = ("train", "val", "test", "dev")  # a split is known by those that its name contains
+
+
+def compare(splits: dict[str, list[Picture]]) -> list[Defect]:
+    """Defects of splits: of two that are equal, or that share images though one is for training and the other is not;
+    of one for training that has less than half as many images as one for tests."""
+    defects = []
+    for (a, first), (b, second) in combinations(splits.items(), 2):
+        roles = _roles(a), _roles(b)
+        apart, shared = not roles[0] & roles[1], in_both(first, second)
+        if shared and (apart or shared == len(first) == len(second)):
+            defects.append(Defect("split in another", b, f"({shared} of {len(second)} images are in {a} too)"))
+        sizes = sorted([(len(first), a), (len(second), b)])
+        if apart and "train" in _roles(sizes[0][1]) and 2 * sizes[0][0] < sizes[1][0]:
+            detail = "({} images; {} has {})".format(sizes[0][0], *reversed(sizes[1]))
+            defects.append(Defect("smaller than a test split", sizes[0][1], detail))
+    return defects
+
+
+def _roles(name):
+    return {role for role in ROLES if role in name.lower()} or {name}
+
+
+def in_both(first: list[Picture], second: list[Picture]) -> int:
+    """How many of the pictures `second` are in `first` too: the same file, or another one with the same bytes."""
+    files, sizes = {picture.file for picture in first}, [{}, {}]
+    for by_size, pictures in zip(sizes, (first, second), strict=True):
+        for picture in pictures:
+            by_size.setdefault(picture.file.stat().st_size, []).append(picture.file)
+    digests = {digest(file) for size in sizes[0].keys() & sizes[1].keys() for file in sizes[0][size]}
+    return sum(
+        file in files or (size in sizes[0] and digest(file) in digests)
+        for size, others in sizes[1].items()
+        for file in others
+    )
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file's content, read again where its size or time is another."""
+    state = path.stat()
+    return _digest(path, state.st_size, state.st_mtime_ns)
+
+
+@functools.cache
+def _digest(path, size, time):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def contents(dataset: str | Path) -> list[tuple[str, str]]:
@@ -20,12 +71,13 @@ def contents(dataset: str | Path) -> list[tuple[str, str]]:
     except FileNotFoundError:
         return []
     try:
-        source = Source(dataset)
-        files = set(source.format.files(path))
+        files = Source(dataset).files()
     except FileNotFoundError:
-        files = set(files_below(path))
-    root = path if path.is_dir() else path.parent
-    files = sorted(file for file in files if file.is_file())
-    names = [os.fsencode(os.path.relpath(file, root)).decode(errors="surrogateescape") for file in files]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return sorted(zip(names, pool.map(digest, files), strict=True))
+        files = files_below(path)
+    files = [file for file in dict.fromkeys(files) if file.is_file()]
+    names = [os.path.relpath(file, path if path.is_dir() else path.parent) for file in files]
+    with ThreadPoolExecutor() as pool:
+        digests = pool.map(digest, files)
+    return sorted(
+        (os.fsencode(name).decode(errors="surrogateescape"), own) for name, own in zip(names, digests, strict=True)
+    )

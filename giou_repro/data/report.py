@@ -9,9 +9,9 @@ import pandas as pd
 from giou_repro.boxes import area
 from giou_repro.data.datasets import Source, load, splits
 from giou_repro.data.defects import LOST, Defect, Unreadable, summary
+from giou_repro.data.files import compare
 from giou_repro.data.folder import Folder
 from giou_repro.data.generated import Scenes
-from giou_repro.data.overlap import compare
 
 ONLY_KEPT = 3  # the exit status where there are defects, and nothing is lost by them
 

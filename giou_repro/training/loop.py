@@ -23,7 +23,7 @@ try:
     from giou_repro import detectors, devices
     from giou_repro.data import datasets
     from giou_repro.data.defects import summary
-    from giou_repro.data.overlap import in_both
+    from giou_repro.data.files import in_both
     from giou_repro.runs import store
     from giou_repro.training import average_precision, batches, ranks
     from giou_repro.training import detections as detections_file
