@@ -21,10 +21,10 @@ training.
 import re
 from pathlib import Path
 
+from giou_repro.checkout import project_folder
 from giou_repro.data import coco, foreign, generated, voc
 from giou_repro.data.defects import Defect, Unreadable
 from giou_repro.data.folder import Folder
-from giou_repro.runs.files import project_folder
 
 DOWNLOADS = {
     "voc2007": {"trainval": "2007", "test": "2007-test"},  # split → torchvision's year

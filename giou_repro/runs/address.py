@@ -14,13 +14,11 @@ from collections.abc import Callable
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-from giou_repro.runs.files import project_folder
+from giou_repro.checkout import project_folder
 
 PACKAGE = Path(__file__).parents[1]
 OUTPUTS = "giou_repro.runs.outputs"  # of this folder, what writes the tables and figures of every run
 PAGES = "giou_repro.runs.pages"  # and of those that import it, their pages
-ANNOTATIONS = (".xml", ".json", ".txt", ".yaml", ".yml")
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 STANDARD = Path(sysconfig.get_path("stdlib"))
 DOTTED = re.compile(r"[^\W\d]\w*(?:\.\w+)*")
 WRITES = re.compile(
@@ -170,43 +168,9 @@ def _named(content, package):
 
 
 def _data_files(dataset):
-    """Name and sha256 of each file that a data set consists of, wherever links lead; nothing where there is none.
-
-    Those are the annotations, lists and images of a folder, with images beside it where it has none, or a COCO JSON and
-    the images that it names; not run folders and hidden files. It may be a path or the name of a download.
-    """
-    root = Path(dataset or "/nowhere")
-    root = root if root.exists() else project_folder() / "data" / "VOCdevkit" / str(dataset).upper()
-    if not root.exists():
+    """Name and sha256 of each file that a run on a data set in files opens."""
+    if not dataset or dataset == "shapes":
         return []
-    folder = root if root.is_dir() else root.parent
-    files = _files(folder)
-    files += [] if any(path.suffix.lower() in IMAGES for path in files) else _files(folder.parent)
-    if root.is_file():
-        named = re.findall(r'"file_name"\s*:\s*"([^"]+)"', root.read_text(encoding="utf-8", errors="replace"))
-        named = {os.path.basename(name) for name in named}
-        files = [root, *(path for path in files if path.name in named)]
-    entries = []
-    for path in filter(Path.is_file, files):
-        name = os.fsencode(os.path.relpath(path, folder)).decode("utf-8", "surrogateescape")
-        entries.append([name, _sha256(path, path.stat().st_size, path.stat().st_mtime_ns)])
-    return sorted(entries)
+    from giou_repro.data import files  # in the function, because it brings torch
 
-
-def _files(root):
-    """The annotations and images in a folder and below, each folder once."""
-    files, seen = [], set()
-    for folder, folders, names in os.walk(root, followlinks=True):
-        skipped = {name for name in folders if name[0] == "." or Path(folder, name, "run.json").exists()}
-        folders[:] = [] if os.path.realpath(folder) in seen else sorted({*folders} - skipped)
-        seen.add(os.path.realpath(folder))
-        shown = [Path(folder, name) for name in names if name[0] != "."]
-        files += [path for path in shown if path.suffix.lower() in ANNOTATIONS + IMAGES]
-    return files
-
-
-@functools.cache
-def _sha256(path, size, time):
-    """Of the file's content, which is read again where size or time are others."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return files.contents(dataset)

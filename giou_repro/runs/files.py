@@ -1,4 +1,4 @@
-"""Files that are whole or not there, locks, and where the project is."""
+"""Files that are whole or not there, and locks."""
 
 import errno
 import fcntl
@@ -6,12 +6,6 @@ import os
 from pathlib import Path
 
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT)
-
-
-def project_folder() -> Path:
-    """The checkout this package is installed from, or the current folder where it is installed without one."""
-    checkout = Path(__file__).resolve().parents[2]
-    return checkout if (checkout / "notebooks").is_dir() else Path.cwd()
 
 
 def write_atomic(path: str | Path, content: bytes | str) -> None:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
-from giou_repro.runs.files import project_folder
+from giou_repro.checkout import project_folder
 from giou_repro.spelling import unknown
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what every random generator takes

@@ -30,9 +30,10 @@ from datetime import UTC, datetime
 from fnmatch import fnmatch
 from pathlib import Path
 
+from giou_repro.checkout import project_folder
 from giou_repro.runs import outputs
 from giou_repro.runs.address import address, notebook_name
-from giou_repro.runs.files import describe, is_full, lock, project_folder, write_atomic
+from giou_repro.runs.files import describe, is_full, lock, write_atomic
 from giou_repro.runs.machine import git_commit, hardware, versions
 
 __all__ = ["describe", "hardware", "is_full", "project_folder", "versions", "write_atomic"]  # those of other files
