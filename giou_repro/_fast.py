@@ -35,7 +35,10 @@ def unbind(box):
     """The four columns (...) of boxes (..., 4); columns as they are."""
     if isinstance(box, tuple):
         return box
-    if torch.compiler.is_compiling() and box.device.type == "cpu" and box.stride(-1) == 1:
+    compiled = (
+        torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    )  # an export runs without this package
+    if compiled and box.device.type == "cpu" and box.stride(-1) == 1:
         return _to_rows(box).unbind(0)
     return box.unbind(-1)
 
@@ -49,7 +52,7 @@ def _to_rows(box: torch.Tensor) -> torch.Tensor:
 
 @torch.library.custom_op("giou_repro::from_rows", mutates_args=())
 def _from_rows(rows: torch.Tensor) -> torch.Tensor:
-    box = torch.empty((*rows.shape[1:], 4), dtype=rows.dtype)
+    box = rows.new_empty((*rows.shape[1:], 4))
     for k, row in enumerate(rows):  # far faster than to stack them
         box[..., k] = row
     return box
@@ -70,22 +73,20 @@ def in_order(low, high):
     return torch.where(flipped, high, low), torch.where(flipped, low, high)
 
 
-def lesser(a, b):
-    """torch.minimum, and its gradient, half of it to each where both are equal, in fewer passes."""
-    return torch.lerp(a, b, _weight(a, b)) if _is_tracked(a, b) else torch.minimum(a, b)
+def shared_length(a1, a2, b1, b2):
+    """min(a2, b2) − max(a1, b1), below 0 where there is a gap.
 
-
-def greater(a, b):
-    """torch.maximum, and its gradient, half of it to each where both are equal, in fewer passes."""
-    return torch.lerp(b, a, _weight(a, b)) if _is_tracked(a, b) else torch.maximum(a, b)
-
-
-def _weight(a, b):
-    return torch.sign((a - b).detach()).add_(1).mul_(0.5)
+    Of equal ends each gets half of the gradient. Where one is asked for, interpolation by 0, ½ or 1 takes fewer passes
+    than torch.minimum and its derivative, and gives the same.
+    """
+    if is_traced() or not _is_tracked(a1, b1):
+        return torch.minimum(a2, b2) - torch.maximum(a1, b1)
+    lower, upper = (torch.sign((a - b).detach()).add_(1).mul_(0.5) for a, b in ((b1, a1), (a2, b2)))
+    return torch.lerp(a2, b2, upper) - torch.lerp(a1, b1, lower)
 
 
 def _is_tracked(a, b):
-    return torch.is_grad_enabled() and (a.requires_grad or b.requires_grad) and not torch.compiler.is_compiling()
+    return torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
 
 
 def in_blocks(function, a, b):
@@ -94,20 +95,20 @@ def in_blocks(function, a, b):
 
     On a CPU large results are made a part at a time, so that little is held beside them; any other is computed at once.
     """
-    if isinstance(a, tuple):
+    if isinstance(a, tuple) or is_traced() or not a.device.type == b.device.type == "cpu":
         return function(a, b)
     shape = a.shape[:-1] if a.shape == b.shape else torch.broadcast_shapes(a.shape, b.shape)[:-1]
-    if shape.numel() <= 2 * BOXES_PER_BLOCK or not a.device.type == b.device.type == "cpu" or _is_traced():
+    if shape.numel() <= 2 * BOXES_PER_BLOCK:
         return function(a, b)
+    keep_freed_memory()
     if _is_tracked(a, b):
         return _InBlocks.apply(function, a, b) if a.shape == b.shape and not b.requires_grad else function(a, b)
-    keep_freed_memory()
-    result = torch.empty(shape, dtype=a.dtype)
+    result = a.new_empty(shape)
     _fill(result, function, *(box[(None,) * (len(shape) + 1 - box.ndim)] for box in (a, b)))
     return result
 
 
-def _is_traced():
+def is_traced():
     """Whether a compiler, a tracer or a transform of torch.func is looking on.
 
     Only a private function of torch knows the last. Where it is gone every call counts as traced: all stays right, and
@@ -136,18 +137,16 @@ class _InBlocks(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, function, pred, target):
-        keep_freed_memory()
-        value, gradient = torch.empty(pred.shape[:-1], dtype=pred.dtype), torch.empty(pred.shape, dtype=pred.dtype)
-        rows = (pred.detach().reshape(-1, 4), target.detach().reshape(-1, 4), value.view(-1), gradient.view(-1, 4))
-        blocks = math.ceil(value.numel() / BOXES_PER_BLOCK)
-        for p, t, v, g in zip(*(part.chunk(blocks) for part in rows), strict=True):
+        values, gradients = [], []
+        blocks = math.ceil(pred.numel() / 4 / BOXES_PER_BLOCK)
+        for p, t in zip(*(box.detach().reshape(-1, 4).chunk(blocks) for box in (pred, target)), strict=True):
             with torch.enable_grad():
-                block = function(p.requires_grad_(), t)
-                g.copy_(torch.autograd.grad(block.sum(), p)[0])
-            v.copy_(block.detach())
+                value = function(p.requires_grad_(), t)
+                gradients += torch.autograd.grad(value.sum(), p)
+            values.append(value.detach())
         ctx.function = function
-        ctx.save_for_backward(pred, target, gradient)
-        return value
+        ctx.save_for_backward(pred, target, torch.cat(gradients).view(pred.shape))
+        return torch.cat(values).view(pred.shape[:-1])
 
     @staticmethod
     def backward(ctx, outer):
@@ -165,4 +164,4 @@ def keep_freed_memory():
     operation spends most of its time there. Once one large piece has been freed, which need not have been used, it does
     so only beyond that size.
     """
-    torch.empty(30_000_000, dtype=torch.uint8)
+    torch.empty(30_000_000, dtype=torch.uint8, device="cpu")

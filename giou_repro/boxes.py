@@ -11,6 +11,7 @@ Leading dimensions broadcast: ``iou(a, b)`` of (N, 4) and (N, 4) is (N,), and ``
 A flipped box (x2 < x1) means the box between its corners: corners are sorted, as in the GIoU paper's algorithm 2.
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -56,9 +57,9 @@ def interval_overlap(a1: Tensor, a2: Tensor, b1: Tensor, b2: Tensor) -> tuple[Te
     one and the same point are all of what is around them, as if they were 1 long.
     """
     (a1, a2), (b1, b2) = _fast.in_order(a1, a2), _fast.in_order(b1, b2)
-    first, second, common = a2 - a1, b2 - b1, _fast.lesser(a2, b2) - _fast.greater(a1, b1)
+    first, second, common = a2 - a1, b2 - b1, _fast.shared_length(a1, a2, b1, b2)
     around = first + second - common
-    point = (around < SHORTEST * tiny(around)).to(around.dtype)
+    point = around < SHORTEST * tiny(around)
     unit = around + point
     return torch.relu(common + point) / unit, (first + point) / unit, (second + point) / unit, around
 
@@ -129,8 +130,13 @@ def repair(box: Tensor, policy: str = "sort") -> tuple[Tensor, int]:
     if policy == "raise" and flipped:
         found = f"{flipped} of {x1.numel()} boxes are flipped (x2 < x1 or y2 < y1)"
         raise ValueError(f"{found}; sort their corners, or use policy 'sort' or 'clamp'")
-    valid = corners(box) if policy == "sort" else (x1, y1, torch.maximum(x1, x2), torch.maximum(y1, y2))
-    return torch.stack(valid, -1), flipped
+    return clamped(box) if policy == "clamp" else torch.stack(corners(box), -1), flipped
+
+
+def clamped(box: Tensor) -> Tensor:
+    """xyxy boxes (..., 4), those with flipped corners empty at the first one."""
+    x1, y1, x2, y2 = columns(box)
+    return torch.stack((x1, y1, torch.maximum(x1, x2), torch.maximum(y1, y2)), -1)
 
 
 def tiny(values: Tensor) -> float:
@@ -141,14 +147,19 @@ def tiny(values: Tensor) -> float:
 def convert(box, source: str, target: str):
     """Convert boxes (..., 4), or four columns, between the formats ``xyxy``, ``xywh`` and ``cxcywh``.
 
-    Returns the same kind it was given. Raises ValueError for an unknown format.
+    Returns the same kind it was given, in float32 or better. Raises ValueError for an unknown format, or where the
+    boxes name another one than `source`, as torchvision's BoundingBoxes do.
     """
     for name in (source, target):
         if name not in FORMATS:
             raise ValueError(f"unknown box format {name!r}; the formats are {', '.join(FORMATS)}")
+    if hasattr(box, "format"):
+        if box.format.value.lower() != source:
+            raise ValueError(f"source is {source!r}, but the boxes say that they are {box.format.value}")
+        box = box.as_subclass(Tensor)
     a, b, c, d = columns(box)
-    if source == target:
-        return box
+    if source == target:  # digits would be lost on the way
+        source = target = "xyxy"
     if source == "cxcywh":
         a, b, c, d = a - c / 2, b - d / 2, a + c / 2, b + d / 2
     elif source == "xywh":
@@ -163,13 +174,18 @@ def convert(box, source: str, target: str):
 def columns(box):
     """Split `box` (..., 4) into its four coordinates, each (...), in float32 or better.
 
-    Four columns given as a tuple come back as they are: a formula that begins with ``x1, y1, x2, y2 = columns(box)``
+    Four columns given as a tuple of tensors stay columns: a formula that begins with ``x1, y1, x2, y2 = columns(box)``
     therefore works on tensors of boxes and on separate coordinate arrays alike, and the simulation runs it on the
     latter, which is several times faster.
 
-    Raises TypeError for anything but a tensor, ValueError where the last dimension is not 4.
+    Raises TypeError for anything but tensors, ValueError where the last dimension is not 4.
     """
-    return box if isinstance(box, tuple) else _fast.unbind(at_least_float32(_checked(box)))
+    if not isinstance(box, tuple):
+        return _fast.unbind(checked(box))
+    if len(box) != 4 or not all(isinstance(column, Tensor) for column in box):
+        kinds = ", ".join(type(column).__name__ for column in box)
+        raise TypeError(f"boxes must be a torch tensor (..., 4) or a tuple of four, got a tuple of ({kinds})")
+    return tuple(map(at_least_float32, box))
 
 
 def along_axes(function, a, b):
@@ -177,28 +193,44 @@ def along_axes(function, a, b):
     return _fast.along_axes(function, *comparable(a, b))
 
 
-def comparable(a, b):
-    """Two boxes in one dtype, float32 or better; columns as they are. Raises as `columns` does."""
-    if isinstance(a, tuple):
-        return a, b
-    a, b = at_least_float32(_checked(a)), at_least_float32(_checked(b))
-    if a.dtype == b.dtype:
-        return a, b
-    dtype = torch.promote_types(a.dtype, b.dtype)
-    return a.to(dtype), b.to(dtype)
+def comparable(a, b, names=("a", "b")):
+    """Two boxes in one dtype, float32 or better: tensors (..., 4) that broadcast, or columns where either is columns.
+
+    Raises as `columns` does, and ValueError where they do not broadcast, with their `names`.
+    """
+    if isinstance(a, tuple) or isinstance(b, tuple):
+        parts = (*columns(a), *columns(b))
+        dtype = functools.reduce(torch.promote_types, (part.dtype for part in parts))
+        parts = tuple(part.to(dtype) for part in parts)
+        return parts[:4], parts[4:]
+    a, b = checked(a, names[0]), checked(b, names[1])
+    if a.shape != b.shape:
+        try:
+            torch.broadcast_shapes(a.shape, b.shape)
+        except RuntimeError:
+            shapes = f"{names[0]} {tuple(a.shape)} and {names[1]} {tuple(b.shape)}"
+            raise ValueError(f"{shapes} do not broadcast") from None
+    if a.dtype != b.dtype:
+        a, b = a.double(), b.double()
+    return a, b
+
+
+def checked(box, name="boxes"):
+    """A tensor of boxes (..., 4), `at_least_float32`; TypeError or ValueError, with its name, for anything else."""
+    if not isinstance(box, Tensor):
+        raise TypeError(f"{name} must be a torch tensor (..., 4), got {type(box).__name__}; see torch.as_tensor")
+    if box.ndim == 0 or box.shape[-1] != 4:
+        raise ValueError(f"{name} must have shape (..., 4), got {tuple(box.shape)}")
+    return at_least_float32(box)
 
 
 def at_least_float32(box: Tensor) -> Tensor:
-    """`box` in float32 or better: half precision becomes float32, integers float64, where no area overflows or
-    wraps."""
+    """`box` in float32 or better: half precision becomes float32, integers float64, where no area overflows or wraps.
+
+    Boxes that name their format, as torchvision's BoundingBoxes do, become plain xyxy ones.
+    """
+    if hasattr(box, "format"):
+        return convert(box, box.format.value.lower(), "xyxy")
     if box.dtype in (torch.float32, torch.float64):
         return box
     return box.float() if box.is_floating_point() else box.double()
-
-
-def _checked(box):
-    if not isinstance(box, torch.Tensor):
-        raise TypeError(f"boxes must be a torch tensor (..., 4), got {type(box).__name__}; see torch.as_tensor")
-    if box.ndim == 0 or box.shape[-1] != 4:
-        raise ValueError(f"boxes need a last dimension of 4, got shape {tuple(box.shape)}")
-    return box

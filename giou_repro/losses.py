@@ -9,11 +9,12 @@ diagonal c, ρ the distance of the centres. `boxes.overlap` measures areas in un
 """
 
 import math
+import numbers
 
 import torch
 from torch import Tensor
 
-from giou_repro import boxes
+from giou_repro import _fast, boxes
 
 
 def _of_coordinates(loss):
@@ -62,7 +63,8 @@ def balanced_l1(pred: Tensor, target: Tensor, *, alpha: float = 0.5, gamma: floa
     range: [0, ∞)
     paper: Pang et al., Libra R-CNN, CVPR 2019, L_b; α = 0.5, γ = 1.5
     """
-    b = math.expm1(_positive("gamma", gamma) / _positive("alpha", alpha))
+    gamma, alpha = _positive("gamma", gamma), _positive("alpha", alpha)
+    b = math.expm1(gamma / alpha)
     distances = _distances(pred, target)
     near = [alpha / b * (b * d + 1) * torch.log1p(b * d) - alpha * d for d in (d.clamp(max=1) for d in distances)]
     far = [gamma * d + gamma / b - alpha for d in distances]
@@ -156,12 +158,14 @@ def siou(pred: Tensor, target: Tensor, *, theta: float = 4) -> Tensor:
     range: [0, 3)
     paper: Gevorgyan, SIoU, 2022, L_box; Λ is 1 − 2 sin²(arcsin(Δy/ρ) − π/4) without its arcsin; θ = 4
     """
-    _positive("theta", theta, least=1)
+    theta = _positive("theta", theta, least=1)
     o = boxes.overlap(pred, target)
     offset = boxes.centre_offset(pred, target)
     angle = _angle_cost(*offset)
     distance = sum(-torch.expm1((angle - 2) * (d / side).square()) for d, side in zip(offset, o.enclosing, strict=True))
-    shape = sum((-torch.expm1(-d)) ** theta for d in map(_relative, boxes.sides(pred), boxes.sides(target)))
+    shape = 0
+    for w, wt in zip(boxes.sides(pred), boxes.sides(target), strict=True):
+        shape += (-torch.expm1(-(w - wt).abs() / torch.maximum(w, wt).clamp(min=boxes.tiny(w)))) ** theta
     return 1 - o.iou + (distance + shape) / 2
 
 
@@ -211,7 +215,7 @@ def wiou(pred: Tensor, target: Tensor) -> Tensor:
 def mpdiou(pred: Tensor, target: Tensor, *, image_size=None) -> Tensor:
     """1 − IoU + (d₁² + d₂²)/(w² + h²): distances of the two corners over the image's diagonal
 
-    `image_size`: (width, height) above 0, numbers or tensors that broadcast against the boxes (...).
+    `image_size`: (width, height) above 0, numbers or tensors that broadcast against the boxes (...); ValueError else.
 
     label: MPDIoU
     range: [0, 3]
@@ -219,7 +223,7 @@ def mpdiou(pred: Tensor, target: Tensor, *, image_size=None) -> Tensor:
     """
     o = boxes.overlap(pred, target)
     offsets = _distances(boxes.corners(pred), boxes.corners(target))
-    image = o.enclosing if image_size is None else [torch.as_tensor(side).to(o.union) for side in image_size]
+    image = o.enclosing if image_size is None else _image_sides(image_size, o.union)
     return 1 - o.iou + _squared_ratio(offsets, image)
 
 
@@ -252,7 +256,9 @@ def piou(pred: Tensor, target: Tensor) -> Tensor:
     paper: Liu et al., Powerful-IoU, Neural Networks 2024, L_PIoU (v1)
     """
     left, top, right, bottom = _distances(boxes.corners(pred), boxes.corners(target))
-    p = sum(map(_in_units, (left + right, top + bottom), boxes.sides(target))) / 4
+    w, h = (side.clamp(min=boxes.tiny(side)) for side in boxes.sides(target))
+    horizontal, vertical = torch.minimum(left + right, 40 * w), torch.minimum(top + bottom, 40 * h)
+    p = (horizontal / w + vertical / h) / 4  # at 40 sides exp(−P²) is 0 to the last digit
     return 1 - boxes.overlap(pred, target).iou - torch.expm1(-p.square())
 
 
@@ -287,11 +293,6 @@ def _angle_cost(dx, dy):
     return 2 * (dx * dy).abs() / (dx.square() + dy.square()).clamp(min=boxes.tiny(dx))
 
 
-def _relative(w, wt):
-    """|w − w*| / max(w, w*), in [0, 1]; 0 where both are 0."""
-    return (w - wt).abs() / torch.maximum(w, wt).clamp(min=boxes.tiny(w))
-
-
 def _scaled(pred, target, ratio):
     """Columns of both boxes scaled by `ratio` about their centres, counted from the target's first corner and in
     float64: in float32 scaling would round some near-equal edges to equal ones."""
@@ -308,14 +309,21 @@ def _power(share, alpha):
     return torch.where(share > 0, share.clamp(min=boxes.tiny(share)) ** _positive("alpha", alpha), 0)
 
 
-def _in_units(length, side):
-    """A length over a side, held at 40: further away exp(−P²) is 0 to the last digit."""
-    side = side.clamp(min=boxes.tiny(side))
-    return torch.minimum(length, 40 * side) / side
+def _image_sides(image_size, like):
+    """Width and height of the image, in the type of `like`; tensors are looked at where nothing is being traced."""
+    if not hasattr(image_size, "__len__") or len(image_size) != 2:
+        raise ValueError(f"image_size must be (width, height), got {image_size!r}")
+    for side in image_size:
+        if isinstance(side, numbers.Real):
+            _positive("image_size", side)
+    sides = [torch.as_tensor(side, dtype=like.dtype, device=like.device) for side in image_size]
+    if type(like) is Tensor and not _fast.is_traced() and not all((side > 0).all() for side in sides):
+        raise ValueError(f"image_size must be above 0, got {image_size!r}")
+    return sides
 
 
 def _positive(keyword, value, least=0):
-    """A keyword's value; ValueError naming it where it is not a number above 0 (or of at least `least`)."""
-    if not isinstance(value, int | float) or not (value > 0 and value >= least and math.isfinite(value)):
+    """A keyword's value as a float; ValueError naming it where it is not a number above 0 (or of at least `least`)."""
+    if not isinstance(value, numbers.Real) or not (0 < value < math.inf and value >= least):
         raise ValueError(f"{keyword} must be a number {f'of at least {least}' if least else 'above 0'}, got {value!r}")
-    return value
+    return float(value)

@@ -9,10 +9,9 @@ and it is in LOSSES, hence in every notebook, figure and simulation. On a comman
 
 import importlib
 import inspect
-import math
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +21,7 @@ from giou_repro import _fast, boxes, losses
 from giou_repro.spelling import unknown
 
 SPACES = ("boxes", "coordinates")
+KEPT = (torch.float64, torch.float32, torch.bfloat16)  # the predictions' dtypes that can hold any loss
 
 
 @dataclass(frozen=True)
@@ -42,27 +42,27 @@ class Loss:
     paper: str = ""
 
     def __call__(self, pred: Tensor, target: Tensor, *, invalid: str = "sort", **options) -> Tensor:
-        """The loss (...) of each predicted box (..., 4), in the prediction's dtype (the default one for integers).
+        """The loss (...) of each predicted box (..., 4), in the prediction's dtype; in the default one for integers and
+        for float16, whose numbers end at 65,504.
 
-        Half precision is computed in float32, and a value or gradient beyond the half's range becomes its largest
-        number. `invalid` says what is done with flipped predictions, see `boxes.repair`; coordinate losses take them as
-        they are. `options` are the loss's own keywords, as ``image_size`` of mpdiou. Raises TypeError where an argument
-        is not a tensor, ValueError where shapes are not (..., 4) or do not broadcast, or where a user's function does
-        not return one value a box.
+        Half precision is computed in float32. A gradient beyond the range of the prediction's dtype is infinite, as
+        everywhere in torch, so that a GradScaler sees it. torchvision's BoundingBoxes are compared as xyxy, whatever
+        format they name. `invalid` says what is done with flipped predictions, see `boxes.repair`; coordinate losses
+        take them as they are. "raise" looks at the values, so it cannot be traced; all else can. `options` are the
+        loss's own keywords, as ``image_size`` of mpdiou.
+
+        Raises TypeError where an argument is not a tensor, ValueError where shapes are not (..., 4) or do not
+        broadcast, or where a user's function does not return one value a box.
         """
-        shape = self._checked_shape(pred, target)
         if invalid not in boxes.POLICIES:
             raise ValueError(f"{self.name}: invalid must be one of {', '.join(boxes.POLICIES)}, got {invalid!r}")
-        box, goal = boxes.comparable(pred, target)
-        for wide, given in ((box, pred), (goal, target)):
-            if wide is not given and wide.requires_grad:
-                wide.register_hook(lambda gradient, dtype=given.dtype: _within(gradient, dtype))
+        names = f"{self.name}: pred", f"{self.name}: target"
+        box, goal = boxes.comparable(*map(boxes.checked, (pred, target), names), names)
         if invalid != "sort" and self.space == "boxes":
-            box, _ = boxes.repair(box, invalid)
+            box = boxes.clamped(box) if invalid == "clamp" else boxes.repair(box, invalid)[0]
         value = self._of_each(box, goal, options)
-        self._check_value(value, shape, box)
-        dtype = pred.dtype if pred.is_floating_point() else torch.get_default_dtype()
-        return value if value.dtype == dtype else (_within(value, dtype).detach() + (value - value.detach())).to(dtype)
+        self._check_value(value, box, goal)
+        return value.to(pred.dtype if pred.dtype in KEPT else torch.get_default_dtype())
 
     def _of_each(self, box, goal, options):
         if _is_packaged(self.function) and not options:  # treats each box on its own, hence blocks of them too
@@ -74,28 +74,15 @@ class Loss:
             raise ValueError(f"{self.name}: the function changes its arguments in place; {remedy}")
         return value
 
-    def _check_value(self, value, shape, box):
-        if not isinstance(value, torch.Tensor) or value.shape != shape:
-            got = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+    def _check_value(self, value, box, goal):
+        shape = box.shape[:-1] if box.shape == goal.shape else torch.broadcast_shapes(box.shape, goal.shape)[:-1]
+        if not isinstance(value, Tensor) or value.shape != shape:
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             expected = f"one loss a box, a tensor of shape {tuple(shape)}"
             raise ValueError(f"{self.name}: expected {expected}, but the function returned {got}")
         if box.requires_grad and torch.is_grad_enabled() and not value.requires_grad:
             reason = "the result does not depend on pred by torch operations (detach, item or numpy?)"
             raise ValueError(f"{self.name}: {reason}: it has no gradient")
-
-    def _checked_shape(self, pred, target):
-        for name, box in (("pred", pred), ("target", target)):
-            if not isinstance(box, torch.Tensor):
-                raise TypeError(f"{self.name}: {name} must be a torch tensor (..., 4), got {type(box).__name__}")
-            if box.ndim == 0 or box.shape[-1] != 4:
-                raise ValueError(f"{self.name}: {name} must have shape (..., 4), got {tuple(box.shape)}")
-        if pred.shape == target.shape:
-            return pred.shape[:-1]
-        try:
-            return torch.broadcast_shapes(pred.shape, target.shape)[:-1]
-        except RuntimeError:
-            shapes = f"pred {tuple(pred.shape)} and target {tuple(target.shape)}"
-            raise ValueError(f"{self.name}: {shapes} do not broadcast") from None
 
 
 LOSSES: dict[str, Loss] = {}
@@ -117,9 +104,15 @@ def loss(name: str, *, label=None, space="boxes", formula="", range="", paper=""
         raise ValueError(f"loss {name!r}: space must be one of {SPACES}, got {space!r}")
 
     def register(function):
+        if not callable(function) or not isinstance(function, Hashable):
+            remedy = "a function, or an object with __call__ that can be hashed, such as a @dataclass(frozen=True)"
+            raise TypeError(f"loss {name!r} must be {remedy}, got {type(function).__name__}")
         if name in LOSSES and _is_packaged(LOSSES[name].function) and not _is_packaged(function):
             raise ValueError(f"{name!r} is a loss of the package; give yours another name")
-        LOSSES[name] = Loss(name, label or name, function, space, formula, range, paper)
+        shown = label or name
+        if shown.startswith("_"):  # which legends would leave out
+            shown = f"loss {shown}"
+        LOSSES[name] = Loss(name, shown, function, space, formula, range, paper)
         return function
 
     return register
@@ -134,9 +127,12 @@ def select(losses: str | Sequence[str]) -> list[str]:
     names = losses.split(",") if isinstance(losses, str) else losses
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"losses must be a list of names or comma-separated text, got {losses!r}")
-    selected = [_import_loss(name.strip()) if ":" in name else _known(name.strip()) for name in names]
+    selected = [_import_loss(name) if ":" in name else name for name in map(str.strip, names)]
     if not selected:
         raise ValueError(f"no loss given; the losses are {', '.join(LOSSES)}")
+    for name in selected:
+        if name not in LOSSES:
+            raise ValueError(f"{unknown('loss', name, LOSSES)}; your own is my_module:my_function")
     return list(dict.fromkeys(selected))
 
 
@@ -153,12 +149,6 @@ def table(markdown: bool = False) -> str:
         rows = ["| " + " | ".join(cell.replace("|", "\\|").replace("*", "\\*") for cell in row) + " |" for row in cells]
         return "\n".join(["| loss | formula | range | space | paper |", "|---|---|---|---|---|", *rows]) + "\n"
     return "".join(f"{e.name:<12}{e.space:<13}{e.range:<11}{e.formula}\n{'':<36}{e.paper}\n" for e in LOSSES.values())
-
-
-def _known(name):
-    if name in LOSSES:
-        return name
-    raise ValueError(f"{unknown('loss', name, LOSSES)}; your own is my_module:my_function")
 
 
 def _import_loss(reference):
@@ -187,12 +177,6 @@ def _versions(*tensors):
     """How often each tensor was changed in place; None where torch does not count."""
     counted = not torch.compiler.is_compiling() and not any(tensor.is_inference() for tensor in tensors)
     return [tensor._version for tensor in tensors] if counted else None
-
-
-def _within(values, dtype):
-    """`values` held within the range of a narrower dtype."""
-    largest = torch.finfo(dtype).max if dtype.is_floating_point else math.inf
-    return values.clamp(-largest, largest)
 
 
 def _is_packaged(function):

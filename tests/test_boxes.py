@@ -6,8 +6,9 @@ import pytest
 import torch
 import torchvision.ops
 from torch import tensor
+from torchvision.tv_tensors import BoundingBoxes
 
-from giou_repro import _fast, boxes
+from giou_repro import _fast, boxes, polygons
 from giou_repro.registry import LOSSES
 
 UNIT = tensor([0.0, 0, 1, 1])
@@ -88,16 +89,75 @@ def test_formats_convert_there_and_back(source, target):
     assert torch.equal(boxes.convert(tensor(known[source]), source, target), tensor(known[target]))
 
 
+@pytest.mark.parametrize("name", boxes.FORMATS)
+def test_converting_to_the_same_format_changes_no_digit(name, random_boxes):
+    box = random_boxes(100).float() / 3
+    assert torch.equal(boxes.convert(box, name, name), box)
+
+
 def test_unknown_format_is_named():
     with pytest.raises(ValueError, match=r"xyhw.*xyxy, xywh, cxcywh"):
         boxes.convert(UNIT, "xyxy", "xyhw")
 
 
 def test_wrong_shape_is_named():
-    with pytest.raises(ValueError, match=r"last dimension of 4, got shape \(3, 5\)"):
+    with pytest.raises(ValueError, match=r"a must have shape \(..., 4\), got \(3, 5\)"):
         boxes.iou(torch.zeros(3, 5), UNIT)
+    with pytest.raises(ValueError, match=r"a \(3, 4\) and b \(2, 4\) do not broadcast"):
+        boxes.giou(torch.zeros(3, 4), torch.zeros(2, 4))
     with pytest.raises(TypeError, match="got list"):
         boxes.iou([0, 0, 1, 1], UNIT)
+
+
+@pytest.mark.parametrize("wrong", [(0.0, 0.0, 1.0, 1.0), (UNIT,), (), (UNIT[0], UNIT[0], UNIT[0], 1), (UNIT,) * 5])
+def test_a_tuple_that_is_not_four_tensors_is_named(wrong):
+    message = r"boxes must be .* or a tuple of four, got a tuple of \("
+    for function in (boxes.iou, boxes.giou, boxes.overlap, boxes.centre_offset, boxes.enclosing):
+        for pair in ((wrong, UNIT), (UNIT, wrong)):
+            with pytest.raises(TypeError, match=message):
+                function(*pair)
+    for function in (boxes.area, boxes.sides, boxes.corners, boxes.repair, boxes.columns):
+        with pytest.raises(TypeError, match=message):
+            function(wrong)
+    with pytest.raises(TypeError, match=message):
+        boxes.convert(wrong, "xyxy", "xyxy")
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float16, torch.float64])
+def test_columns_of_any_kind_beside_boxes(random_boxes, dtype):
+    a, b = (10 * random_boxes(20, seed=1) + 20).to(dtype), 10 * random_boxes(20, seed=2).float() + 20
+    for function in (boxes.iou, boxes.giou):
+        expected = function(a.double(), b.double())
+        for pair in ((a.unbind(-1), b), (a, b.unbind(-1)), (a.unbind(-1), b.unbind(-1))):
+            torch.testing.assert_close(function(*pair).double(), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("source", boxes.FORMATS)
+@pytest.mark.parametrize("target", boxes.FORMATS)
+def test_every_conversion_gives_floats(dtype, source, target):
+    box = tensor([[3, 4, 5, 7]], dtype=dtype)
+    wide = torch.float32 if dtype.is_floating_point else torch.float64
+    expected = boxes.convert(box.to(wide), source, target)
+    for given in (box, box.unbind(-1)):
+        converted = boxes.convert(given, source, target)
+        whole = torch.stack(converted, -1) if isinstance(given, tuple) else converted
+        assert isinstance(converted, type(given)) and whole.dtype == wide
+        assert torch.equal(whole, expected)
+
+
+def test_boxes_that_name_their_format():
+    named = BoundingBoxes([[1.0, 2, 4, 6]], format="XYWH", canvas_size=(9, 9))  # corners (1, 2) and (5, 8)
+    plain = tensor([[1.0, 2, 5, 8]])
+    assert boxes.iou(named, plain) == boxes.giou(plain, named) == 1
+    assert boxes.area(named) == 24
+    assert polygons.box_giou(named, plain) == 1
+    assert torch.equal(torch.stack(boxes.columns(named), -1), plain)
+    for target, right in {"xyxy": plain, "xywh": tensor([[1.0, 2, 4, 6]]), "cxcywh": tensor([[3.0, 5, 4, 6]])}.items():
+        converted = boxes.convert(named, "xywh", target)
+        assert type(converted) is torch.Tensor and torch.equal(converted, right)
+    with pytest.raises(ValueError, match="source is 'xyxy', but the boxes say that they are XYWH"):
+        boxes.convert(named, "xyxy", "cxcywh")
 
 
 def test_enclosing_box():
