@@ -164,9 +164,9 @@ def at_one_weight(runs: pd.DataFrame) -> pd.DataFrame:
 
     A setting with several becomes a setting for each weight that all its losses were run at, and one for each loss at
     its own best: that of the search on the same data and detector, else one chosen on seeds that are left out
-    (at_best_weight). With fewer seeds than a verdict takes it was a search, which `weights` shows: it is left out,
-    unless there is nothing else. The column `search` has the weights that were searched where a loss's own is one of
-    them, and says where it is the least or the greatest.
+    (at_best_weight). One with three weights or more and fewer seeds than a verdict takes was a search, which `weights`
+    shows: it is left out, unless there is nothing else. The column `search` has the weights that were searched where a
+    loss's own is one of them, and says where it is the least or the greatest.
     """
     parts, is_search = [], runs.groupby("setting").apply(_is_search)
     searches = runs[runs.setting.map(is_search)]
@@ -190,7 +190,8 @@ def at_one_weight(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _is_search(group):
-    return group.groupby("loss").weight.nunique().max() > 1 and group.seed.nunique() < statistics.DECIDING
+    """Of three weights or more, as an optimum inside takes, and of fewer seeds than a verdict does."""
+    return group.groupby("loss").weight.nunique().max() > 2 and group.seed.nunique() < statistics.DECIDING
 
 
 def _grid(runs, search):

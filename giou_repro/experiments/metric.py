@@ -124,14 +124,13 @@ def plot_spread(circle: pd.DataFrame, spread: pd.DataFrame):
     axes[0].set_title(f"corner on a circle of radius {RADIUS:g}")
     overlap = spread[spread.measure.isin(["iou", "giou"])].rename(columns={"measure": "loss"})
     for axis, (norm, part) in zip(axes[1:], overlap.groupby("norm"), strict=True):
+        style.draw_losses(axis, part, "distance", "median")
         iou, giou = (part[part.loss == loss] for loss in ("iou", "giou"))
-        for band in (("low", "high"), ("q05", "q95")):
-            style.draw_losses(axis, iou, "distance", "median", band)
-        style.draw_losses(axis, giou, "distance", "median")
+        for low, high in (("low", "high"), ("q05", "q95")):
+            axis.fill_between(iou.distance, iou[low], iou[high], color=style.color("iou"), alpha=0.13, linewidth=0)
         for edge in ("low", "high"):
             style.draw_losses(axis, giou, "distance", edge, linestyle=":", marker="", label="GIoU, lowest and highest")
-        norm = style.norm_label(norm)
-        axis.set(xlabel=f"{norm} distance of the corners", title=f"at a fixed {norm} distance")
+        axis.set(xlabel=f"{NORMS[norm]} distance of the corners", title=f"at a fixed {NORMS[norm]} distance")
     style.legend_below(figure, axes[1])
     return figure
 
@@ -140,7 +139,7 @@ def describe_spread(circle: pd.DataFrame, spread: pd.DataFrame) -> str:
     at = spread[spread.measure == "iou"]
     at = at[at.distance == at.distance.iloc[(at.distance - RADIUS).abs().argmin()]]
     ranges = " and ".join(
-        f"at {style.norm_label(row.norm)} distance {row.distance:g} from {row.low:.2f} to {row.high:.2f}"
+        f"at {NORMS[row.norm]} distance {row.distance:g} from {row.low:.2f} to {row.high:.2f}"
         for row in at.itertuples()
     )
     return (
@@ -290,8 +289,7 @@ def describe_pairs(equal: pd.DataFrame, corners: pd.DataFrame) -> str:
 
 def rotated_pair(angle: float) -> tuple[torch.Tensor, torch.Tensor]:
     """A 4 x 1 rectangle turned by `angle` degrees, beside an upright 2 x 3 one: polygons (4, 2), (4, 2)."""
-    turned = polygons.rotated(tensor([2.5, 0.5, 4, 1, np.deg2rad(angle)]))
-    return turned, polygons.rotated(tensor([0, 0, 2, 3, 0]))
+    return polygons.rotated(tensor([2.5, 0.5, 4, 1, np.deg2rad(angle)])), polygons.rotated(tensor([0, 0, 2, 3, 0]))
 
 
 def rotation(n: int) -> pd.DataFrame:

@@ -124,8 +124,3 @@ def hide_scales(axis):
 def labels(losses) -> str:
     """The losses of a sentence."""
     return ", ".join(registry.label(name) for name in losses) or "none"
-
-
-def norm_label(norm: str) -> str:
-    """ℓ1 for "l1"."""
-    return norm.replace("l", "ℓ")
