@@ -104,6 +104,7 @@ def imported_by(module):
             "experiments.metric_properties",
             "experiments.landscape",
             "experiments.convergence",
+            "experiments.one_box",
             "simulation.descent",
             "experiments.comparison",
         ),

@@ -280,7 +280,7 @@ from giou_repro import boxes, loss
 def mine(p, t):
     return 1 - boxes.iou(p, t) ** 2
 """
-NOTEBOOKS = ["01_metric", "02_loss_landscape", "03_simulation"]
+NOTEBOOKS = ["01_metric", "02_loss_landscape", "03_simulation", "04_one_box"]
 CONDITIONAL = {"figures/paired.png", "figures/weights.png", "every_loss.csv", "figures/every_loss.png"}
 
 
@@ -308,7 +308,7 @@ def test_notebooks_run_with_a_users_loss(name, user_module, tmp_path):
     assert record["status"] == "complete"
     check_outputs(record)
     assert record["parameters"]["losses"] == ["iou", "giou", "mine"]
-    table = {"01_metric": "losses", "02_loss_landscape": "steepness", "03_simulation": "standings"}[name]
+    table = dict(zip(NOTEBOOKS, ("losses", "steepness", "standings", "runs"), strict=True))[name]
     assert "mine" in (folder / f"{table}.csv").read_text()
     book = nbformat.read(folder / "notebook.ipynb", as_version=4)
     streams = [
