@@ -320,6 +320,7 @@ def test_notebooks_run_with_a_users_loss(name, user_module, tmp_path):
 def test_cells_in_another_order_never_make_a_false_record(tmp_path, monkeypatch):
     (tmp_path / "notebooks").symlink_to(store.project_folder() / "notebooks")
     monkeypatch.setattr(store, "project_folder", lambda: tmp_path)
+    monkeypatch.setattr(store, "_begun", {})
     book = json.loads((tmp_path / "notebooks" / "01_metric.ipynb").read_text())
     given, set_up, *cells = ["".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == "code"]
     shell = InteractiveShell.instance()

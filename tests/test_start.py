@@ -14,11 +14,11 @@ from giou_repro.runs import store
 def cell(tmp_path, monkeypatch):
     """Run the text of a cell, as JupyterLab would, in a project of its own; errors are raised."""
     monkeypatch.setattr(store, "project_folder", lambda: tmp_path)
+    monkeypatch.setattr(store, "_begun", {})
     shell = InteractiveShell.instance()
     shell.user_ns["pd"] = pd
     yield lambda text: shell.run_cell(text).raise_error()
     InteractiveShell.clear_instance()
-    store._begun.clear()
 
 
 SET_UP = """
@@ -70,6 +70,15 @@ def test_in_a_folder_of_ones_own_too(cell, tmp_path):
     cell("run.log(step=1)")
     with pytest.raises(FileExistsError, match="holds a failed run of n; name another folder"):
         cell(SET_UP)
+
+
+def test_a_kernel_is_for_one_notebook(cell, tmp_path):
+    cell("size, losses, run_dir = 1, [], None")
+    cell(SET_UP)
+    cell("run.finish()")
+    with pytest.raises(store.RecordError, match="this kernel has begun a run of n; give m a kernel of its own"):
+        cell(SET_UP.replace('"n"', '"m"'))
+    assert _ends(tmp_path) == [("complete", None)]
 
 
 def test_a_kernel_that_ends_says_so(tmp_path):

@@ -43,11 +43,10 @@ class Parameter:
 def find_notebook(name):
     """The path of a notebook given as a path, or by its name in the notebooks folder; else FileNotFoundError."""
     folder = project_folder() / "notebooks"
-    known = sorted(path.stem for path in folder.glob("*.ipynb"))
     for path in (Path(name), folder / f"{name}.ipynb"):
         if path.suffix == ".ipynb" and path.is_file():
             return path.resolve()
-    raise FileNotFoundError(unknown("notebook", name, known))
+    raise FileNotFoundError(unknown("notebook", name, sorted(path.stem for path in folder.glob("*.ipynb"))))
 
 
 def declared(notebook):
@@ -109,12 +108,21 @@ def check(declared, given):
 
     A whole number given for a float becomes one, so that equal runs have equal parameters.
     """
-    for name in given:
+    checked = {}
+    for name, value in given.items():
         if name not in declared:
             raise ParameterError(unknown("parameter", name, declared))
-    checked = _checked(declared, given)
-    if "run_dir" in given:
-        raise ParameterError("run_dir is made by the runner; --results FOLDER says where")
+        if name == "run_dir":
+            raise ParameterError("run_dir is made by the runner; --results FOLDER says where")
+        try:
+            checked[name] = declared[name].adapter.validate_python(value, strict=True)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"].lower()
+            hint = "; None is written null" if value == "None" else ""
+            help = f"({declared[name].help}{hint})"
+            raise ParameterError(f"parameter {name!r} is {value!r}, but {reason} {help}") from None
+        if name in ("loss", "losses") and value is not None:
+            _check_losses(value)
     return checked
 
 
@@ -126,22 +134,7 @@ def check_notebook(name, values):
     """
     paths = [folder / f"{name}.ipynb" for folder in (project_folder() / "notebooks", Path())]
     known = next((declared(path) for path in paths if path.is_file()), {})
-    _checked(known, {name: values[name] for name in known if name in values})
-
-
-def _checked(declared, given):
-    checked = {}
-    for name, value in given.items():
-        try:
-            checked[name] = declared[name].adapter.validate_python(value, strict=True)
-        except ValidationError as error:
-            reason = error.errors()[0]["msg"].lower()
-            hint = "; None is written null" if value == "None" else ""
-            help = f"({declared[name].help}{hint})"
-            raise ParameterError(f"parameter {name!r} is {value!r}, but {reason} {help}") from None
-        if name in ("loss", "losses") and value is not None:
-            _check_losses(value)
-    return checked
+    check(known, {name: values[name] for name in known if name in values and name != "run_dir"})
 
 
 def _check_losses(names):

@@ -12,17 +12,13 @@ from dataclasses import dataclass
 import dask.config
 from distributed import Client, Nanny, Scheduler, SpecCluster, WorkerPlugin
 
-from giou_repro.runs import machine, store
-from giou_repro.runs.sweepfile import Cell, SweepError, SweepFile
+from giou_repro.runs import doctor, machine, store
+from giou_repro.runs.sweepfile import Cell, SweepFile
 from giou_repro.runs.workers import POLL
 
 GRACE = 10  # seconds a scheduler may be out of reach
 CLUSTERS = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "lsf": "LSFCluster"}
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-
-
-class SchedulerLost(store.RunFailed):
-    """The Dask scheduler cannot be reached any more."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +30,13 @@ class Place:
     gpus: bool
 
     def wait(self) -> None:
-        """Wait a moment, and until the scheduler is in reach again. Raises SchedulerLost."""
+        """Wait a moment, and until the scheduler is in reach again. Raises RunFailed."""
         end = time.monotonic() + 2 * GRACE
         time.sleep(POLL)
         while self.client.status != "running":
             if self.client.status == "closed" or time.monotonic() > end:
                 remedy = "what is complete is kept, and the same command runs the rest"
-                raise SchedulerLost(f"the Dask scheduler is gone; {remedy}")
+                raise store.RunFailed(f"the Dask scheduler is gone; {remedy}")
             time.sleep(POLL)
 
 
@@ -56,10 +52,10 @@ def connect(
     `scheduler` is the address of a cluster that runs; `system` "slurm", "pbs" or "lsf", whose jobs dask-jobqueue starts
     as they are needed, the file's `workers` at most, by the options of its `cluster`; otherwise processes of this
     machine.
-    Raises SweepError, SchedulerLost.
+    Raises ValueError, RunFailed.
     """
     if scheduler and system:
-        raise SweepError("--scheduler and --cluster are two places; name one")
+        raise ValueError("--scheduler and --cluster are two places; name one")
     for name in ("distributed", "distributed.client"):  # this driver reports dead workers and schedulers itself
         logging.getLogger(name).setLevel(logging.CRITICAL)
     wanted = any(cell.gpus for cell in cells)
@@ -76,6 +72,8 @@ def connect(
         elif system:
             cluster = stack.enter_context(_jobs(file, system, count, wanted))
             yield Place(_client(cluster, stack), lambda: count, wanted)
+        elif problem := doctor.kernel_problem():
+            raise store.RunFailed(problem)
         else:
             devices = _devices() if wanted else []
             cluster = stack.enter_context(_processes(min(count, len(cells)), devices))
@@ -95,7 +93,7 @@ def _client(place, stack):
     try:
         client = Client(place, timeout=GRACE, set_as_default=False)
     except (OSError, ValueError) as error:
-        raise SchedulerLost(f"no Dask scheduler answers at {place} ({error})") from None
+        raise store.RunFailed(f"no Dask scheduler answers at {place} ({error})") from None
     stack.callback(client.close, timeout=5)  # which takes back what it submitted
     return client
 
@@ -135,7 +133,7 @@ def _jobs(file, system, count, wanted):
     try:
         import dask_jobqueue
     except ImportError:
-        raise SweepError("--cluster needs dask-jobqueue; run: pip install 'giou-repro[cluster]'") from None
+        raise ValueError("--cluster needs dask-jobqueue; run: pip install 'giou-repro[cluster]'") from None
     options = dict(cores=1, death_timeout=20) | file.cluster | dict(processes=1)
     threads = [f"export {name}={options['cores']}" for name in THREADS]  # a job is there for one run
     options["job_script_prologue"] = [*threads, *options.get("job_script_prologue", [])]
@@ -144,6 +142,6 @@ def _jobs(file, system, count, wanted):
     try:
         cluster = getattr(dask_jobqueue, CLUSTERS[system])(**options)
     except (TypeError, ValueError) as error:
-        raise SweepError(f"cluster: {error}") from None
+        raise ValueError(f"cluster: {error}") from None
     cluster.adapt(minimum=0, maximum=count)
     return cluster

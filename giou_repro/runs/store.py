@@ -159,11 +159,6 @@ class Run:
         self._write_record(record | dict(status=status, wall_seconds=round(seconds, 1), outputs=hashes) | entries)
         self._release()
 
-    def fail(self, reason: str) -> None:
-        """End the run as "failed"; where the disk is too full even for that it stays "running", as after a kill."""
-        with suppress(OSError):
-            self.close("failed", error=reason)
-
     def _check_outputs(self):
         missing = [name for name in self.record.get("declared_outputs", []) if not (self.folder / name).is_file()]
         if missing:
@@ -187,10 +182,13 @@ def start(notebook: str, run_dir: str | Path | None, parameters: dict, outputs: 
     `run_dir` None makes a new folder under results/<notebook>/; a folder given by the runner is joined; any other is
     made, or where the run in it was killed and had the same parameters, resumed. `parameters` are the resolved ones,
     after scale has set what the caller left open; `outputs` name the files without which the run is not complete.
-    Raises FileExistsError where the folder has another run.
+    Raises FileExistsError where the folder has another run, RecordError where this kernel began another notebook's.
 
     Where the set-up cell was run before in this kernel, the run that it began then ends: see `_end_former`.
     """
+    others = _begun.keys() - {notebook}
+    if others and _notebook_globals():  # whose cells would write to whichever `run` is the last
+        raise RecordError(f"this kernel has begun a run of {others.pop()}; give {notebook} a kernel of its own")
     _end_former(notebook)
     if run_dir is None:
         run = _begin(_new_run(project_folder() / "results" / notebook), notebook, parameters)
@@ -289,6 +287,7 @@ def open_run(
 @contextmanager
 def ending(run: Run | None) -> Iterator[None]:
     """Close `run` as complete after the block, or as failed where it raises; of None, of another rank, nothing is kept.
+    Where the disk is too full even for that it stays "running", as after a kill.
 
     Raises RunFailed, or the block's own kind of it, with the reason, for every error that is not one of the program.
     """
@@ -298,8 +297,9 @@ def ending(run: Run | None) -> Iterator[None]:
             run.close("complete")
     except BaseException as error:
         reason = str(error) if isinstance(error, RunFailed) else describe(error, run.folder if run else "the results")
-        if run:
-            run.fail(reason)
+        with suppress(OSError):
+            if run:
+                run.close("failed", error=reason)
         if isinstance(error, RuntimeError | ValueError | OSError):
             kind = type(error) if isinstance(error, RunFailed) else RunFailed
             raise kind(f"{reason}\nwhat there is of the run is in {run.folder}" if run else reason) from error

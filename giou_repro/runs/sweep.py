@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 from giou_repro.runs import store
 from giou_repro.runs.address import address, contents
+from giou_repro.runs.child import outcome
 from giou_repro.runs.places import Place
 from giou_repro.runs.sweepfile import Cell, SweepFile
-from giou_repro.runs.workers import outcome, work
+from giou_repro.runs.workers import work
 
 COLUMNS = ["notebook", "parameters", "status", "seconds", "attempts", "run", "error", "last_lines"]
 DONE = ("ran", "complete already")
@@ -30,7 +31,7 @@ def run(file: SweepFile, cells: list[Cell], results: str | Path, place: Place) -
     """Run the cells of a SweepFile at a Place and return the table of `table`, which is on disk throughout.
 
     Cells whose runs are complete are skipped. What Dask loses, with a worker or otherwise, is submitted again,
-    `retries` times. Ends early, with the rest "not reached", at the file's timeout. Raises SchedulerLost.
+    `retries` times. Ends early, with the rest "not reached", at the file's timeout. Raises RunFailed.
     """
     ends = time.monotonic() + file.timeout if file.timeout else float("inf")
     path, outcomes, due, failed = table_path(file, results), {}, 0, 0

@@ -26,10 +26,6 @@ _Loader.add_implicit_resolver(
 )
 
 
-class SweepError(ValueError):
-    """A sweep file or option that is wrong; the message names the key."""
-
-
 def _seconds(value):
     """The seconds in 90, "90s", "30m", "12h" or "2d"."""
     written = re.fullmatch(r"([\d.]+)([smhd]?)", str(value))
@@ -73,18 +69,18 @@ class SweepFile(BaseModel, extra="forbid", frozen=True):
 
 def read(path: str | Path, workers: int | None = None) -> SweepFile:
     """The SweepFile at `path`, named after the file where it gives no name; `workers` replaces the file's. Raises
-    SweepError, naming the wrong key."""
+    ValueError, naming the wrong key."""
     path = Path(path)
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
         if not isinstance(content, dict):
-            raise SweepError("a sweep file has keys, at least jobs; see docs/sweeps.md")
+            raise ValueError("a sweep file has keys, at least jobs; see docs/sweeps.md")
         content = {"name": path.stem} | {str(key): value for key, value in content.items()}
         return SweepFile(**content | ({} if workers is None else {"workers": workers}))
     except ValidationError as error:
-        raise SweepError(f"{path}: " + "; ".join(_problem(problem) for problem in error.errors())) from None
+        raise ValueError(f"{path}: " + "; ".join(_problem(problem) for problem in error.errors())) from None
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise SweepError(f"{path}: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
 
 
 def _problem(problem):
@@ -119,7 +115,7 @@ def expand(
     """The cells of a SweepFile in their order, seeds outermost, so that what is done early is paired; each only once.
 
     `scale` and `losses` replace the file's; a grid over ``loss`` runs over `losses`. Where a notebook has a parameter
-    ``results``, it is the folder `results`. Raises SweepError, naming the job, where a notebook or parameter does not
+    ``results``, it is the folder `results`. Raises ValueError, naming the job, where a notebook or parameter does not
     exist or has the wrong type.
     """
     cells, stage = {}, 0
@@ -139,9 +135,9 @@ def expand(
                     cell = Cell(path, given, parameters.resolved(declared, given), job.gpus, stage)
                     cells.setdefault((stage, path, json.dumps(cell.parameters)), cell)
             except (FileNotFoundError, ValueError) as error:
-                raise SweepError(f"jobs[{number}], {name}: {error}") from None
+                raise ValueError(f"jobs[{number}], {name}: {error}") from None
     if losses and not any({"loss", "losses"} & set(cell.given) for cell in cells.values()):
-        raise SweepError("losses were given, but no job of this sweep has a parameter loss or losses")
+        raise ValueError("losses were given, but no job of this sweep has a parameter loss or losses")
     return list(cells.values())
 
 

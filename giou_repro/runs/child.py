@@ -1,0 +1,56 @@
+"""The process of one run of a sweep. It does without Dask, so that it starts faster."""
+
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+
+from giou_repro.runs import doctor, parameters, store
+from giou_repro.runs.address import address
+
+OTHER_FOLDER = "is not the sweep's results folder on this machine; put results and code on a file system that all share"
+OTHER_CODE = "code, notebook, data or loss is not what the sweep began with, or not here; start the sweep again"
+
+
+def outcome(status: str, run: store.Run | None = None, error: str = "", **entries) -> dict:
+    """What became of one run: status "ran", "complete already", "failed", "died" (another try may go well), …"""
+    made = dict(seconds=run.record.get("wall_seconds"), run=str(run.folder)) if run else dict(seconds=None, run="")
+    return dict(status=status, attempts=0, error=error, last_lines="") | made | entries
+
+
+def main() -> None:
+    """The process of one run: take the order from standard input, print its outcome as JSON; end when that does."""
+    order = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    print(f"\n{json.dumps(_carry_out(order))}", flush=True)
+
+
+def _end_with_parent():
+    os.read(0, 1)
+    os._exit(1)
+
+
+def _carry_out(order):
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # or every kernel prints a debugger's warning
+    results, inputs, given = Path(order["results"]), order["inputs"], order["given"]
+    path = parameters.find_notebook(order["notebook"])
+    values = parameters.resolved(parameters.declared(path), given)
+    problem = doctor.kernel_problem()
+    if not (results / "sweeps").is_dir():
+        problem = f"{results} {OTHER_FOLDER}"
+    elif address(path, values, inputs) != order["address"]:
+        problem = OTHER_CODE
+    if problem:
+        return outcome("failed", error=problem)
+    run = store.open_run(path, results / path.stem, values, given, runner=True, inputs=inputs, resume=True)
+    if run.complete:
+        return outcome("complete already", run)
+    from giou_repro.runs import runner  # in the function, because papermill takes long to import
+
+    try:
+        runner.execute(run, path, given, timeout=order["run_timeout"])
+    except store.RunFailed as error:
+        status = "died" if isinstance(error, runner.KernelDied) else "failed"
+        return outcome(status, run, run.record["error"], last_lines=runner.last_lines(run.folder))
+    return outcome("ran", run)
