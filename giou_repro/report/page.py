@@ -126,9 +126,10 @@ def counted(ledger: pd.DataFrame):
 
 def evidence(ledger: pd.DataFrame, sources: Sources, beside: Path) -> Markdown:
     """findings.cards, with links to the runs from the folder `beside`."""
-    folders = {whose: {name: run.folder for name, run in runs.items()} for whose, runs in sources.items()}
-    links = lambda row: os.path.relpath(folders[row.whose][row.run.partition("/")[0]], beside)  # noqa: E731
-    return Markdown(findings.cards(ledger, links))
+    folders = {(whose, name): run.folder for whose, runs in sources.items() for name, run in runs.items()}
+    return Markdown(
+        findings.cards(ledger, lambda row: os.path.relpath(folders[row.whose, row.run.partition("/")[0]], beside))
+    )
 
 
 def styled(table: pd.DataFrame):
@@ -139,13 +140,19 @@ def styled(table: pd.DataFrame):
     return table.style.hide(axis="index").format(escape="html", subset=table.columns.difference(["run"]))
 
 
-def answer(sources: Sources) -> list:
+def answer(sources: Sources, beside: Path) -> list:
     """“Which loss should I use?”, from the published runs, and from yours where they measured any of it."""
-    tables = {whose: findings.answer(runs) for whose, runs in sources.items()}
-    measured = {whose: table for whose, table in tables.items() if table.n.any()}
-    return [
-        part for whose, table in measured.items() for part in (Markdown(f"### {whose.capitalize()}"), styled(table))
-    ]
+    shown = []
+    for whose, runs in sources.items():
+        table = findings.answer(runs)
+        links = [_link(runs[name], beside) if name in runs else "" for name in table.pop("notebook")]
+        shown += [Markdown(f"### {whose.capitalize()}"), styled(table.assign(run=links))] if table.n.any() else []
+    return shown
+
+
+def _link(run, beside):
+    """A link to the folder of a run from the folder `beside`."""
+    return f'<a href="{html.escape(os.path.relpath(run.folder, beside))}">{run.record["notebook"]}</a>'
 
 
 def figures(sources: Sources) -> list:
@@ -197,13 +204,12 @@ def paper_tables(sources: Sources) -> pd.DataFrame:
 def costs(sources: Sources, beside: Path):
     """Scale, commit, hardware and wall time of every run, together with the trainings that it compares, each once."""
     rows = []
-    for whose, (notebook, run) in [(whose, item) for whose, runs in sources.items() for item in runs.items()]:
+    for whose, run in [(whose, run) for whose, runs in sources.items() for run in runs.values()]:
         records = [run.record, *publish.compared_records(run)]
-        link = f'<a href="{html.escape(os.path.relpath(run.folder, beside))}">{notebook}</a>'
         machines = ["{processor}, {cores} cores, {device}".format(**record["hardware"]) for record in records]
         commits = [record["commit"][:7] + " (with changes)" * bool(record["dirty"]) for record in records]
         scales = [str(record["parameters"].get("scale")) for record in records]
         minutes = sum(record.get("wall_seconds", 0) for record in records) / 60
         values = (", ".join(sorted(set(column))) for column in (scales, commits, machines))
-        rows.append([link, whose, len(records), *values, f"{minutes:,.1f} min"])
+        rows.append([_link(run, beside), whose, len(records), *values, f"{minutes:,.1f} min"])
     return styled(pd.DataFrame(rows, columns=["run", "whose", "runs", "scale", "commit", "hardware", "wall time"]))
