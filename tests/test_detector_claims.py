@@ -3,12 +3,21 @@
 import numpy as np
 import pandas as pd
 import pytest
-from test_claims import decide
+from test_claims import decide as decide_from
 
 from giou_repro.experiments import comparison
 from giou_repro.report import claims, detector_verdicts
 from giou_repro.report.verdicts import FAILS, HOLDS, UNDECIDED
 from giou_repro.runs import store
+
+
+def decide(name, detectors, **tables):
+    """The finding of one claim from detector runs, and from the differences that notebook 06 makes of them."""
+    try:
+        paired = comparison.paired(comparison.at_one_weight(detectors))
+    except ValueError:
+        paired = comparison.PAIRED
+    return decide_from(name, detectors=detectors, paired=paired, **tables)
 
 
 def untested(name, **tables):
@@ -93,6 +102,17 @@ def test_g13_and_g14_by_hand():
     assert decide("G14", detectors=one)["verdict"] == FAILS and decide("G14", detectors=one)["value"] == 1 / 15
 
 
+def test_g16_by_hand():
+    table = pd.DataFrame(dict(dial="shapes", measure=["AP", "mean_iou"], against="iou", n=5, difference=[0.0, 0.2]))
+    table = table.assign(low=0.1, high=0.3, verdict="better")
+    found = decide_from("G16", dial_slopes=table)
+    assert (found["verdict"], found["value"], found["n"]) == (HOLDS, 0.2, 5)
+    assert decide_from("G16", dial_slopes=table.assign(verdict="worse"))["verdict"] == FAILS
+    assert decide_from("G16", dial_slopes=table.assign(verdict="undecided"))["verdict"] == UNDECIDED
+    with pytest.raises(ValueError, match="fewer than 5"):
+        decide_from("G16", dial_slopes=table.assign(n=4))
+
+
 def test_z8_takes_each_step_of_the_order():
     runs = detectors(0.05)
     four = [
@@ -105,16 +125,9 @@ def test_z8_takes_each_step_of_the_order():
     assert "of CIoU, DIoU, GIoU, IoU in" in untested("Z8", detectors=pd.concat(four[:3]))
 
 
-def test_g9_takes_the_verdicts_of_comparisons_family():
-    runs = detectors(0.05, ap50=-0.05)
-    table = comparison.paired(runs)
-    assert set(zip(table.loss, table.against, strict=True)) == {("iou", "l2"), ("giou", "l2"), ("giou", "iou")}
-    assert detector_verdicts.differences(detector_verdicts.settings(runs)).verdict.tolist() == table.verdict.tolist()
-
-
 def test_detectors_that_learned_nothing_decide_nothing():
     runs = detectors(0.05).assign(AP=0.01)
-    assert detector_verdicts.settings(runs) == {} and detector_verdicts.differences({}).empty
+    assert detector_verdicts.settings(runs) == {}
     assert all("mean AP of 0.05 or more" in untested(name, detectors=runs) for name in ("G9", "G10", "G11", "Z8"))
 
 

@@ -139,8 +139,9 @@ def test_what_is_made_of_the_published_runs_is_what_they_say():
 
 
 def detector_runs(place, runs):
-    """A run of 06 with only a table of detectors: notebook → Run."""
+    """A run of 06 with only detectors and their differences: notebook → Run."""
     runs.to_csv(place / "detectors.csv", index=False)
+    comparison.paired(runs).to_csv(place / "paired.csv", index=False)
     return {"06_compare_losses": store.Run(place)}
 
 

@@ -11,6 +11,7 @@ from bs4 import BeautifulSoup
 from test_detector_claims import detectors
 
 from giou_repro.__main__ import main
+from giou_repro.experiments import comparison
 from giou_repro.report import claims, page, publish, verdicts, verify
 from giou_repro.runs import runner, store
 
@@ -162,6 +163,7 @@ def detector_run(place, runs):
     run = store.Run(folder)
     run._write_record(run.record | dict(notebook="06_compare_losses"))
     runs.to_csv(folder / "detectors.csv", index=False)
+    comparison.paired(runs).to_csv(folder / "paired.csv", index=False)
     return {FIRST: store.Run(PUBLISHED / FIRST), "06_compare_losses": run}
 
 

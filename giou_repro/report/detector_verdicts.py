@@ -31,11 +31,6 @@ def settings(detectors: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {name: group for name, group in chosen.groupby("setting", sort=False) if group.AP.mean() >= LEARNED}
 
 
-def differences(groups: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """comparison.paired of `settings`: every verdict on detectors is from this table."""
-    return comparison.paired(pd.concat(groups.values())) if groups else comparison.PAIRED
-
-
 def coordinate_loss(losses) -> str | None:
     """The detector's own loss, MSE or smooth ℓ1, whichever was run; None without one."""
     return next((name for name in comparison.BASELINES if name in list(losses)), None)
@@ -77,10 +72,9 @@ def _found(row, holds, words):
 
 def _g9(against, tables, parameters):
     """GIoU against the detector's own loss (None), or another."""
-    groups = settings(tables["detectors"])
-    group = primary(groups, "giou", against)
+    group = primary(settings(tables["detectors"]), "giou", against)
     pair = [group.setting.iloc[0], "giou", against or coordinate_loss(group.loss)]
-    table = differences(groups).set_index(["setting", "loss", "against"], drop=False).loc[tuple(pair)]
+    table = tables["paired"].set_index(["setting", "loss", "against"], drop=False).loc[[tuple(pair)]]
     rows = {row.measure: row for row in table.itertuples()}
     parts = (f"{comparison.measure_label(name)} {comparison.difference_label(row)}" for name, row in rows.items())
     words = f"GIoU − {label(pair[2])} {', '.join(parts)}."
@@ -145,6 +139,16 @@ def _g14(tables, parameters):
     return finding(higher.mean(), interval, len(runs), not higher.any(), words)
 
 
+def _g16(tables, parameters):
+    slopes = tables["dial_slopes"].set_index(["measure", "against"])
+    row = slopes.loc[[("mean_iou", "iou")]].iloc[0]
+    if row.n < statistics.DECIDING:
+        raise ValueError(f"fewer than {statistics.DECIDING} paired seeds of GIoU and IoU at several shares disjoint")
+    words = f"{row.dial}: GIoU − IoU in mean IoU changes by {comparison.difference_label(row)} for a share of 1."
+    holds = {"better": True, "worse": False}.get(row.verdict)
+    return finding(row.difference, (row.low, row.high), row.n, holds, words)
+
+
 def _z8(tables, parameters):
     order = ("ciou", "diou", "giou", "iou")
     rows = _judged(primary(settings(tables["detectors"]), *order), "AP", *itertools.pairwise(order))
@@ -154,4 +158,4 @@ def _z8(tables, parameters):
 
 
 DECIDERS = {"G9": functools.partial(_g9, None), "G10": _g10, "G11": _g11, "G12": functools.partial(_g9, "iou")}
-DECIDERS |= {"G13": _g13, "G14": _g14, "Z8": _z8}
+DECIDERS |= {"G13": _g13, "G14": _g14, "G16": _g16, "Z8": _z8}

@@ -78,8 +78,8 @@ def headlines(runs: dict[str, store.Run], ledger: pd.DataFrame) -> str:
 
 def answer(runs: dict[str, store.Run]) -> pd.DataFrame:
     """“Which loss should I use?”: situation, use, measured, n, notebook; from detectors and from single boxes."""
-    groups, rows = settings(runs), []
-    tested = detector_verdicts.differences(groups).set_index(["setting", "measure", "loss", "against"], drop=False)
+    (groups, tested), rows = settings(runs), []
+    tested = tested.set_index(["setting", "measure", "loss", "against"], drop=False)
     for situation, detector, measure, loss, against in SITUATIONS:
         some = {name: group for name, group in groups.items() if group.detector.iloc[0] == detector}
         try:
@@ -169,18 +169,18 @@ def _simulation_rows(run):
 # ---- detectors: the settings of a run of 06, and what their tests say
 
 
-def settings(runs: dict[str, store.Run]) -> dict[str, pd.DataFrame]:
-    """detector_verdicts.settings of the run of 06; none without one."""
+def settings(runs: dict[str, store.Run]) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
+    """detector_verdicts.settings of the run of 06, and its differences; none without one."""
     run = runs.get(DETECTORS)
-    has_table = run and (run.folder / "detectors.csv").is_file()
-    return detector_verdicts.settings(run.table("detectors")) if has_table else {}
+    if run is None or not (run.folder / "paired.csv").is_file():
+        return {}, comparison.PAIRED
+    return detector_verdicts.settings(run.table("detectors")), run.table("paired")
 
 
 def setting_tables(runs: dict[str, store.Run]) -> dict[str, list[pd.DataFrame]]:
     """Of each of `settings`: its losses with their means, and every difference, with interval and verdict, as text: a
     row a pair of losses, a column a measure."""
-    groups, tables = settings(runs), {}
-    tested = detector_verdicts.differences(groups)
+    (groups, tested), tables = settings(runs), {}
     for name, group in groups.items():
         table = tested[tested.setting == name]
         words = [f"{comparison.difference_label(row)} {row.verdict}" for row in table.itertuples()]
@@ -195,5 +195,5 @@ def setting_tables(runs: dict[str, store.Run]) -> dict[str, list[pd.DataFrame]]:
 def remarks(runs: dict[str, store.Run]) -> dict[str, str]:
     """What has to be said of the published runs of each of `settings`: how seeds, losses and weights were chosen."""
     told = {(entry["dataset"], entry["detector"]): entry["text"] for entry in claims.BOOK["remarks"]}
-    keys = {name: (group.dataset.iloc[0], group.detector.iloc[0]) for name, group in settings(runs).items()}
+    keys = {name: (group.dataset.iloc[0], group.detector.iloc[0]) for name, group in settings(runs)[0].items()}
     return {name: told.get(key, "") for name, key in keys.items()}

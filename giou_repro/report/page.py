@@ -182,7 +182,7 @@ def paper_tables(sources: Sources) -> pd.DataFrame:
     """The GIoU paper's detector tables, a column of the paper and one of our runs of the same detector, loss and data
     for each measure, those of the setting with most; a question mark follows a number as recalled."""
     groups = [
-        group.assign(whose=whose) for whose, runs in sources.items() for group in findings.settings(runs).values()
+        group.assign(whose=whose) for whose, runs in sources.items() for group in findings.settings(runs)[0].values()
     ]
     rows = []
     for number, detector, data, loss, *printed in claims.BOOK["paper"]["rows"]:
