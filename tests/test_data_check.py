@@ -6,13 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from builders import HEIGHT, LAUGHS, SOUND, WIDTH, coco, entry, picture, voc, xml
+from builders import HEIGHT, LAUGHS, SOUND, WIDTH, coco, entry, kinds, picture, voc, xml
 from PIL import Image
 
 from giou_repro.__main__ import main
 from giou_repro.data import datasets
 from giou_repro.data.defects import ACTIONS, Unreadable
 from giou_repro.data.files import contents
+from giou_repro.training import loop
 
 
 def test_the_command_lists_defects_and_its_exit_status_reports_them(tmp_path, capsys):
@@ -82,6 +83,12 @@ def test_splits_are_compared_and_every_list_is_read(tmp_path, capsys, lists, kin
     assert status == (0 if not kind else 1 if kind == ["empty list"] else 3)
 
 
+def test_training_is_told_what_its_splits_share(tmp_path):
+    voc(tmp_path, {id: xml(SOUND) for id in "abcd"}, train="a", val="abcd")
+    config = loop.configure(scale="smoke", dataset=str(tmp_path))
+    assert kinds(loop.open_sets(config)[1].defects) == ["split in another", "smaller than a test split"]
+
+
 LABELS = '<annotations><image name="a.jpg"><box label="cell" xtl="1"/></image></annotations>'
 FOREIGN = {
     "labels/train/a.txt": ("0 0.5 0.5 0.1 0.2\n1 0.25 0.5 1e-2 1\n", "YOLO text"),
@@ -94,6 +101,8 @@ FOREIGN = {
     "results.json": ('[{"image_id": 7, "category_id": 3, "bbox": [1, 1, 2, 2], "score": 0.5}]', "COCO results"),
     "label_2/a.txt": ("Car 0.00 0 -1.58 587.01 173.33 614.12 200.12 1.65 1.67 3.64 -0.65 1.71 46.70 -1.59\n", "KITTI"),
     "labels.csv": ("ImageID,XMin\na,0.1\n", "a table"),
+    "xml/train/a.xml": (xml(SOUND), "Pascal VOC in another layout"),
+    "train/json/a.json": ('{"images": [{"id": 1}], "annotations": [], "categories": []}', "COCO in another layout"),
 }
 
 
@@ -103,10 +112,10 @@ def test_an_unknown_format_is_named_with_what_to_do(tmp_path, capsys, name, cont
     (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
     (tmp_path / name).write_text(text)
     picture(tmp_path / "images" / "a.jpg")
-    for path in (tmp_path, tmp_path / name):
+    for path in (tmp_path, tmp_path / name)[: 1 if "another layout" in known else 2]:
         assert main(["data", "check", str(path)]) in (1, 2)
         told = "".join(capsys.readouterr())
-        assert f"it seems to be {known}" in told
+        assert f"{tmp_path / name} seems to be {known}" in told
         assert "which is not read: " in told
 
 

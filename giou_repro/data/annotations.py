@@ -7,7 +7,7 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -115,12 +115,14 @@ def files_below(root: Path) -> list[Path]:
     return files
 
 
-def missing_files(kind: str, root: Path, looked: str, missing: list[tuple]) -> Iterator[Defect]:
-    """Defects of files that are not where they should be; missing: (the defect's file and object, the name) of each.
+def missing_files(kind: str, root: Path, looked: Iterable, missing: list[tuple]) -> Iterator[Defect]:
+    """Defects of files that are not in the folders `looked` at, relative to `root` or not.
 
+    missing: the defect's file and object, and the name, of each.
     They say where was looked and which file below `root` is near: in another folder, or of a name that differs in case,
     Unicode form or suffix.
     """
+    looked = ", ".join(str(place) for place in looked if (root / place).is_dir())
     near, suffixes = defaultdict(list), IMAGES if kind == "missing image" else (".xml",)
     for path in files_below(root) if missing else ():
         if path.suffix.lower() in suffixes:

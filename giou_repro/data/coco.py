@@ -183,5 +183,4 @@ def _image_folder(file, images):
     folders = [parent / name for name in (*names, "images", ".") for parent in (file.parent, file.parent.parent)]
     sample = [str(image.get("file_name")) for image in images[:SAMPLE]]
     folder = max(folders, key=lambda folder: sum(os.path.isfile(within(folder, name) or "") for name in sample))
-    looked = dict.fromkeys(str(folder) for folder in folders if folder.is_dir())
-    return root, ", ".join(looked), folder
+    return root, dict.fromkeys(folders), folder

@@ -44,7 +44,9 @@ class Source:
             if self.readers:
                 return
         nothing = f"{self.path} holds no " + " and no ".join(data_format.LAYOUT for data_format in FORMATS)
-        raise FileNotFoundError("; ".join(filter(None, (nothing, foreign.recognise(self.path)))))
+        raise FileNotFoundError(
+            "; ".join(filter(None, (nothing, foreign.recognise(self.path, foreign.FORMATS + foreign.LAYOUTS))))
+        )
 
     def files(self) -> list[Path]:
         """All annotations, lists and images of its splits."""

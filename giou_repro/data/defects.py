@@ -67,7 +67,6 @@ LOST = ("dropped", "image skipped", "not opened")  # actions after which somethi
 
 NEAR_DUPLICATE_IOU = 0.9  # above it two boxes of a class are near-duplicates
 ROUNDING = 0.01  # px out of the image that are clipped and not reported
-ROWS = 512  # boxes compared with all others at a time: an image may have thousands
 NORMALISED = 1.5  # px; boxes in shares of the image end before it, whether their x, y is a corner or the centre
 LARGEST_AREA = 1.1  # of the box's, for a mask drawn in whole pixels around it
 
@@ -179,13 +178,11 @@ def _near_duplicates(objects, file):
     labels = torch.tensor([item.label for item in single])
     if len(labels.unique()) == len(single):
         return []
-    corners, defects = torch.tensor([item.box for item in single]), []
-    for start in range(0, len(single), ROWS):
-        iou = boxes.iou(corners[start : start + ROWS, None], corners)
-        near = (iou > NEAR_DUPLICATE_IOU) & (labels[start : start + ROWS, None] == labels)
-        rows, columns = np.tril(near, start - 1).nonzero()
-        for row, first in zip(*np.unique(rows, return_index=True), strict=True):
-            first = columns[first]
-            detail = f"of {single[first].title}, IoU {iou[row, first]:.3f}"
-            defects.append(Defect("near-duplicate", file, detail, single[start + row].title))
-    return defects
+    corners = torch.tensor([item.box for item in single])
+    iou = boxes.iou(corners[:, None], corners)
+    near = np.tril((iou > NEAR_DUPLICATE_IOU) & (labels[:, None] == labels), -1)
+    return [
+        Defect("near-duplicate", file, f"of {single[first].title}, IoU {iou[row, first]:.3f}", single[row].title)
+        for row, first in enumerate(near.argmax(1))
+        if near[row, first]
+    ]

@@ -19,9 +19,9 @@ def compare(splits: dict[str, list[Picture]]) -> list[Defect]:
     of one for training that has less than half as many images as one for tests."""
     defects = []
     for (a, first), (b, second) in combinations(splits.items(), 2):
-        roles = _roles(a), _roles(b)
-        apart, shared = not roles[0] & roles[1], in_both(first, second)
-        if shared and (apart or shared == len(first) == len(second)):
+        apart = not _roles(a) & _roles(b)
+        shared = in_both(first, second) if apart or len(first) == len(second) else 0
+        if shared and (apart or shared == len(first)):
             defects.append(Defect("split in another", b, f"({shared} of {len(second)} images are in {a} too)"))
         sizes = sorted([(len(first), a), (len(second), b)])
         if apart and "train" in _roles(sizes[0][1]) and 2 * sizes[0][0] < sizes[1][0]:
@@ -36,16 +36,9 @@ def _roles(name):
 
 def in_both(first: list[Picture], second: list[Picture]) -> int:
     """How many of the pictures `second` are in `first` too: the same file, or another one with the same bytes."""
-    files, sizes = {picture.file for picture in first}, [{}, {}]
-    for by_size, pictures in zip(sizes, (first, second), strict=True):
-        for picture in pictures:
-            by_size.setdefault(picture.file.stat().st_size, []).append(picture.file)
-    digests = {digest(file) for size in sizes[0].keys() & sizes[1].keys() for file in sizes[0][size]}
-    return sum(
-        file in files or (size in sizes[0] and digest(file) in digests)
-        for size, others in sizes[1].items()
-        for file in others
-    )
+    sizes = {picture.file.stat().st_size for picture in first} & {picture.file.stat().st_size for picture in second}
+    digests = {digest(picture.file) for picture in first if picture.file.stat().st_size in sizes}
+    return sum(picture.file.stat().st_size in sizes and digest(picture.file) in digests for picture in second)
 
 
 def digest(path: Path) -> str:

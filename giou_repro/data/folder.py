@@ -13,10 +13,7 @@ from giou_repro.data.annotations import Picture
 from giou_repro.data.defects import Defect, Unreadable, repair_objects
 from giou_repro.data.masks import apart, checked_segmentation, mask
 from giou_repro.data.pictures import decode, header, levels_of
-
-ALL = 0.95  # the share of the boxes of a set that counts as all: files have errors
-MANY = 0.25
-CORNER_OBJECTS = 20  # from which on it says something that no box reaches the right or the lower half of its image
+from giou_repro.data.units import boxes_in_one_corner, read_corners
 
 
 @dataclass
@@ -51,10 +48,10 @@ class Folder:
         read = [(picture.state.st_mtime_ns, picture.levels) for picture in self.pictures]
         return hashlib.sha256(repr((self.checksum, read)).encode()).hexdigest()
 
-    def open(self, split: str, images: Callable) -> None:
+    def open(self, split: str, files: Callable) -> None:
         """Keep the pictures whose file can be read, and repair their objects.
 
-        images: gives the image files of all splits, whose values of more than 8 bits are scaled alike.
+        files: gives the files of all splits, so that images of more than 8 bits are scaled alike in each.
         """
         annotated, self.pictures, self.split = self.pictures, [], split
         for picture in annotated:
@@ -63,61 +60,24 @@ class Folder:
                 self.pictures.append(picture)
             except Unreadable as error:
                 self.defects += error.defects
-        self._scale(images)
-        self._read_corners()
+        deep = [picture for picture in self.pictures if picture.levels]
+        levels = levels_of(files()) if deep else ()
+        for picture in deep:
+            picture.levels = levels
+            self.defects.append(Defect("more than 8 bits", picture.name, "(from {:g} to {:g})".format(*levels)))
+        self.defects += [] if self.inclusive else read_corners(self.pictures, self.name)
         without_mask = []
         for picture in self.pictures:
             size = picture.width, picture.height
             picture.objects, defects = repair_objects(picture.objects, *size, picture.name, self.inclusive)
-            malformed, missing = _check_masks(picture)
-            self.defects += defects + malformed
-            without_mask += missing
+            self.defects += defects + _check_masks(picture, without_mask)
             self.content.update(f"{picture.name} {picture.state.st_size}\n".encode(errors="replace"))
         self.content.update(repr(self.classes).encode(errors="replace"))
         self.has_masks = any(item.segmentation for picture in self.pictures for item in picture.objects)
-        self.defects += without_mask if self.has_masks else []
-        self._see_how_far_boxes_reach()
+        self.defects += [*(without_mask if self.has_masks else []), *boxes_in_one_corner(self.pictures, self.name)]
         if any(picture.id is None for picture in self.pictures):
             for index, picture in enumerate(self.pictures):
                 picture.id = index
-
-    def _scale(self, images):
-        """Give the pictures of more than 8 bits the levels of the whole set."""
-        deep = [picture for picture in self.pictures if picture.levels]
-        levels = levels_of(images()) if deep else None
-        for picture in deep:
-            picture.levels = levels
-            self.defects.append(Defect("more than 8 bits", picture.name, "(from {:g} to {:g})".format(*levels)))
-
-    def _boxes(self):
-        """(boxes, width and height of their images), float64 (n, 4) and (n, 2)."""
-        rows = [(*item.box, p.width, p.height) for p in self.pictures for item in p.objects]
-        return np.split(np.array(rows, dtype=np.float64).reshape(-1, 6), [4], axis=1)
-
-    def _read_corners(self):
-        """Read COCO's (x, y, w, h) as (x1, y1, x2, y2) where all of them can be that, and many leave the image as what
-        they should be."""
-        boxes, size = self._boxes()
-        with np.errstate(invalid="ignore"):
-            last = boxes[:, 2:] - boxes[:, :2]  # what stands in the place of w, h
-            possible = ((last > boxes[:, :2]) & (boxes[:, :2] >= 0) & (last <= 1.01 * size)).all(1)
-            outside = (boxes[:, 2:] > 1.05 * size).any(1)
-        if len(boxes) and not self.inclusive and possible.mean() >= ALL and outside.mean() >= MANY:
-            detail = f"({outside.sum()} of {len(boxes)} boxes leave their image as x, y, w, h, none as x1, y1, x2, y2)"
-            self.defects.append(Defect("corners in bbox", self.name, detail))
-            for picture in self.pictures:
-                picture.objects = [
-                    item._replace(box=(x1, y1, x2 - x1, y2 - y1))
-                    for item in picture.objects
-                    for x1, y1, x2, y2 in [item.box]
-                ]
-
-    def _see_how_far_boxes_reach(self):
-        boxes, size = self._boxes()
-        reach = (boxes[:, 2:] / size).max(0, initial=0)
-        if len(boxes) >= CORNER_OBJECTS and reach.max() < 0.5:
-            detail = "(no box reaches beyond {:.0%} of its image's width, {:.0%} of its height)".format(*reach)
-            self.defects.append(Defect("boxes in one corner", self.name, detail))
 
     def __getitem__(self, index):
         picture = self.pictures[index]
@@ -169,20 +129,17 @@ def _measure(picture: Picture) -> list[Defect]:
     return [Defect(kind, picture.name, detail) for kind, applies, detail in kinds if applies]
 
 
-def _check_masks(picture):
-    """Check the segmentations of a picture's objects, in place; (defects of those there are, of missing ones)."""
-    defects, missing = [], []
+def _check_masks(picture, missing):
+    """Check the segmentations of a picture's objects, in place; the defects of those there are, others go to
+    `missing`."""
+    defects, size = [], (picture.width, picture.height)
     for index, item in enumerate(picture.objects):
-        kind, detail = "malformed mask", ""
         try:
-            segmentation = checked_segmentation(item.segmentation, picture.width, picture.height)
+            item = item._replace(segmentation=checked_segmentation(item.segmentation, *size))
+            kind, detail = "mask apart", apart(item, *size) if item.segmentation else ""
+            missing += [] if item.segmentation else [Defect("missing mask", picture.name, object=item.title)]
         except ValueError as error:
-            segmentation, detail = None, f"{error}"
-        picture.objects[index] = item = item._replace(segmentation=segmentation)
-        if segmentation:
-            kind, detail = "mask apart", apart(item, picture.width, picture.height)
-        elif not detail:
-            missing.append(Defect("missing mask", picture.name, object=item.title))
-        if detail:
-            defects.append(Defect(kind, picture.name, f"({detail})", item.title))
-    return defects, missing
+            item, kind, detail = item._replace(segmentation=None), "malformed mask", error
+        picture.objects[index] = item
+        defects += [Defect(kind, picture.name, f"({detail})", item.title)] if detail else []
+    return defects

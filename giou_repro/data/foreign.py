@@ -12,7 +12,7 @@ COCO = "convert it to a COCO JSON"
 NUMBER = r"-?\d+(\.\d+)?(e-?\d+)?"
 FORMATS = (  # name, suffix of its files, what each has in its text, what to do
     ("CVAT XML", ".xml", r"<annotations>.*<image\s", "export it from CVAT as COCO 1.0 or Pascal VOC 1.1"),
-    ("labelme JSON", ".json", r'"shapes"\s*:.*"imagePath"|"imagePath".*"shapes"\s*:', f"{COCO}, as labelme2coco does"),
+    ("labelme JSON", ".json", r'"shapes"\s*:\s*\[', f"{COCO}, as labelme2coco does"),
     ("VGG Image Annotator JSON", ".json", r'"shape_attributes"\s*:', "export it as COCO format"),
     ("Label Studio JSON", ".json", r'"rectanglelabels"', "export it from Label Studio as COCO or Pascal VOC"),
     ("CreateML JSON", ".json", r'"coordinates"\s*:\s*{', COCO),
@@ -24,16 +24,19 @@ FORMATS = (  # name, suffix of its files, what each has in its text, what to do
     ("a table", ".csv", r",", f"{COCO}, a row an annotation"),
     ("TFRecord", ".tfrecord", r"", COCO),
 )
+LAYOUTS = (
+    ("Pascal VOC in another layout", ".xml", r"<annotation[\s>]", "put the XML files into Annotations/"),
+    ("COCO in another layout", ".json", r'"(images|annotations|categories)"\s*:\s*\[\s*{', "name the JSON itself"),
+)
 
 
-def recognise(path: Path) -> str:
-    """What a path that cannot be read seems to hold and what to do, as "it seems to be labelme JSON: …"; "" for what is
-    not known."""
+def recognise(path: Path, formats: tuple = FORMATS) -> str:
+    """What a path that cannot be read seems to hold, and what to do; "" where that is not known."""
     files = [path] if path.is_file() else files_below(path)
-    for name, suffix, pattern, remedy in FORMATS:
+    for name, suffix, pattern, remedy in formats:
         own = (file for file in files if file.suffix.lower().replace(".yml", ".yaml") == suffix)
         for file in itertools.islice(own, MOST_FILES):
             with open(file, "rb") as content:
                 if re.search(pattern, content.read(HEAD).decode("latin-1"), re.DOTALL):
-                    return f"it seems to be {name}, which is not read: {remedy}"
+                    return f"{file} seems to be {name}, which is not read: {remedy}"
     return ""

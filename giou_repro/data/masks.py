@@ -54,8 +54,8 @@ def apart(item: Object, width: int, height: int) -> str:
         x, y, w, h = _coco_mask().toBbox(item.segmentation)
         extent = [x, y, x + w, y + h]
     x1, y1, x2, y2 = item.box
-    distance = max(abs(own - other) for own, other in zip(item.box, extent, strict=True))
-    return f"{', '.join(f'{value:.10g}' for value in extent)}" if distance > 2 + APART * max(x2 - x1, y2 - y1) else ""
+    distance = np.abs(np.subtract(item.box, extent)).max()
+    return ", ".join(f"{value:.10g}" for value in extent) if distance > 2 + APART * max(x2 - x1, y2 - y1) else ""
 
 
 def mask(item: Object, width: int, height: int) -> np.ndarray:

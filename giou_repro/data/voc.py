@@ -94,22 +94,21 @@ class Year:
 
     @functools.cached_property
     def owners(self):
-        """id of an image → the id of the annotation that has it by its <filename> alone."""
-        ids = {id: _stem(_filename(root)) for id, (root, _, _) in self.parsed.items() if root is not None}
-        return {
-            image: id
-            for id, image in ids.items()
-            if id not in self.images and image in self.images and image not in self.parsed
-        }
+        """id of an image → the id of an annotation that has no image of its own name, but names this one."""
+        unnamed = [(id, root) for id, (root, _, _) in self.parsed.items() if root is not None and id not in self.images]
+        return {_stem(_text(root, "filename")): id for id, root in unnamed}
 
     def ids(self, listing, defects):
         """The ids of a list, each once; without a list those of all annotations, images and lists."""
         if listing is None:
             named = {id for file in self.lists for id in self.ids(file, defects)}
-            return sorted({self.owners.get(id, id) for id in named | set(self.images) | set(self.parsed)})
-        ids = Counter(self.owners.get(id, id) for id in _lines(listing, defects))
+            return sorted(named | set(self.parsed) | {self._owner(id) for id in self.images})
+        ids = Counter(map(self._owner, _lines(listing, defects)))
         defects += [Defect("listed twice", listing.name, object=id) for id, count in ids.items() if count > 1]
         return ids
+
+    def _owner(self, id):
+        return id if id in self.parsed else self.owners.get(id, id)
 
     def image(self, id, filename, defects, missing):
         """The image of an id, or None: by the id, as VOC means it, or else by the name that the XML gives."""
@@ -129,8 +128,8 @@ def _stem(name):
     return name.rpartition(".")[0] or name
 
 
-def _filename(root):
-    return root.findtext("filename", "").strip()
+def _text(element, tag):
+    return element.findtext(tag, "").strip()
 
 
 def _lines(listing, defects):
@@ -178,7 +177,7 @@ def _read(years: list[Year], part: list[tuple], classes: tuple | None = None) ->
     the same.
     """
     roots = [root for year in years for root, _, _ in year.parsed.values() if root is not None]
-    names = sorted({name for root in roots for item in root.iter("object") if (name := _name(item))})
+    names = sorted({name for root in roots for item in root.iter("object") if (name := _text(item, "name"))})
     split = Folder(
         "+".join(dict.fromkeys(year.folder.resolve().name for year, _ in part)),
         tuple(classes or (CLASSES if set(names) <= set(CLASSES) else names)),
@@ -191,18 +190,14 @@ def _read(years: list[Year], part: list[tuple], classes: tuple | None = None) ->
             root, text, defects = year.parsed.get(id, (None, "", []))
             split.defects += defects
             unannotated += [] if id in year.parsed else [(f"{id}.xml", "", f"{id}.xml")]
-            file = None if root is None else year.image(id, _filename(root), split.defects, missing)
+            file = None if root is None else year.image(id, _text(root, "filename"), split.defects, missing)
             if file:
                 split.content.update(text.encode(errors="replace"))
                 size, name = [number(root.findtext(f"size/{side}")) for side in ("width", "height")], utf8_name(file)
                 objects = _objects(root, split.classes, name, split.defects)
                 split.pictures.append(Picture(file, name, None, tuple(size), objects))
-        for kind, names, looked in (
-            ("missing annotation", unannotated, XML_FOLDERS),
-            ("missing image", missing, IMAGE_FOLDERS),
-        ):
-            looked = ", ".join(name for name in looked if (year.folder / name).is_dir())
-            split.defects += missing_files(kind, year.folder, looked, names)
+        split.defects += missing_files("missing annotation", year.folder, XML_FOLDERS, unannotated)
+        split.defects += missing_files("missing image", year.folder, IMAGE_FOLDERS, missing)
     return split
 
 
@@ -210,7 +205,7 @@ def _objects(root, classes, file, defects):
     """The objects of an annotation, boxes as written."""
     objects = []
     for index, item in enumerate(root.iter("object"), 1):
-        name, box = _name(item), item.find("bndbox")
+        name, box = _text(item, "name"), item.find("bndbox")
         title = f"object {index}{name and f' ({name})'}"
         tags = Counter(element.tag for element in (*item, *(() if box is None else box)) if element.tag in SINGLE)
         missing = [tag for tag in CORNERS if tag not in tags]
@@ -223,10 +218,6 @@ def _objects(root, classes, file, defects):
             defects.append(Defect("unknown class", file, object=title))
         else:
             corners = tuple(number(box.findtext(tag)) for tag in CORNERS)
-            difficult = item.findtext("difficult", "").strip().lower() in ("1", "true")
+            difficult = _text(item, "difficult").lower() in ("1", "true")
             objects.append(Object(title, classes.index(name), corners, difficult))
     return objects
-
-
-def _name(item):
-    return item.findtext("name", "").strip()

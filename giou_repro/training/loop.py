@@ -23,7 +23,7 @@ try:
     from giou_repro import detectors, devices
     from giou_repro.data import datasets
     from giou_repro.data.defects import summary
-    from giou_repro.data.files import in_both
+    from giou_repro.data.files import compare, in_both
     from giou_repro.runs import store
     from giou_repro.training import average_precision, batches, ranks
     from giou_repro.training import detections as detections_file
@@ -97,7 +97,10 @@ def open_sets(config: Config):
         remedy = "take faster_rcnn, or a COCO JSON with segmentations"
         raise ValueError(f"mask_rcnn needs masks, and {config.dataset} has boxes only; {remedy}")
     options |= {"images": config.val_images or most["val_images"], "classes": train_set.classes}
-    return train_set, datasets.load(config.dataset, config.val_split, **options)
+    val_set = datasets.load(config.dataset, config.val_split, **options)
+    if config.dataset != "shapes":
+        val_set.defects += compare({config.train_split: train_set.pictures, config.val_split: val_set.pictures})
+    return train_set, val_set
 
 
 def train(config: Config, run: store.Run | None, sets=None) -> Trained | None:
