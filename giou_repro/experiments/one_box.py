@@ -108,7 +108,8 @@ def differences(runs: pd.DataFrame) -> pd.DataFrame:
     table = pd.concat(tables)
     table["primary"] = (table.loss == "giou") & (table.against == "iou") & (table.first_box == PRIMARY)
     families = table.groupby(table.setting.mask(table.primary, "primary"), sort=False)
-    return pd.concat([statistics.judged(family) for _, family in families], ignore_index=True)
+    judged = [statistics.judged(family, unpaired=False) for _, family in families]  # seeds have their own pictures
+    return pd.concat(judged, ignore_index=True)
 
 
 def describe_answer(differences: pd.DataFrame) -> str:
