@@ -79,7 +79,7 @@ def coco(truths, detections, classes, overlap="iou", thresholds=THRESHOLDS):
     A crowd may be found any number of times, by the share of the detection that lies in it. This is the detection's
     IoU, and its GIoU as well, with the best box the crowd could hold: the part of the detection inside it.
     """
-    return _coco(*_tables(truths, detections, classes), classes, _known(overlap), _in_range(thresholds))
+    return _coco(*_tables(truths, detections, classes), classes, overlap, _criterion(thresholds, overlap))
 
 
 def voc(truths, detections, classes, overlap="iou", threshold=0.5, points=11, plus_one=False):
@@ -97,7 +97,8 @@ def voc(truths, detections, classes, overlap="iou", threshold=0.5, points=11, pl
     """
     if points not in (11, "all"):
         raise ValueError(f"points must be 11 or 'all', got {points!r}")
-    return _voc(*_tables(truths, detections, classes), classes, _known(overlap), _in_range(threshold), points, plus_one)
+    thresholds = _criterion(threshold, overlap)
+    return _voc(*_tables(truths, detections, classes), classes, overlap, thresholds, points, plus_one)
 
 
 def mean_iou(truths, detections, classes, threshold=0.5):
@@ -106,17 +107,14 @@ def mean_iou(truths, detections, classes, threshold=0.5):
     By falling score, each detection finds the truth of its class and image that it overlaps most of those not found
     yet, provided that their IoU reaches `threshold`, in (0, 1]. Ignored truths take no part.
     """
-    return _mean_iou(*_tables(truths, detections, classes), *_in_range(threshold))
+    return _mean_iou(*_tables(truths, detections, classes), *_criterion(threshold))
 
 
-def _known(overlap):
+def _criterion(thresholds, overlap="iou"):
+    """The thresholds as an array (t,); ValueError for one out of range, or an unknown overlap."""
+    thresholds = np.atleast_1d(np.asarray(thresholds, float))
     if overlap not in OVERLAPS:
         raise ValueError(f"overlap must be one of {', '.join(OVERLAPS)}, got {overlap!r}")
-    return overlap
-
-
-def _in_range(thresholds):
-    thresholds = np.atleast_1d(np.asarray(thresholds, float))
     if thresholds.size == 0 or not ((thresholds > 0) & (thresholds <= 1)).all():
         raise ValueError(f"thresholds must lie in (0, 1], got {thresholds.tolist()}")
     return thresholds
@@ -131,28 +129,27 @@ def _tables(truths, detections, classes):
     if len(truths) != len(detections):
         raise ValueError(f"{len(truths)} truths and {len(detections)} detections: both need one entry an image")
     detections = [NOTHING if entry is None else entry for entry in detections]
-    columns = (
-        _all_columns(truths, "truths", len(classes), ("labels",), OPTIONAL),
-        _all_columns(detections, "detections", len(classes), ("labels", "scores"), {}),
+    tables = (
+        _table(truths, "truths", len(classes), ("labels",), OPTIONAL),
+        _table(detections, "detections", len(classes), ("labels", "scores"), {}),
     )
-    by_id = sorted(range(len(truths)), key=lambda index: truths[index].get("image_id", index))
-    return tuple(_table([images[index] for index in [*by_id, -1]]) for images in columns)
+    number = np.argsort(sorted(range(len(truths)), key=lambda index: truths[index].get("image_id", index)))
+    numbered = [table.assign(image=number[table["image"]]) for table in tables]
+    orders = [np.lexsort((-table["score"], table["label"], table["image"])) for table in numbered]
+    return tuple(table.iloc[order].reset_index(drop=True) for table, order in zip(numbered, orders, strict=True))
 
 
-def _all_columns(images, name, *rules):
-    """The `_columns` of each image, and of one with nothing, so that there is a column without images."""
-    return [_columns(entry, f"{name}[{index}]", *rules) for index, entry in enumerate([*images, NOTHING])]
-
-
-def _table(images):
-    stacked = {key: np.concatenate([image[key] for image in images]) for key in images[-1]}
+def _table(images, name, *rules):
+    columns = [_columns(entry, f"{name}[{index}]", *rules) for index, entry in enumerate(images)]
+    columns.append(_columns(NOTHING, name, *rules))  # so that there is a column without images
+    stacked = {key: np.concatenate([image[key] for image in columns]) for key in columns[-1]}
     table = pd.DataFrame(stacked.pop("boxes"), columns=CORNERS)
-    table["image"] = np.repeat(np.arange(len(images)), [len(image["labels"]) for image in images])
+    table["image"] = np.repeat(np.arange(len(columns)), [len(image["labels"]) for image in columns])
     table["label"], table["score"] = stacked["labels"].astype(int), stacked["scores"]
     table["crowd"] = stacked["crowd"] != 0
     table["ignored"] = table["crowd"] | (stacked["difficult"] != 0)
     table["area"] = np.where(np.isnan(stacked["area"]), _area(table[CORNERS].to_numpy()), stacked["area"])
-    return table.iloc[np.lexsort((-table["score"], table["label"], table["image"]))].reset_index(drop=True)
+    return table
 
 
 def _columns(entry, where, num_classes, needed, optional):
@@ -160,29 +157,28 @@ def _columns(entry, where, num_classes, needed, optional):
     for key in ("boxes", *needed):
         if not isinstance(entry, dict) or entry.get(key) is None:
             raise ValueError(f"{where} must be a dict with {', '.join(('boxes', *needed))}; it has no {key}")
-    boxes = _floats(entry, "boxes", where)
+    given = ("boxes", *needed, *(key for key in optional if entry.get(key) is not None))
+    columns = {key: _floats(entry[key], f"{where}: {key}") for key in given}
+    boxes = columns.pop("boxes")
     boxes = boxes.reshape(-1, 4) if boxes.size == 0 else boxes
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ValueError(f"{where}: boxes must be (n, 4), got {boxes.shape}")
-    columns = {key: np.full(len(boxes), default) for key, default in ({"scores": 0.0} | OPTIONAL).items()}
-    for key in (*needed, *(key for key in optional if entry.get(key) is not None)):
-        columns[key] = _floats(entry, key, where)
-        if columns[key].shape != (len(boxes),):
-            raise ValueError(f"{where}: {key} must be ({len(boxes)},), one a box, got {columns[key].shape}")
+    for key, values in columns.items():
+        if values.shape != (len(boxes),):
+            raise ValueError(f"{where}: {key} must be ({len(boxes)},), one a box, got {values.shape}")
     labels = columns["labels"]
     strange = labels[(labels < 0) | (labels >= num_classes) | (labels % 1 != 0)]
     if strange.size:
-        raise ValueError(
-            f"{where}: label {strange[0]:g} is none of the {num_classes} classes, which are counted from 0"
-        )
-    return {"boxes": boxes, **columns}
+        reason = f"is none of the {num_classes} classes, which are counted from 0"
+        raise ValueError(f"{where}: label {strange[0]:g} {reason}")
+    absent = {key: np.full(len(boxes), default) for key, default in {"scores": 0.0, **OPTIONAL}.items()}
+    return {"boxes": boxes, **absent, **columns}
 
 
-def _floats(entry, key, where):
-    values = entry[key]
+def _floats(values, what):
     values = values.detach().cpu().double().numpy() if isinstance(values, torch.Tensor) else np.asarray(values, float)
     if not np.isfinite(values).all():
-        raise ValueError(f"{where}: {key} must be finite, got {values[~np.isfinite(values)][0]}")
+        raise ValueError(f"{what} must be finite, got {values[~np.isfinite(values)][0]}")
     return values
 
 

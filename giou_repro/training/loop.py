@@ -91,12 +91,12 @@ def open_sets(config: Config):
     """(training set, validation set), opened but not read. Raises OSError or ValueError for what cannot be trained
     on."""
     datasets.check_splits(config.dataset, config.train_split, config.val_split)
-    most, options = SCALES["paper"], {"seed": config.seed, "image_size": config.image_size}
-    train_set = datasets.load(config.dataset, config.train_split, images=config.images or most["images"], **options)
+    options = {"seed": config.seed, "image_size": config.image_size}
+    train_set = datasets.load(config.dataset, config.train_split, images=config.images, **options)
     if config.detector == "mask_rcnn" and not train_set.has_masks:
         remedy = "take faster_rcnn, or a COCO JSON with segmentations"
         raise ValueError(f"mask_rcnn needs masks, and {config.dataset} has boxes only; {remedy}")
-    options |= {"images": config.val_images or most["val_images"], "classes": train_set.classes}
+    options |= {"images": config.val_images, "classes": train_set.classes}
     val_set = datasets.load(config.dataset, config.val_split, **options)
     if config.dataset != "shapes":
         val_set.defects += compare({config.train_split: train_set.pictures, config.val_split: val_set.pictures})
@@ -196,11 +196,20 @@ def _read(steps, results, packed, world):
             ids = [packed.truths[i].get("image_id", i) for i in indices.tolist()]
             remedy = "the last checkpoint is kept. Lower learning_rate or weight"
             raise TrainingError(f"step {step}: {row} is not finite for images {ids}; {remedy}")
-        losses, count = {name: row[name] for name in names}, row["count"]
-        seen = {"positives": count, "iou_sum": row["iou"], "disjoint_count": row["disjoint"]}
-        shares = {"mean_iou": row["iou"] / max(count, 1), "disjoint": row["disjoint"] / max(count, 1)}
-        total = {"step": step + 1, "loss": sum(losses.values())}
-        rows.append(total | losses | seen | shares | {"gradient": row["gradient"]})
+        losses, count = {name: row[name] for name in names}, max(row["count"], 1)
+        rows.append(
+            {
+                "step": step + 1,
+                "loss": sum(losses.values()),
+                **losses,
+                "positives": row["count"],
+                "iou_sum": row["iou"],
+                "disjoint_count": row["disjoint"],
+                "mean_iou": row["iou"] / count,
+                "disjoint": row["disjoint"] / count,
+                "gradient": row["gradient"],
+            }
+        )
     return rows
 
 
@@ -215,17 +224,23 @@ def _finish(training, run, val, val_set, device):
     summary, thresholds, classes = average_precision.evaluate(*found, val_set.classes)
     steps = pd.DataFrame(training.history)
     steps["clipped"] = steps.gradient > config.clip
-    about = {"dataset": val_set.name, "detector": config.detector, "loss": config.loss}
-    about |= {"weight": model.box_loss.weight, "seed": config.seed}
-    measured = {"disjoint": steps.disjoint_count.sum() / max(steps.positives.sum(), 1)}
-    if config.detector == "yolov3":
-        measured |= _positives(model, val, config, device)
-    measured |= {"clipped": steps.clipped.mean(), "images_per_second": steps.images_per_second.median()}
+    measured = {
+        "dataset": val_set.name,
+        "detector": config.detector,
+        "loss": config.loss,
+        "weight": model.box_loss.weight,
+        "seed": config.seed,
+        **summary,
+        "disjoint": steps.disjoint_count.sum() / max(steps.positives.sum(), 1),
+        **(_positives(model, val, config, device) if config.detector == "yolov3" else {}),
+        "clipped": steps.clipped.mean(),
+        "images_per_second": steps.images_per_second.median(),
+    }
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     run.save("model.safetensors", safetensors_bytes(weights))
     last = {"epoch": config.epochs} | {name: summary[name] for name in SCORES}
     curves = _curves(steps, pd.DataFrame([*training.scores, last]))
-    tables = pd.DataFrame([about | summary | measured]), thresholds, classes, curves
+    tables = pd.DataFrame([measured]), thresholds, classes, curves
     return Trained(select([config.loss])[0], *tables, model, val, detections, val_set.classes)
 
 
