@@ -5,8 +5,8 @@ published one, so that only rounding is left, in another order on other hardware
 draws, and may be off by spread/√budget of the smaller one.
 """
 
+from collections import namedtuple
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,19 +18,8 @@ COLUMNS = ["what", "published", "now", "tolerance", "ok"]
 YES, NO, SKIPPED = "yes", "NO", "not compared"
 
 
-class Headline(NamedTuple):
-    """A column of a notebook's table: the keys that name its rows, its tolerances, and the parameter that is its
-    sample's size."""
-
-    notebook: str
-    table: str
-    keys: list[str]
-    column: str
-    exact: float
-    spread: float = 0.0
-    budget: str | None = None
-
-
+# A column of a notebook's table: the keys of its rows, its tolerances, and the parameter that is its sample's size.
+Headline = namedtuple("Headline", "notebook table keys column exact spread budget", defaults=(0.0, None))
 HEADLINES = [
     Headline("01_metric", "figure_1", ["panel", "printed_iou"], "iou", 1e-9),
     Headline("01_metric", "figure_1", ["panel", "printed_iou"], "giou", 1e-9),
