@@ -59,6 +59,16 @@ def test_results_do_not_depend_on_what_is_trained_beside(normalise):
     np.testing.assert_allclose(both.mean_iou_x, both.mean_iou_y, atol=1e-5)
 
 
+def test_the_number_of_threads_changes_no_digit(monkeypatch):
+    monkeypatch.setattr(training, "AT_ONCE", 2)
+    arms = one_box.arms(["l1", "giou"], ["linear"], [0, 97], learning_rate=[0.01])
+    tables = []
+    for threads in (1, 2):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        tables.append(training.train(arms, [0, 1], 5, **SMALL))
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+
+
 def test_every_picture_gets_the_first_box_and_its_share_disjoint_is_measured():
     arms = one_box.arms(["giou"], ENCODINGS, learning_rate=[0.01])
     start = training.train(arms, [0], 1).query("step == 0")

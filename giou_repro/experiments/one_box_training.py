@@ -27,7 +27,7 @@ FIRST_BOXES = {  # about how many % of the targets are disjoint from it → the 
 }
 WEIGHTED = "5l1 + 2giou"  # ℓ1 of cxcywh and GIoU as DETR weighs them: Carion et al., ECCV 2020
 ENCODINGS = ("linear", "log-size", "sigmoid")
-LARGEST = math.log(1000 / 16)  # the log of a side above which exp is not taken, as in torchvision
+LARGEST = math.log(1000 / 16)  # the log of a side is held there, as in torchvision: beyond it there is no gradient
 HIDDEN = 64  # units of each hidden layer
 BATCH = 64  # pictures a step
 STREAMS = ("train", "test", "search", "order", "weights")
@@ -96,10 +96,9 @@ def of_code(name: str, encoding: str, code: Tensor, target: Tensor) -> Tensor:
     An overlap loss takes the boxes. A coordinate loss takes what is regressed: centre and side, centre and log side, or
     with "sigmoid", as DETR, the box after the sigmoid.
     """
-    if name == WEIGHTED:
-        l1 = losses.l1(decode(encoding, code), target)
-        return 5 * l1 + 2 * of_code("giou", encoding, code, target)
     box = decode(encoding, code)
+    if name == WEIGHTED:
+        return 5 * losses.l1(box, target) + 2 * losses.giou(corners(box), corners(target))
     if LOSSES[name].space == "boxes":
         return LOSSES[name](corners(box), corners(target))
     return LOSSES[name](code, encode(encoding, target)) if encoding == "log-size" else LOSSES[name](box, target)
