@@ -9,6 +9,7 @@ docs/benchmarks.md between the marks, where it has them. About five minutes on t
 import argparse
 import importlib
 import json
+import logging
 import os
 import re
 import sys
@@ -34,6 +35,7 @@ def main():
         help=f"some of {', '.join(SUBJECTS)}",
     )
     options = parser.parse_args()
+    logging.disable(logging.WARNING)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch is imported: its profiler prints lines of its own
     rows, started = [], time.perf_counter()
     print(line(dict(zip(COLUMNS, COLUMNS, strict=True))))
@@ -86,7 +88,7 @@ def line(row):
     """A row, or the heading, as a line of the printed table."""
     cells = [number(row[key]) if key in ("ours", "theirs", "ratio") else row[key] for key in COLUMNS]
     cells[-1] = {True: "met", False: "NOT met", None: ""}.get(cells[-1], cells[-1])
-    return "{:<62}{:<19}{:>8}  {:<27}{:>8}{:>8}  {:<16}{}".format(*cells)
+    return "{:<62}{:<19}{:>8}  {:<27}{:>8}{:>8}  {:<22}{}".format(*cells)
 
 
 def number(value):
@@ -106,8 +108,8 @@ def write(rows, gpu):
     record = dict(hardware=machine, versions=store.versions(), commit=commit, dirty=dirty, rows=rows)
     store.write_atomic(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     page = store.project_folder() / "docs" / "benchmarks.md"
-    if not gpu and page.exists() and BEGIN in page.read_text():
-        store.write_atomic(page, with_section(page.read_text(), record))
+    if not gpu and page.exists() and BEGIN in page.read_text(encoding="utf-8"):
+        store.write_atomic(page, with_section(page.read_text(encoding="utf-8"), record))
     return path
 
 

@@ -215,9 +215,10 @@ def _sweep(options):
         return print(sweep.report(sweep.planned(cells, results)))
     for cell in cells:
         _check_data(cell.parameters)
+    path = sweep.table_path(file, results)  # what cannot be written is told before anything starts
     with places.connect(file, cells, options.scheduler, options.cluster) as place:
         rows = sweep.run(file, cells, results, place)
-    print(f"{sweep.report(rows)}\ntable in {sweep.table_path(file, results)}")
+    print(f"{sweep.report(rows)}\ntable in {path}")
     for page in [Path(folder, "report.html") for folder in rows.run if folder]:
         if page.is_file():
             print(f"the report: {page.resolve().as_uri()}")

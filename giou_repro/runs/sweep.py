@@ -35,8 +35,8 @@ def run(file: SweepFile, cells: list[Cell], results: str | Path, place: Place) -
     """
     ends = time.monotonic() + file.timeout if file.timeout else float("inf")
     path, outcomes, due, failed = table_path(file, results), {}, 0, 0
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=len(cells), desc=file.name, unit="run", disable=None) as bar:
+    bar = tqdm(total=len(cells), desc=file.name, unit="run", disable=None)
+    try:
         for stage in _stages(cells):
             for cell, result in _run_stage(file, stage, results, place, ends, _inputs(outcomes)):
                 outcomes[cell] = result
@@ -48,14 +48,17 @@ def run(file: SweepFile, cells: list[Cell], results: str | Path, place: Place) -
                 bar.update()
                 failed += result["status"] == "failed"
                 bar.set_postfix(failed=failed)
-    rows = table(cells, outcomes)
-    store.write_atomic(path, rows.to_csv(index=False))
-    return rows
+    finally:
+        bar.close()
+        store.write_atomic(path, table(cells, outcomes).to_csv(index=False))
+    return table(cells, outcomes)
 
 
 def table_path(file: SweepFile, results: str | Path) -> Path:
-    """Where the table of a sweep is kept."""
-    return Path(results) / "sweeps" / f"{file.name}.csv"
+    """Where the table of a sweep is kept, in a folder that is made."""
+    path = Path(results) / "sweeps" / f"{file.name}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def table(cells: list[Cell], outcomes: dict, otherwise: str = "not reached") -> pd.DataFrame:
