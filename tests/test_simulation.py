@@ -2,20 +2,21 @@
 
 import math
 import os
+import random
 import warnings
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch._inductor.runtime import cache_dir_utils
 
 from giou_repro import boxes
-from giou_repro.experiments import convergence
+from giou_repro.experiments import convergence, departures
 from giou_repro.registry import LOSSES, loss
 from giou_repro.simulation import case_number, cases, descent, simulate, step
-from giou_repro.simulation.compiled import keep_compiled_code
-from giou_repro.simulation.diou_code import PUBLISHED, diou_ascent, giou_ascent
+from giou_repro.simulation.compiled import Compiled
+from giou_repro.simulation.diou_code import PUBLISHED, REPAIRS, giou_ascent
 
 OCTAVE = np.loadtxt(Path(__file__).with_name("published_octave.csv"), delimiter=",")
 BESIDE = np.array([[12.5, 10.0]])  # an anchor point level with the targets
@@ -235,22 +236,64 @@ def test_a_compiled_step_serves_any_rate_schedule_and_number_of_points(monkeypat
         quiet(["giou"], n_points=3, **options, compile=True)
 
 
-def test_compiled_code_is_kept_where_the_user_keeps_caches(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")
-    keep_compiled_code()
-    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "elsewhere"
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
-    keep_compiled_code()
-    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "giou_repro" / "compiled")
+@pytest.mark.parametrize(
+    ("given", "home", "kept"),
+    [
+        ("given", "home", "given"),
+        (None, "home", "home/giou_repro/compiled"),
+        (None, "a home", "a home/giou_repro/compiled"),
+        (None, "file", None),
+    ],
+    ids=["as told", "in the user's folder", "with a space", "which cannot be written"],
+)
+def test_compiled_code_is_kept_where_the_user_keeps_caches(given, home, kept, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / home))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / (given or "")))  # so that it is restored
+    if given is None:
+        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    loss = LOSSES["giou"]
+    quiet([loss.name], n_points=1, steps=1, compile=False)
+    assert ("TORCHINDUCTOR_CACHE_DIR" in os.environ, list(tmp_path.iterdir())) == (bool(given), [tmp_path / "file"])
+    Compiled(lambda state: state, "step", "cpu", stacked=False)._compiled()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == (
+        str(tmp_path / kept) if kept else cache_dir_utils.default_cache_dir()
+    )
 
 
-def test_what_cannot_be_compiled_runs_plainly_after_one_warning(user_module):
-    loss("branchy")(with_an_if)
+class Counting:
+    """A user's loss with a state in Python."""
+
+    calls = 0
+
+    def __call__(self, pred, target):
+        self.calls += 1
+        return (1 - boxes.giou(pred, target)) * min(self.calls, 1)
+
+
+@pytest.mark.parametrize("function", [with_an_if, Counting()], ids=["an if", "a counter"])
+def test_what_cannot_be_compiled_runs_plainly_after_one_warning(function, user_module):
+    loss("branchy")(function)
     with pytest.warns(UserWarning, match="'branchy' runs uncompiled") as caught:
         compiled = quiet(["branchy"], n_points=2, steps=5, compile=True)
     assert len([warning for warning in caught if "uncompiled" in str(warning.message)]) == 1
     assert compiled.final.equals(quiet(["branchy"], n_points=2, steps=5, compile=False).final)
+
+
+@pytest.mark.parametrize(
+    "draw", [lambda: torch.rand(()), np.random.rand, random.random], ids=["torch", "numpy", "python"]
+)
+def test_a_loss_that_draws_follows_the_seed(draw, user_module, monkeypatch):
+    monkeypatch.setitem(descent.POINTS_PER_BLOCK, "cpu", 1)  # in as many threads as there are
+    loss("noisy")(lambda pred, target: (1 - boxes.giou(pred, target)) * (0.5 + draw()))
+    before = step.random_states()
+    first, again, other = (
+        quiet(["giou", "noisy"], points=BESIDE.repeat(3, 0), steps=5, seed=k).final for k in (0, 0, 1)
+    )
+    assert step.random_states() == before
+    assert first.equals(again)
+    noisy = [table.error[table.loss == "noisy"].tolist() for table in (first, other)]
+    assert not set(noisy[0]) & set(noisy[1])
 
 
 def test_lost_cases_are_told(user_module):
@@ -264,6 +307,8 @@ def test_lost_cases_are_told(user_module):
     [
         (dict(losses=["gio"]), "did you mean 'giou'"),
         (dict(losses=["l1"], gradients="published"), "exist for iou, giou, diou, ciou only, not for l1"),
+        (dict(gradients="published", repairs=["sign"]), "repairs of giou are value, derivative, doubling, got sign"),
+        (dict(repairs=["value"]), "repairs correct the published gradients"),
         (dict(gradients="right"), "gradients must be one of exact, published"),
         (dict(gradients="published", encoding="xyxy"), "centre and size"),
         (dict(n_points=0), "n_points must be"),
@@ -292,22 +337,11 @@ def test_wrong_arguments_are_named(options, message):
         quiet(**({"losses": ["giou"]} | options))
 
 
-def test_published_giou_stalls_where_the_exact_one_arrives():
-    runs = {gradients: quiet(["giou"], n_points=20, gradients=gradients) for gradients in ("published", "exact")}
-    error = {gradients: convergence.standings(run).error.item() for gradients, run in runs.items()}
-    assert error["exact"] < 0.1 * error["published"]
-
-
-@pytest.mark.parametrize(
-    ("ascent", "name", "repairs"),
-    [(giou_ascent, "giou", {"value", "derivative"}), (diou_ascent, "diou", {"sign", "axes", "spanning"})],
-)
-def test_every_repair_together_is_the_derivative(random_boxes, ascent, name, repairs):
+@pytest.mark.parametrize("name", ["iou", "giou", "diou"])
+def test_every_repair_together_is_the_derivative(random_boxes, name):
     box, target = (boxes.convert(boxes.columns(random_boxes(1000, seed)), "xyxy", "cxcywh") for seed in (0, 1))
-    (exact, _), (of_iou, _) = (step._exact(LOSSES[loss], "cxcywh")[0](box, target) for loss in (name, "iou"))
-    doubled = exact if name == "giou" else of_iou  # in w and h, on purpose
-    expected = *exact[:2], *(term + again for term, again in zip(exact[2:], doubled[2:], strict=True))
-    for ours, theirs in zip(ascent(box, target, repairs), expected, strict=True):
+    exact, _ = step._exact(LOSSES[name], "cxcywh")[0](box, target)
+    for ours, theirs in zip(PUBLISHED[name](box, target, REPAIRS[name]), exact, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-12)
 
 
@@ -326,29 +360,34 @@ def test_pull_in_x_on_a_unit_square_by_published_giou_and_its_repairs(start, pub
     assert pulls == pytest.approx([published, value, exact], abs=1e-12)
 
 
-def test_what_repairs_the_published_gradients_and_what_does_not(user_module, monkeypatch):
-    variants = {
-        "giou_value": partial(giou_ascent, repairs={"value"}),
-        "giou_derivative": partial(giou_ascent, repairs={"derivative"}),
-        "diou_sign": partial(diou_ascent, repairs={"sign"}),
-        "diou_all": partial(diou_ascent, repairs={"sign", "axes", "spanning"}),
-    }
-    for name, ascent in variants.items():
-        loss(name)(LOSSES[name.split("_")[0]].function)
-        monkeypatch.setitem(PUBLISHED, name, ascent)
-    run = quiet(["giou", "diou", *variants], n_points=20, gradients="published")
-    table = convergence.standings(run).set_index("loss")
-    error, half_step = table.error, table.half_step
-    assert error["giou_value"] > 2 * error["giou"]
-    assert error["giou_derivative"] < error["giou"] / 20
-    assert half_step["diou"] < half_step["giou_derivative"] / 2
-    assert half_step["diou"] < half_step["diou_all"] / 2
-    assert table.iou_50["diou_sign"] < 0.8 < table.iou_50["diou"]
+def test_the_published_order_needs_the_faults_of_both():
+    table = departures.ends(8, progress=False)  # 24 simulations: seconds
+    ends = table.set_index(["loss", "corrected"])
+    error, half_step = ends.error, ends.half_step.fillna(np.inf)
+    everything = {name: " + ".join(REPAIRS[name]) for name in ("giou", "diou")}
+    assert len(ends) == 2**3 + 2**4
+    assert error["giou", "value"] > 2 * error["giou", "none"]
+    assert error["giou", "derivative"] < error["giou", "none"] / 20
+    assert half_step["diou", "none"] < half_step["giou", everything["giou"]] / 1.5
+    assert half_step["diou", "none"] < half_step["diou", "sign + axes"] / 2
+    assert half_step["giou", everything["giou"]] < half_step["diou", everything["diou"]]
+    assert ends.mean_iou["diou", "sign"] < 0.8 < ends.mean_iou["diou", "none"]
+    words = departures.describe_ends(table)
+    assert "GIoU corrected against DIoU published: DIoU is first at half the error" in words
+    assert "GIoU corrected against DIoU corrected: GIoU is first at half the error" in words
 
 
-def test_giou_ends_lower_between_the_step_sizes_of_the_grid():
-    error = convergence.step_sizes(["giou"], [0.1, 0.13, 0.2], n_points=20, progress=False).set_index("step_size").error
-    assert error[0.13] < min(error[0.1], error[0.2])
+def test_published_giou_pulls_diagonal_boxes_more_and_level_ones_less():
+    table = departures.pull(50).set_index(["apart", "corrected"])
+    assert 1 < table.low["both axes", "none"] < 2 < table.high["both axes", "none"] < 3
+    assert table.high["one axis", "none"] < 1
+    assert (table.away["one axis", "none"], table.away["one axis", "value"] > 0.1) == (0, True)
+
+
+def test_the_best_step_size_is_told_where_the_grid_ends():
+    table = convergence.step_sizes(["giou"], [0.1, 0.13, 0.2], n_points=20, progress=False)
+    assert convergence.at_best(table)[["step_size", "edge"]].values.tolist() == [[0.13, False]]
+    assert convergence.at_best(table[table.step_size < 0.15]).edge.tolist() == [True]
 
 
 def test_no_warning_on_a_plain_run():

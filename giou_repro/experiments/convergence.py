@@ -25,9 +25,11 @@ from giou_repro.simulation import (
 STARTS = {"horizontal": (12.5, 10.0), "vertical": (10.0, 12.5), "diagonal": (12.0, 12.0)}  # centres of the single boxes
 UNIT_SQUARE = (9.5, 9.5, 10.5, 10.5)  # their target
 OUTPUTS = (  # without which a run of the notebook is not complete
-    *(f"{table}_{run}.csv" for table in ("curves", "final") for run in ("published", "exact", "exact_corners")),
-    *("standings.csv", "against_paper.csv", "alignment.csv", "points.csv", "differences.csv", "step_sizes.csv"),
-    *("single_boxes.csv", "apart.csv", "figures/convergence.png", "figures/surfaces.png", "figures/step_sizes.png"),
+    *(f"{table}_{run}.csv" for table in ("curves", "final") for run in ("published", "exact")),
+    *(f"{table}{encoding}.csv" for table in ("step_sizes", "curves_best") for encoding in ("", "_corners")),
+    *("standings.csv", "against_paper.csv", "alignment.csv", "points.csv", "differences.csv", "single_boxes.csv"),
+    *("apart.csv", "departures.csv", "pull.csv"),
+    *(f"figures/{name}.png" for name in ("convergence", "surfaces", "departures", "step_sizes")),
     *("figures/encodings_error.png", "figures/encodings_mean_iou.png"),
     *(f"figures/filmstrip_{start}.png" for start in STARTS),
 )
@@ -193,6 +195,22 @@ def step_sizes(losses: list[str], sizes: list[float], n_points: int, **options) 
     return pd.concat(tables, ignore_index=True)
 
 
+def at_best(sizes: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `step_sizes` where each loss has its least error, and edge: whether the grid ends there. A loss that
+    diverged at every size has none."""
+    finite = sizes.dropna(subset="error")
+    best = finite.loc[finite.groupby("loss", sort=False).error.idxmin()]
+    return best.assign(edge=best.step_size.isin((sizes.step_size.min(), sizes.step_size.max())))
+
+
+def best_curves(sizes: pd.DataFrame, n_points: int, **options) -> pd.DataFrame:
+    """The `curves` of each loss at its best of `step_sizes`, with step_size. `options` are simulate's."""
+    runs = [
+        (row, simulate([row.loss], n_points, step_size=row.step_size, **options)) for row in at_best(sizes).itertuples()
+    ]
+    return pd.concat([curves(run).assign(step_size=row.step_size) for row, run in runs], ignore_index=True)
+
+
 @style.styled
 def plot_step_sizes(table: pd.DataFrame):
     """Final error and mean IoU against the step size."""
@@ -209,13 +227,13 @@ def plot_step_sizes(table: pd.DataFrame):
 
 def describe_step_sizes(table: pd.DataFrame) -> str:
     orders = "; ".join(f"at {size:g}: {ranking(part, 'error')}" for size, part in table.groupby("step_size"))
-    finite = table.dropna(subset="error")
-    best = finite.loc[finite.groupby("loss", sort=False).error.idxmin()]
+    best = at_best(table)
     rates = ", ".join(f"{registry.label(row.loss)} at {row.step_size:g}" for row in best.itertuples())
-    diverged = sorted(set(table.loss) - set(finite.loss))
+    diverged = sorted(set(table.loss) - set(best.loss))
     return (
-        f"**What we see.** Final error, least first, {orders}. Each at the best of these rates ({rates}): "
-        f"{ranking(best, 'error')}.{f' Diverged at every rate: {style.labels(diverged)}.' if diverged else ''}"
+        f"**What we see.** Final error, least first, {orders}. Each at the best of these rates ({rates}; at the "
+        f"edge of the grid: {style.labels(best.loss[best.edge])}): {ranking(best, 'error')}."
+        f"{f' Diverged at every rate: {style.labels(diverged)}.' if diverged else ''}"
     )
 
 
@@ -227,8 +245,7 @@ def every_loss(losses, n_points: int, step_size: float, sizes: list[float], swee
     where it diverged at every size. `options` are simulate's.
     """
     simulation = simulate(losses, n_points, step_size=step_size, **options)
-    swept = step_sizes(losses, sizes, sweep_points, **options).dropna(subset="error")
-    best = swept.loc[swept.groupby("loss").error.idxmin()]
+    best = at_best(step_sizes(losses, sizes, sweep_points, **options))
     best = best.rename(columns={"step_size": "best_size", "error": "best_error", "iou_75": "best_iou_75"})
     best = best[["loss", "best_size", "best_error", "best_iou_75"]]
     table = standings(simulation).merge(best, on="loss", how="left")
@@ -265,14 +282,15 @@ def describe_every_loss(table: pd.DataFrame, step_size: float) -> str:
 
 
 def describe_encodings(panels: dict[str, pd.DataFrame], step: int) -> str:
-    """From `curves` by encoding: which loss leads after `step` steps, and at the end."""
+    """From `best_curves` by encoding: which loss leads after `step` steps, and at the end."""
     words = []
     for encoding, table in panels.items():
         early, end = (table[table.step == at] for at in (step, table.step.max()))
         best = [ranking(part, measure).split(",")[0] for part in (early, end) for measure in ("error", "mean_iou")]
+        rates = ", ".join(f"{registry.label(row.loss)} {row.step_size:g}" for row in end.itertuples())
         words.append(
-            f"Regressing {encoding}, after {step} steps the least error is that of {best[0]} and the highest mean IoU "
-            f"that of {best[1]}; at the end {best[2]} and {best[3]}."
+            f"Regressing {encoding} (step sizes: {rates}), after {step} steps the least error is that of {best[0]} and "
+            f"the highest mean IoU that of {best[1]}; at the end {best[2]} and {best[3]}."
         )
     return (
         f"**What we see.** {' '.join(words)}\n\n"

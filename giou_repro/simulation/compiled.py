@@ -1,8 +1,11 @@
-"""What the simulation compiles: a function that is compiled at its first call, or runs as it is where that cannot be
-done."""
+"""What the simulation compiles: a step that is compiled before it is run, or runs as it is where that cannot be done.
+
+Nothing here is touched by an uncompiled simulation.
+"""
 
 import logging
 import os
+import tempfile
 import types
 import warnings
 from pathlib import Path
@@ -16,54 +19,64 @@ ON_CPU = {
     "max_fusion_size": 256,  # so many expressions in one loop,
     "realize_opcount_threshold": 4,  # each of so few operations, and traced once
 }
-ON_STACKED = {
-    "realize_opcount_threshold": 200
-}  # results between expressions would be rows of four, which no vector instruction likes
+# results between expressions would be rows of four, which no vector instruction likes
+ON_STACKED = {"realize_opcount_threshold": 200}
 
 
 class Compiled:
-    """A step that is compiled at its first call; where that fails it runs as it is, after one warning."""
+    """A step that `prepare` compiles. Where that fails, or what was compiled no longer fits, it runs as it is."""
 
     def __init__(self, step, name, device, stacked):
-        # torch keeps what it compiled by code object, 8 versions of each at most: every step gets one of its own
-        own = types.FunctionType(
-            step.__code__.replace(co_name=name), step.__globals__, name, step.__defaults__, step.__closure__
-        )
-        self.step, self.name = step, name
-        options = ON_CPU | (ON_STACKED if stacked else {}) if device == "cpu" else {}
-        self.run = torch.compile(own, fullgraph=True, dynamic=False, options=options)
-        self.works, self.failure, self.warned = False, None, False
+        self.step, self.name, self.run, self.failure = step, name, None, None
+        self.options = ON_CPU | (ON_STACKED if stacked else {}) if device == "cpu" else {}
+
+    def prepare(self, *arguments):
+        """Compile the step for arguments of this kind. Warns, with the cause, where it will run uncompiled."""
+        try:
+            self.run = self.run or self._compiled()
+            self.run(*arguments)
+        except (
+            Exception
+        ) as error:  # no compiler, no headers, a loss that cannot be traced: each means "run it as it is"
+            self._give_up(next((line for line in str(error).splitlines() if line.strip()), type(error).__name__))
+            return
+        self.failure = None
+        with torch.compiler.set_stance("fail_on_recompile"):
+            self(*arguments)
 
     def __call__(self, *arguments):
-        if self.works:
-            return self.run(*arguments)
         if self.failure is None:
-            keep_compiled_code()
-            logging.getLogger("torch.utils.cpp_extension").setLevel(
-                logging.ERROR
-            )  # says at length that there is no GPU
             try:
-                result = self.run(*arguments)
-                self.works = True
-                return result
-            except (
-                Exception
-            ) as error:  # no compiler, no headers, a loss that cannot be traced: each means "run it as it is"
-                self.failure = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        if not self.warned:
-            warnings.warn(f"loss {self.name!r} runs uncompiled, many times slower: {self.failure}", stacklevel=4)
-            self.warned = True
+                return self.run(*arguments)
+            except Exception:  # torch does not say by a type of its own that it would have to compile anew
+                self._give_up("it would have to be compiled at every call, as one with a counter has to")
         return self.step(*arguments)
+
+    def _compiled(self):
+        keep_compiled_code()
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # says at length that there is no GPU
+        # torch keeps what it compiled by code object, 8 versions of each at most: every step gets one of its own
+        code = self.step.__code__.replace(co_name=self.name)
+        own = types.FunctionType(code, self.step.__globals__, self.name, self.step.__defaults__, self.step.__closure__)
+        return torch.compile(own, fullgraph=True, dynamic=False, options=self.options)
+
+    def _give_up(self, reason):
+        self.failure = reason
+        warnings.warn(f"loss {self.name!r} runs uncompiled, many times slower: {reason}", stacklevel=4)
 
 
 def keep_compiled_code():
-    """Have torch keep what it compiles in the user's cache folder, not in /tmp, unless TORCHINDUCTOR_CACHE_DIR says
-    where."""
+    """Have torch keep what it compiles in the user's cache folder, unless TORCHINDUCTOR_CACHE_DIR says where.
+
+    Before torch.compile, which sets that variable. Where that folder cannot be written, torch keeps it in the one for
+    temporary files.
+    """
     if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
         return
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "giou_repro" / "compiled"
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "giou_repro" / "compiled"
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # a home that cannot be written: torch's own choice
+        tempfile.TemporaryFile(dir=folder).close()
+    except (OSError, RuntimeError):  # RuntimeError: no home
         return
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)

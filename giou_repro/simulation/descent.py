@@ -5,6 +5,7 @@ between. The full experiment is 5,000 anchor points x 343 cases a point x 200 st
 """
 
 import contextlib
+import random
 import time
 import warnings
 from collections.abc import Sequence
@@ -20,10 +21,9 @@ from giou_repro import _fast, boxes, devices
 from giou_repro.registry import select
 from giou_repro.simulation import cases, diou_code
 from giou_repro.simulation.cases import CASES_PER_POINT
-from giou_repro.simulation.compiled import Compiled
-from giou_repro.simulation.step import clock, stepper
+from giou_repro.simulation.step import clock, engine
 
-POINTS_PER_BLOCK = {"cpu": 500, "cuda": 5000}  # outweigh the calls; on a CPU few enough to share out to cores
+POINTS_PER_BLOCK = {"cpu": 250, "cuda": 5000}  # outweigh the calls; on a CPU few enough to share out to cores
 MEASURES = ("error_x", "error_y", "error_w", "error_h", "mean_iou", "iou_50", "iou_75", "iou_90")
 COMPILE_FROM = 1e8  # case-steps a loss: about the point where compiling has paid for itself on two cores
 CHOICES = {
@@ -61,6 +61,7 @@ def simulate(
     gradients: str = "exact",
     seed: int = 0,
     *,
+    repairs: Sequence[str] = (),
     points=None,
     dtype: str = "float32",
     device: str = "auto",
@@ -76,9 +77,10 @@ def simulate(
     """Move boxes to their targets under each loss and return the tables of a Simulation.
 
     losses: names in LOSSES or ``module:function``
-    n_points, seed: anchor points drawn uniformly in the disc; or `points`, an (n, 2) array of given ones
+    n_points: anchor points drawn uniformly in the disc; or `points`, an (n, 2) array of given ones
+    seed: of the points, and of what a loss draws from the generators of Python, NumPy or torch
     gradients: "exact" differentiates the loss; "published" takes the formulae of the DIoU paper's code, for iou, giou,
-        diou and ciou
+        diou and ciou, with the departures in `repairs` corrected: see diou_code.REPAIRS
     dtype: "float32" or "float64";  device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", …
     trajectories: case numbers to follow, from 1; see case_number
     encoding: what is regressed, "cxcywh" (the paper) or "xyxy"; coordinate losses compare it, overlap losses get it
@@ -87,19 +89,19 @@ def simulate(
         "constant", or one factor a step
     iou_factor: multiply each gradient by (2 − IoU), as the paper does
     optimizer: "plain" gradient steps, or "adam" (betas .9 and .999), as the WIoU and PIoU papers use
-    compile: True, False, or "auto": where the work is large enough to pay for it. Without a compiler it runs
+    compile: True, False, or "auto": where the work is large enough to pay for it. Where it cannot be compiled it runs
         uncompiled, with a warning.
 
     The same arguments on the same hardware give the same result. Raises ValueError, naming the argument, for a value it
     cannot use.
     """
-    options = dict(gradients=gradients, encoding=encoding, optimizer=optimizer, iou_factor=iou_factor)
     names, steps = select(losses), _whole("steps", steps, 1)
-    drawn = points is None
     n_points, seed = _whole("n_points", n_points, 1), _whole("seed", seed, 0)
-    points = cases.draw_points(n_points, seed) if drawn else cases.checked_points(points)
+    given, points = points, cases.draw_points(n_points, seed) if points is None else cases.checked_points(points)
     followed = cases.checked_case_numbers(trajectories, len(points))
-    _check(names, options | dict(dtype=dtype, compile=compile))
+    options = dict(gradients=gradients, encoding=encoding, optimizer=optimizer, iou_factor=iou_factor)
+    _check(options | dict(dtype=dtype, compile=compile))
+    options["repairs"] = _checked_repairs(names, gradients, encoding, repairs)
     device = devices.resolve(device)
     ticks = clock(steps, step_size, schedule).to(device, getattr(torch, dtype))
     compiling = compile is True or (compile == "auto" and len(points) * CASES_PER_POINT * steps >= COMPILE_FROM)
@@ -108,27 +110,38 @@ def simulate(
 
     _fast.keep_freed_memory()
     curves, final, paths, seconds = [], [], [], {}
-    progress_bar = tqdm(
-        total=len(names) * len(blocks) * (steps + 1), disable=None if progress else True, unit="step", leave=False
-    )
-    with _map_over_blocks(device) as map_blocks, progress_bar:
-        for name in names:
-            started = time.perf_counter()
-            progress_bar.set_description(name)
-            engine = stepper(name, compiling=compiling, device=device.type, **options)
+    bar = tqdm(total=len(names) * len(blocks) * (steps + 1), disable=None if progress else True, leave=False)
+    for name in names:
+        started = time.perf_counter()
+        bar.set_description(name)
+        with _seeded(seed, device):
+            made = engine(name, device=device.type, **options)
 
-            def run(block, name=name, engine=engine):
-                return _run_block(engine, name, points, block, blocks, ticks, followed, encoding, progress_bar)
+        def start(block, slots=made.slots):
+            least = size if compiling else len(block)  # a block of another size would be compiled anew
+            padded = points[np.pad(block, (0, least - len(block)), "edge")]
+            state, target = cases.boxes_and_targets(padded, encoding, ticks.dtype, device)
+            return state, tuple(torch.zeros_like(state[0]) for _ in range(slots)), target
 
-            alone = 1 if compiling and not engine[0].works else 0  # the first block compiles
-            tables = [*map_blocks(run, blocks[:alone]), *map_blocks(run, blocks[alone:])]
-            curves.append(_curve_table(name, sum(sums for sums, _, _ in tables), len(points) * CASES_PER_POINT))
-            final += [errors for _, errors, _ in tables]
-            paths += [path for _, _, path in tables]
-            seconds[name] = round(time.perf_counter() - started, 3)
+        if compiling:
+            made.compiled.prepare(*start(blocks[0]), ticks[-1])
+
+        def run(block, made=made, start=start):
+            numbers = followed[np.isin((followed - 1) // CASES_PER_POINT, block)]
+            return _descend(
+                made, compiling, start(block), ticks, len(block), numbers - 1 - block[0] * CASES_PER_POINT, bar
+            )
+
+        with _seeded(seed, device), _map_over_blocks(device, in_order=made.draws) as map_blocks:
+            sums, last, ways = zip(*map_blocks(run, blocks), strict=True)
+        curves.append(_curve_table(name, sum(sums), len(points) * CASES_PER_POINT))
+        final.append(_final_table(name, points, torch.cat(last, 1)))
+        paths.append(_path_table(name, followed, torch.cat(ways, 2), encoding))
+        seconds[name] = round(time.perf_counter() - started, 3)
+    bar.close()
     settings = dict(losses=names, n_points=len(points), steps=steps, dtype=dtype, device=str(device)) | options
-    settings |= dict(seed=seed, points=None) if drawn else dict(seed=None, points=points.tolist())
-    settings |= dict(step_size=step_size, schedule=schedule, seconds=seconds)
+    settings |= dict(seed=seed, points=None if given is None else points.tolist(), step_size=step_size)
+    settings |= dict(schedule=schedule, seconds=seconds)
     result = Simulation(*(pd.concat(tables, ignore_index=True) for tables in (curves, final, paths)), settings)
     _warn_of_lost_cases(result.final)
     return result
@@ -141,25 +154,52 @@ def _whole(argument, value, least):
     return int(value)
 
 
-def _check(names, chosen):
+def _check(chosen):
     for argument, value in chosen.items():
         if not any(value is allowed or (isinstance(value, str) and value == allowed) for allowed in CHOICES[argument]):
             raise ValueError(f"{argument} must be one of {', '.join(map(str, CHOICES[argument]))}, got {value!r}")
-    if chosen["gradients"] == "published":
-        unknown = [name for name in names if name not in diou_code.PUBLISHED]
-        if unknown:
-            known = ", ".join(diou_code.PUBLISHED)
-            raise ValueError(f'gradients="published" exist for {known} only, not for {", ".join(unknown)}; use "exact"')
-        if chosen["encoding"] != "cxcywh":
-            raise ValueError('gradients="published" are in centre and size; use encoding="cxcywh"')
+
+
+def _checked_repairs(names, gradients, encoding, repairs):
+    """`repairs` as a sorted tuple; ValueError where `gradients` with them do not exist for every loss."""
+    repairs = (repairs,) if isinstance(repairs, str) else tuple(sorted(repairs))
+    if gradients == "exact":
+        if repairs:
+            raise ValueError('repairs correct the published gradients; use gradients="published"')
+        return repairs
+    if encoding != "cxcywh":
+        raise ValueError('gradients="published" are in centre and size; use encoding="cxcywh"')
+    unknown = [name for name in names if name not in diou_code.PUBLISHED]
+    if unknown:
+        known = ", ".join(diou_code.PUBLISHED)
+        raise ValueError(f'gradients="published" exist for {known} only, not for {", ".join(unknown)}; use "exact"')
+    for name in names:
+        if not set(repairs) <= set(diou_code.REPAIRS[name]):
+            raise ValueError(f"repairs of {name} are {', '.join(diou_code.REPAIRS[name])}, got {', '.join(repairs)}")
+    return repairs
 
 
 @contextlib.contextmanager
-def _map_over_blocks(device):
+def _seeded(seed, device):
+    """Inside, the generators of Python, NumPy and torch follow `seed`; after it they are as before."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+@contextlib.contextmanager
+def _map_over_blocks(device, in_order):
     """A `map` over blocks, in as many threads as torch may use, each of one core: blocks are independent, while several
-    cores on one block would wait for each other after every step."""
+    cores on one block would wait for each other after every step. One after the other where `in_order`."""
     threads = torch.get_num_threads()
-    if device.type != "cpu" or threads == 1:
+    if device.type != "cpu" or threads == 1 or in_order:
         yield map
         return
     try:
@@ -170,68 +210,51 @@ def _map_over_blocks(device):
         torch.set_num_threads(threads)
 
 
-def _run_block(engine, name, points, block, blocks, ticks, followed, encoding, progress_bar):
-    """Run every step on the cases of one block of points: the sums of the measures at each step, (steps + 1, 8), and
-    the tables of last errors and of the followed cases' paths."""
-    step, overlap, slots = engine
-    # a last block of another size would be compiled anew
-    padding = len(blocks[0]) - len(block) if isinstance(step, Compiled) else 0
-    padded = points[np.pad(block, (0, padding), "edge")]
-    start, target = cases.boxes_and_targets(padded, encoding, ticks.dtype, ticks.device)
-    memory = tuple(torch.zeros_like(start[0]) for _ in range(slots))
-    followed = followed[np.isin((followed - 1) // CASES_PER_POINT, block)]
-    places = followed - 1 - block[0] * CASES_PER_POINT
-    sums, last, path = _descend(step, start, target, ticks, memory, len(block), places, progress_bar)
-    goals = tuple(column.view(-1)[places] for column in target)
-    return sums, _final_table(name, points, block, last), _path_table(name, followed, path, goals, overlap, encoding)
-
-
-def _descend(step, start, target, ticks, memory, rows, followed, progress_bar):
-    """Run every step on one block: the measures, summed over the first `rows` rows, at each step, (steps + 1, 8), those
-    of each row after the last one, (8, rows), and the followed cases' path, (steps + 1, 4, n)."""
-    state, sums, path = start, [], []
+@torch.enable_grad()  # as in a thread, whatever the caller's mode: compiled code is of one mode
+def _descend(made, compiling, start, ticks, rows, followed, bar):
+    """Run every step on one block, from its `start` (state, memory, target): the measures summed over the first `rows`
+    rows at each step, (steps + 1, 8), those of each row after the last one, (8, rows), and (x, y, w, h, IoU) of the
+    followed cases at each step, (steps + 1, 5, n)."""
+    (state, memory, target), sums, path = start, [], []
+    step = made.compiled if compiling else made.step
+    goal = tuple(column.view(-1)[followed] for column in target)
     for part in ticks.split(50):  # what is kept of the rows does not grow with the steps
         # at once: small pieces kept among large ones waste memory
-        measures = start[0].new_empty(len(part), len(MEASURES), rows)
+        measures = state[0].new_empty(len(part), len(MEASURES), rows)
         for tick, measured in zip(part, measures, strict=True):  # the last tick only measures
             if len(followed):  # a tenth of the time of a short block, where there are none
-                path.append(torch.stack([column.view(-1)[followed] for column in state]))
+                now = tuple(column.view(-1)[followed] for column in state)
+                path.append(torch.stack([*now, made.overlap(now, goal)]))
             state, memory, values = step(state, memory, target, tick)
             measured.copy_(values[:, :rows])
-            progress_bar.update()
+            bar.update()
         measures = measures.double()
         sums.append(measures.sum(-1))
-    return torch.cat(sums), measures[-1], torch.stack(path) if path else start[0].new_empty(len(ticks), 4, 0)
+    return torch.cat(sums), measures[-1], torch.stack(path) if path else state[0].new_empty(len(ticks), 5, 0)
 
 
 def _curve_table(name, sums, n_cases):
-    sums = sums.cpu().numpy()
-    table = pd.DataFrame(sums, columns=MEASURES)
-    table[["mean_iou", "iou_50", "iou_75", "iou_90"]] /= n_cases
-    head = pd.DataFrame(dict(loss=name, step=np.arange(len(sums)), error=sums[:, :4].sum(1)))
-    return pd.concat([head, table], axis=1)
+    table = pd.DataFrame(sums.cpu().numpy(), columns=MEASURES)
+    table.insert(0, "error", table[["error_x", "error_y", "error_w", "error_h"]].sum(axis=1))
+    table.insert(0, "step", np.arange(len(table)))
+    table.insert(0, "loss", name)
+    return table.assign(**{share: table[share] / n_cases for share in ("mean_iou", "iou_50", "iou_75", "iou_90")})
 
 
-def _final_table(name, points, block, measures):
-    """One row an anchor point of the block, from its last measures (8, n)."""
+def _final_table(name, points, measures):
+    """One row an anchor point, from its last measures (8, n)."""
     measures = measures.cpu().numpy()
-    x, y = points[block].T
-    return pd.DataFrame(
-        dict(loss=name, point=block + 1, x=x, y=y, error=measures[:4].sum(0), mean_iou=measures[4] / CASES_PER_POINT)
-    )
+    columns = dict(loss=name, point=np.arange(len(points)) + 1, x=points[:, 0], y=points[:, 1])
+    return pd.DataFrame(columns | dict(error=measures[:4].sum(0), mean_iou=measures[4] / CASES_PER_POINT))
 
 
-def _path_table(name, numbers, path, goal, overlap, encoding):
-    """One row a followed case and step, from the path (steps + 1, 4, n) of the cases and their targets, four columns
-    (n,)."""
-    state = path.unbind(1)
-    columns = (*boxes.convert(state, encoding, "cxcywh"), overlap(state, goal))
-    values = {
-        key: column.double().cpu().numpy().T.reshape(-1)
-        for key, column in zip(("x", "y", "w", "h", "iou"), columns, strict=True)
-    }
-    steps = np.tile(np.arange(len(path)), len(numbers))
-    return pd.DataFrame(dict(loss=name, case=np.repeat(numbers, len(path)), step=steps) | values)
+def _path_table(name, numbers, path, encoding):
+    """One row a followed case and step, from the path (steps + 1, 5, n)."""
+    *state, iou = path.double().unbind(1)
+    columns = zip(("x", "y", "w", "h", "iou"), (*boxes.convert(tuple(state), encoding, "cxcywh"), iou), strict=True)
+    values = {key: column.cpu().numpy().T.reshape(-1) for key, column in columns}
+    index = dict(loss=name, case=np.repeat(numbers, len(path)), step=np.tile(np.arange(len(path)), len(numbers)))
+    return pd.DataFrame(index | values)
 
 
 def _warn_of_lost_cases(final):

@@ -2,137 +2,137 @@
 
 From github.com/Zzh-tju/DIoU, commit 391f42d. ``PUBLISHED[loss](box, target)`` takes the four (x, y, w, h) columns of
 boxes and of targets (centre and size) and returns the direction each coordinate is moved in, (dx, dy, dw, dh), before
-step size and (2 − IoU). Where it departs from −∂loss/∂(x, y, w, h), and the names by which ``repairs`` corrects one
-departure at a time:
+step size and (2 − IoU). With all of ``REPAIRS[loss]`` as `repairs` it is −∂loss/∂(x, y, w, h). Where it departs from
+that, and the name by which `repairs` corrects one departure at a time:
 
-1. GIoU, of disjoint boxes: the intersection is a product of signed lengths ("value"), and has a derivative
-   ("derivative"); both are 0. Where boxes are apart along one axis only, the pull along it is weaker than the
-   derivative, or none; where along both, it is stronger. Only "derivative" repairs that: "value" alone leaves a larger
-   error than the published code.
-2. DIoU, CIoU: the enclosing-box term has the wrong sign in x and y ("sign"). This makes them fast;
-3. it differentiates the enclosing width by y and h too, and the height by x and w ("axes"). Without "axes", "sign"
-  keeps boxes apart;
-4. where the box spans the target, it takes the derivative of the enclosing width by w as −1 (it is +1), and so for the
-  height ("spanning").
-5. All: twice the derivative of the IoU (in GIoU, of all) in w and h (deliberate, the authors say).
-6. All: where edges are flipped, both take the second one's value.
+GIoU, of disjoint boxes
+    value: the intersection is a product of signed lengths; it is 0.
+    derivative: that product is differentiated; the derivative is 0. Where boxes are apart along one axis only, the
+        pull along it is weaker than the derivative, or none; where along both, it is stronger.
+DIoU and CIoU, of the squared diagonal of the enclosing box
+    sign: its derivative has the wrong sign in x and y.
+    axes: the enclosing width is differentiated by y and h too, and the height by x and w.
+    spanning: where the box spans the target, the enclosing width has derivative −1 by w; it is +1. So for the height.
+All
+    doubling: the IoU's derivative by w and h, in GIoU all of it, is taken twice (deliberate, the authors say).
+
+CIoU's term for the aspect ratio is as its paper has it, whose derivative leaves out the factor 1 / (w² + h²).
 """
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
+
+REPAIRS = {
+    "iou": ("doubling",),
+    "giou": ("value", "derivative", "doubling"),
+    "diou": ("sign", "axes", "spanning", "doubling"),
+    "ciou": ("sign", "axes", "spanning", "doubling"),
+}
 
 
-@dataclass(frozen=True)
-class _Pair:
-    """A box and its target by their edges (t, b, l, r), with the areas and derivatives that all four losses share."""
+class _Axis(NamedTuple):
+    """Along one axis: lengths of the box, the target, their intersection (negative where there is a gap) and the
+    enclosing interval, and the derivatives of the latter two by the box's two edges."""
 
-    t: torch.Tensor
-    b: torch.Tensor
-    l: torch.Tensor
-    r: torch.Tensor
-    t_: torch.Tensor
-    b_: torch.Tensor
-    l_: torch.Tensor
-    r_: torch.Tensor
+    box: Tensor
+    target: Tensor
+    common: Tensor
+    hull: Tensor
+    common_by: tuple[Tensor, Tensor]
+    hull_by: tuple[Tensor, Tensor]
 
-    @classmethod
-    def of(cls, box, target):
-        (x, y, w, h), (x_, y_, w_, h_) = box, target
-        return cls(y - h / 2, y + h / 2, x - w / 2, x + w / 2, y_ - h_ / 2, y_ + h_ / 2, x_ - w_ / 2, x_ + w_ / 2)
 
-    def intersection(self):
-        """Iw, Ih, never clamped: for disjoint boxes their product is a signed, meaningless number."""
-        return torch.minimum(self.r, self.r_) - torch.maximum(self.l, self.l_), torch.minimum(
-            self.b, self.b_
-        ) - torch.maximum(self.t, self.t_)
+def _axes(box, target):
+    """Along x and along y."""
+    for centre, size, centre_, size_ in zip(box[:2], box[2:], target[:2], target[2:], strict=True):
+        low, high, low_, high_ = centre - size / 2, centre + size / 2, centre_ - size_ / 2, centre_ + size_ / 2
+        pairs = ((low, low_), (high_, high), (low_, low), (high, high_))
+        inside_low, inside_high, outside_low, outside_high = ((a > b).to(a.dtype) for a, b in pairs)
+        common = torch.minimum(high, high_) - torch.maximum(low, low_)
+        hull = torch.maximum(high, high_) - torch.minimum(low, low_)
+        yield _Axis(high - low, high_ - low_, common, hull, (-inside_low, inside_high), (-outside_low, outside_high))
 
-    def enclosing(self):
-        """Cw, Ch."""
-        return torch.maximum(self.r, self.r_) - torch.minimum(self.l, self.l_), torch.maximum(
-            self.b, self.b_
-        ) - torch.minimum(self.t, self.t_)
 
-    def intersection_and_union(self, repairs=()):
-        """I and U with their derivatives by (t, b, l, r)."""
-        iw, ih = self.intersection()
-        w, h = self.r - self.l, self.b - self.t
-        i = iw * ih
-        di = (-iw * (self.t > self.t_), iw * (self.b < self.b_), -ih * (self.l > self.l_), ih * (self.r < self.r_))
-        apart = (iw <= 0) | (ih <= 0)
-        if "value" in repairs:
-            i = torch.where(apart, 0, i)
-        if "derivative" in repairs:
-            di = tuple(torch.where(apart, 0, d) for d in di)
-        u = h * w + (self.b_ - self.t_) * (self.r_ - self.l_) - i
-        dx = (-w, w, -h, h)
-        du = tuple(x - y for x, y in zip(dx, di, strict=True))
-        return i, u, di, du
+def _product_by(x, y, x_by, y_by):
+    """The derivative of x · y, a length along each axis, by the edges (left, right, top, bottom)."""
+    return y * x_by[0], y * x_by[1], x * y_by[0], x * y_by[1]
+
+
+def _union_by(x, y, intersection_by):
+    """The derivative of w · h + w* · h* − I."""
+    own_by = (-y.box, y.box, -x.box, x.box)
+    return [own - i for own, i in zip(own_by, intersection_by, strict=True)]
+
+
+def _ratio_by(a, b, a_by, b_by):
+    """The derivative of a / b."""
+    return [(b * da - a * db) / b**2 for da, db in zip(a_by, b_by, strict=True)]
+
+
+def _overlap(x, y):
+    """I and U of the boxes, I = 0 and U = 1 where they are disjoint or flipped, and 1 or 0 for whether they overlap."""
+    i = torch.relu(x.common) * torch.relu(y.common)
+    overlaps = torch.sign(i)  # numbers, as compiled code is several times slower with truth values to keep
+    return i, (x.box * y.box + x.target * y.target - i) * overlaps + (1 - overlaps), overlaps
 
 
 def iou(box, target):
     """IoU as the published code has it: 0 for disjoint and for flipped boxes."""
-    pair = _Pair.of(box, target)
-    iw, ih = pair.intersection()
-    i, u, _, _ = pair.intersection_and_union()
-    overlap = (iw > 0) & (ih > 0)
-    return torch.where(overlap, i / torch.where(overlap, u, 1), 0)
+    i, u, _ = _overlap(*_axes(box, target))
+    return i / u
 
 
-def _iou_by_edges(pair):
-    """The IoU part e: zero for disjoint boxes; flipped edges (t ≥ b, l ≥ r) share the second one's value."""
-    iw, ih = pair.intersection()
-    i, u, di, du = pair.intersection_and_union()
-    valid = (iw > 0) & (ih > 0) & (u > 0)
-    square = torch.where(valid, u * u, 1)
-    t, b, l, r = (torch.where(valid, (u * d - i * e) / square, 0) for d, e in zip(di, du, strict=True))
-    return torch.where(pair.t >= pair.b, b, t), b, torch.where(pair.l >= pair.r, r, l), r
+def _iou_by(x, y):
+    """The derivative of the IoU, 0 for disjoint and for flipped boxes."""
+    i, u, overlaps = _overlap(x, y)
+    i_by = _product_by(x.common, y.common, x.common_by, y.common_by)
+    return [overlaps * d for d in _ratio_by(i, u, i_by, _union_by(x, y, i_by))]
 
 
-def _to_centre(t, b, l, r):
-    """From edges to (x, y, w, h); w and h are twice the chain rule."""
-    return l + r, t + b, r - l, b - t
+def _by_centre(by_edges, repairs):
+    """By (x, y, w, h): for w and h twice the chain rule, unless that is corrected."""
+    left, right, top, bottom = by_edges
+    times = 0.5 if "doubling" in repairs else 1
+    return left + right, top + bottom, times * (right - left), times * (bottom - top)
 
 
-def iou_ascent(box, target):
-    return _to_centre(*_iou_by_edges(_Pair.of(box, target)))
+def iou_ascent(box, target, repairs=()):
+    return _by_centre(_iou_by(*_axes(box, target)), repairs)
 
 
 def giou_ascent(box, target, repairs=()):
-    pair = _Pair.of(box, target)
-    cw, ch = pair.enclosing()
-    dc = (-cw * (pair.t < pair.t_), cw * (pair.b > pair.b_), -ch * (pair.l < pair.l_), ch * (pair.r > pair.r_))
-    _, u, _, du = pair.intersection_and_union(repairs)
-    c = cw * ch
-    edges = (e + (c * dv - u * dw) / (c * c) for e, dv, dw in zip(_iou_by_edges(pair), du, dc, strict=True))
-    return _to_centre(*edges)
+    """Of IoU + U / C."""
+    x, y = _axes(box, target)
+    right, _, overlaps = _overlap(x, y)
+    i = right if "value" in repairs else x.common * y.common
+    weight = overlaps if "derivative" in repairs else 1
+    i_by = [weight * d for d in _product_by(x.common, y.common, x.common_by, y.common_by)]
+    u, c = x.box * y.box + x.target * y.target - i, x.hull * y.hull
+    filled_by = _ratio_by(u, c, _union_by(x, y, i_by), _product_by(x.hull, y.hull, x.hull_by, y.hull_by))
+    return _by_centre([a + b for a, b in zip(_iou_by(x, y), filled_by, strict=True)], repairs)
 
 
 def diou_ascent(box, target, repairs=()):
-    (x, y, _, _), (x_, y_, _, _) = box, target
-    pair = _Pair.of(box, target)
-    ex, ey, ew, eh = _to_centre(*_iou_by_edges(pair))
-    cw, ch = pair.enclosing()
-    s, d = (x - x_) ** 2 + (y - y_) ** 2, cw**2 + ch**2
-    kx, kw, cww = _enclosing_derivative(pair.l < pair.l_, pair.r > pair.r_, s.dtype, repairs)
-    ky, kh, chh = _enclosing_derivative(pair.t < pair.t_, pair.b > pair.b_, s.dtype, repairs)
+    """Of IoU − s / d, squared distance of the centres over squared diagonal of the enclosing box."""
+    x, y = _axes(box, target)
+    to_x, to_y = target[0] - box[0], target[1] - box[1]
+    s, d = to_x**2 + to_y**2, x.hull**2 + y.hull**2
     sign = 1 if "sign" in repairs else -1
     other = 0 if "axes" in repairs else 1  # the weight of the other axis
+    wrong = 0 if "spanning" in repairs else 2  # +1 − 2 is the −1
+    by_x, by_y = (sum(axis.hull_by) for axis in (x, y))
+    by_w, by_h = ((axis.hull_by[1] - axis.hull_by[0]) / 2 for axis in (x, y))
+    own_w, own_h = (by + wrong * math.prod(axis.hull_by) for by, axis in ((by_w, x), (by_h, y)))
+    ex, ey, ew, eh = _by_centre(_iou_by(x, y), repairs)
     return (
-        ex + (2 * (x_ - x) * d + sign * 2 * (cw + other * ch) * kx * s) / d**2,
-        ey + (2 * (y_ - y) * d + sign * 2 * (other * cw + ch) * ky * s) / d**2,
-        ew + 2 * (cw * cww + other * ch * kw) * s / d**2,
-        eh + 2 * (other * cw * kh + ch * chh) * s / d**2,
+        ex + (2 * to_x * d + sign * 2 * (x.hull + other * y.hull) * by_x * s) / d**2,
+        ey + (2 * to_y * d + sign * 2 * (other * x.hull + y.hull) * by_y * s) / d**2,
+        ew + 2 * (x.hull * own_w + other * y.hull * by_w) * s / d**2,
+        eh + 2 * (other * x.hull * by_h + y.hull * own_h) * s / d**2,
     )
-
-
-def _enclosing_derivative(before, after, dtype, repairs):
-    """Derivative of the enclosing length by centre and by size along one axis, and the latter with −1 where the box
-    spans the target."""
-    low, high = before.to(dtype), after.to(dtype)
-    by_size = (high + low) / 2
-    return high - low, by_size, by_size if "spanning" in repairs else torch.where(before & after, -1, by_size)
 
 
 def ciou_ascent(box, target, repairs=()):

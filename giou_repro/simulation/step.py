@@ -3,8 +3,11 @@
 Boxes are four columns (rows, n); a clock is (rate, Adam's two bias corrections) of one step.
 """
 
-import functools
 import math
+import pickle
+import random
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +18,7 @@ from giou_repro.simulation import diou_code
 from giou_repro.simulation.compiled import Compiled
 
 ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
+_ENGINES = {}
 
 
 def clock(steps: int, step_size: float, schedule) -> torch.Tensor:
@@ -35,38 +39,48 @@ def clock(steps: int, step_size: float, schedule) -> torch.Tensor:
     return torch.from_numpy(np.stack((np.append(rates, 0), *(np.append(c, 1) for c in corrections)), 1))
 
 
-def stepper(name, gradients, encoding, iou_factor, optimizer, compiling, device):
-    """The step of a loss, the IoU it measures, and how many columns the optimizer remembers. Compiled steps are kept
-    for later calls."""
-    key = (LOSSES[name].function, LOSSES[name].space, name, gradients, encoding, iou_factor, optimizer, device)
-    step, overlap, slots, compiled = _made(*key)
-    if compiling:
-        compiled.warned = False
-    return compiled if compiling else step, overlap, slots
+class Engine(NamedTuple):
+    """What runs a loss: its step, the same compiled, the IoU it measures, how many columns the optimizer remembers, and
+    whether the loss draws random numbers."""
+
+    step: Callable
+    compiled: Compiled
+    overlap: Callable
+    slots: int
+    draws: bool
 
 
-@functools.lru_cache(maxsize=64)
-def _made(function, space, name, gradients, encoding, iou_factor, optimizer, device):
-    direction, overlap, stacked = _published(name) if gradients == "published" else _exact(LOSSES[name], encoding)
-    update, slots = OPTIMIZERS[optimizer]
-    step = _step(direction, encoding, iou_factor, update)
-    return step, overlap, slots, Compiled(step, name, device, stacked)
+def engine(name, gradients, repairs, encoding, iou_factor, optimizer, device) -> Engine:
+    """The engine of a loss, the same for the same arguments, so that what is compiled serves later calls."""
+    loss = LOSSES[name]
+    key = (id(loss.function), loss.space, name, gradients, repairs, encoding, iou_factor, optimizer, device)
+    if key not in _ENGINES:  # which keep their functions: no other gets the same id
+        made = _published(name, repairs) if gradients == "published" else _exact(loss, encoding)
+        direction, overlap, stacked, draws = made
+        update, slots = OPTIMIZERS[optimizer]
+        step = _step(direction, encoding, iou_factor, update)
+        _ENGINES[key] = Engine(step, Compiled(step, name, device, stacked), overlap, slots, draws)
+    return _ENGINES[key]
 
 
-def _published(name):
+def _published(name, repairs):
     """As `_exact`, of the DIoU authors' code, for columns in centre and size. Its IoU is 0 for flipped boxes too."""
+    ascent = diou_code.PUBLISHED[name]
     return (
-        lambda state, target: (diou_code.PUBLISHED[name](state, target), diou_code.iou(state, target)),
+        lambda state, target: (ascent(state, target, repairs), diou_code.iou(state, target)),
         diou_code.iou,
+        False,
         False,
     )
 
 
 def _exact(loss, encoding):
-    """For columns in `encoding`: (the direction −∂loss/∂state by automatic differentiation, IoU), IoU alone, and
-    whether the loss needs its boxes stacked."""
+    """For columns in `encoding`: (the direction −∂loss/∂state by automatic differentiation, IoU), IoU alone, whether
+    the loss needs its boxes stacked, and whether it draws random numbers."""
     decode = encoding if loss.space == "coordinates" else "xyxy"
+    before = random_states()
     stacked = not takes_columns(loss)
+    draws = random_states() != before
     function = _on_stacked(loss.function) if stacked else loss.function
 
     def overlap(state, target):
@@ -82,7 +96,7 @@ def _exact(loss, encoding):
         gradient, iou = _gradient(objective, lambda moving: overlap(moving, target), state)
         return tuple(-g for g in gradient), iou
 
-    return direction, overlap, stacked
+    return direction, overlap, stacked, draws
 
 
 def _gradient(objective, measured, state):
@@ -93,6 +107,11 @@ def _gradient(objective, measured, state):
     with torch.enable_grad():
         moving = tuple(column.detach().requires_grad_() for column in state)
         return torch.autograd.grad(objective(moving), moving, materialize_grads=True), measured(state)
+
+
+def random_states():
+    """What Python, NumPy and torch will draw next."""
+    return pickle.dumps((random.getstate(), np.random.get_state(), torch.get_rng_state().numpy()))
 
 
 def takes_columns(loss):
@@ -147,7 +166,7 @@ def _step(direction, encoding, iou_factor, update):
         ascent, iou = direction(state, target)
         move, memory = update(ascent, 2 - iou if iou_factor else 1, memory, clock)
         errors = _errors(state, target, encoding)
-        shares = ((iou > threshold).to(iou.dtype) for threshold in (0.5, 0.75, 0.9))
+        shares = (torch.relu(torch.sign(iou - threshold)) for threshold in (0.5, 0.75, 0.9))  # 1 above it, else 0
         measures = torch.stack([measure.sum(-1) for measure in (*errors, iou, *shares)])
         return tuple(s + m for s, m in zip(state, move, strict=True)), memory, measures
 
