@@ -5,22 +5,13 @@ import itertools
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib import pyplot as plt
 from matplotlib.colors import LogNorm
 from scipy import stats
 
 from giou_repro import boxes, registry
 from giou_repro.experiments import statistics, style
-from giou_repro.simulation import (
-    CASES_PER_POINT,
-    CENTRE,
-    COMPILE_FROM,
-    SHAPES,
-    Simulation,
-    case_number,
-    diou_code,
-    simulate,
-)
+from giou_repro.simulation import CASES_PER_POINT, COMPILE_FROM, Simulation, diou_code, simulate
+from giou_repro.simulation.cases import CENTRE, SHAPES, case_number
 
 STARTS = {"horizontal": (12.5, 10.0), "vertical": (10.0, 12.5), "diagonal": (12.0, 12.0)}  # centres of the single boxes
 UNIT_SQUARE = (9.5, 9.5, 10.5, 10.5)  # their target
@@ -45,12 +36,11 @@ def curves(simulation: Simulation) -> pd.DataFrame:
 def standings(simulation: Simulation) -> pd.DataFrame:
     """Where each loss ended: loss, half_step (the first step with half the error of the start), error, mean_iou,
     iou_50, iou_75, iou_90."""
-    rows = []
-    for name, curve in curves(simulation).groupby("loss", sort=False):
-        half = curve.step[curve.error <= curve.error.iloc[0] / 2].min()
-        end = curve.iloc[-1][["error", "mean_iou", "iou_50", "iou_75", "iou_90"]]
-        rows.append({"loss": name, "half_step": half} | end.to_dict())
-    return pd.DataFrame(rows)
+    table = curves(simulation)
+    start = table.loss.map(table[table.step == 0].set_index("loss").error)
+    half = table[table.error <= start / 2].groupby("loss").step.min().rename("half_step")
+    ends = table[table.step == table.step.max()].merge(half, how="left", on="loss")
+    return ends[["loss", "half_step", "error", "mean_iou", "iou_50", "iou_75", "iou_90"]]
 
 
 def ranking(table: pd.DataFrame, measure: str) -> str:
@@ -83,7 +73,8 @@ def plot_convergence(panels: dict[str, pd.DataFrame], measure: str = "error", pa
     axes[0].set_ylabel(labels[measure])
     axes[0].set_ylim(bottom=0)
     if paper is not None:
-        plt.setp(axes[0].lines, marker="")  # the circles are the paper's
+        for line in axes[0].lines:
+            line.set_marker("")  # the circles are the paper's
         circle = dict(linestyle="", marker="o", markersize=5, markerfacecolor="white")
         for name, dots in paper.groupby("loss", sort=False):
             axes[0].plot(dots.step, dots.error, color=style.color(name), **circle)
@@ -203,12 +194,13 @@ def at_best(sizes: pd.DataFrame) -> pd.DataFrame:
     return best.assign(edge=best.step_size.isin((sizes.step_size.min(), sizes.step_size.max())))
 
 
-def best_curves(sizes: pd.DataFrame, n_points: int, **options) -> pd.DataFrame:
-    """The `curves` of each loss at its best of `step_sizes`, with step_size. `options` are simulate's."""
-    runs = [
-        (row, simulate([row.loss], n_points, step_size=row.step_size, **options)) for row in at_best(sizes).itertuples()
-    ]
-    return pd.concat([curves(run).assign(step_size=row.step_size) for row, run in runs], ignore_index=True)
+def best_runs(sizes: pd.DataFrame, n_points: int, **options) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The `curves`, with step_size, and the Simulation.final of each loss at its best of `step_sizes`. `options` are
+    simulate's."""
+    best = at_best(sizes)
+    runs = [simulate([row.loss], n_points, step_size=row.step_size, **options) for row in best.itertuples()]
+    paths = [curves(run).assign(step_size=size) for run, size in zip(runs, best.step_size, strict=True)]
+    return pd.concat(paths, ignore_index=True), pd.concat([run.final for run in runs], ignore_index=True)
 
 
 @style.styled
@@ -282,7 +274,7 @@ def describe_every_loss(table: pd.DataFrame, step_size: float) -> str:
 
 
 def describe_encodings(panels: dict[str, pd.DataFrame], step: int) -> str:
-    """From `best_curves` by encoding: which loss leads after `step` steps, and at the end."""
+    """From the curves of `best_runs` by encoding: which loss leads after `step` steps, and at the end."""
     words = []
     for encoding, table in panels.items():
         early, end = (table[table.step == at] for at in (step, table.step.max()))
