@@ -324,6 +324,16 @@ def test_a_filename_that_names_another_image_is_told_and_one_that_finds_it_is_fo
         assert [(one.file, one.kind, one.detail) for one in ds.defects] == told
 
 
+def test_an_image_of_two_annotations_has_those_of_its_own_name_or_of_one(tmp_path):
+    """b.xml names a.jpg, which has a.xml; c.xml and d.xml both name e.jpg; none of them has an image of its own."""
+    voc(tmp_path, {id: xml(SOUND, filename=f"{name}.jpg") for id, name in zip("abcd", "aaee", strict=True)})
+    for id in "bcd":
+        (tmp_path / "JPEGImages" / f"{id}.jpg").rename(tmp_path / "JPEGImages" / "e.jpg")
+    ds = datasets.load(tmp_path, "all")
+    assert [(one.file, one.kind) for one in ds.defects] == [("b.xml", "annotated twice"), ("c.xml", "annotated twice")]
+    assert [picture.name for picture in ds.pictures] == ["a.jpg", "e.jpg"]
+
+
 def test_two_images_of_one_name_are_told_unless_the_xml_says_which(tmp_path):
     voc(tmp_path, {"a": xml(SOUND), "b": xml(SOUND, filename="b.png")})
     for name in ("a.png", "b.png"):

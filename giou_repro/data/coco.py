@@ -127,14 +127,14 @@ def _pictures(images, file, defects):
             defects.append(Defect("unnamed image", utf8_name(file), object=title))
             continue
         path = within(folder, name)
+        available = path if path and os.path.isfile(path) else None
         if (path or name) in by_file:
             defects.append(Defect("listed twice", utf8_name(file), f"({name!r})", title))
         elif path is None:
             defects.append(Defect("path out of the folder", utf8_name(file), f"({name!r})", title))
-        elif not os.path.isfile(path):
+        elif not available:
             missing.append((name, title, name))
         size = number(image.get("width")), number(image.get("height"))
-        available = path if path and os.path.isfile(path) else None
         new = Picture(available, name, id if isinstance(id, int) else None, size, [])
         by_id[id].append(by_file.setdefault(path or name, new))
     defects += missing_files("missing image", root, looked, missing)

@@ -18,6 +18,7 @@ ACTIONS = {
     "unknown class": "dropped",
     "unknown image": "dropped",
     "ambiguous category": "dropped",
+    "annotated twice": "dropped",
     "zero area": "dropped",
     "wholly outside": "dropped",
     "inverted corners": "sorted",

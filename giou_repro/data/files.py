@@ -16,8 +16,9 @@ ROLES = ("train", "val", "test", "dev")  # a split is known by those that its na
 
 def compare(splits: dict[str, list[Picture]]) -> list[Defect]:
     """Defects of splits: of two that are equal, or that share images though one is for training and the other is not;
-    of one for training that has less than half as many images as one for tests."""
-    defects = []
+    of one for training that has less than half as many images as one for tests; of one without an object."""
+    empty = [name for name, pictures in splits.items() if not any(picture.objects for picture in pictures)]
+    defects = [Defect("no object", name, f"(in {len(splits[name])} images)") for name in empty if splits[name]]
     for (a, first), (b, second) in combinations(splits.items(), 2):
         apart = not _roles(a) & _roles(b)
         shared = in_both(first, second) if apart or len(first) == len(second) else 0

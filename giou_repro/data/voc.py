@@ -118,10 +118,12 @@ class Year:
             "path out of the folder": outside and not by_id,
             "misleading filename": by_id and (outside or (by_name and by_name[0] not in by_id)),
             "several images": len(by_id) > 1 and not by_name,
+            "annotated twice": not by_id and by_name and self._owner(_stem(filename)) != id,
         }
         defects += [Defect(kind, f"{id}.xml", f"({filename!r})") for kind, applies in kinds.items() if applies]
         missing += [] if by_id or by_name or outside else [(f"{id}.xml", "", filename or id)]
-        return next(iter([file for file in by_name if file in by_id] or by_id or by_name), None)
+        candidates = [file for file in by_name if file in by_id] or by_id or by_name
+        return candidates[0] if candidates and not kinds["annotated twice"] else None
 
 
 def _stem(name):
