@@ -321,9 +321,9 @@ def _noted(rows, group):
 
 
 NOTE = """
-In brackets: the 95 % CI of the mean difference over seeds, from three seeds on; in square ones over test images too,
-where the trainings keep their detections. There is no verdict below five seeds; verdicts
-are corrected for the number of differences of their setting (Holm), intervals are not."""
+In brackets: the 95 % CI of the mean difference over seeds, from three seeds on; in square ones that over seeds and
+test images, where the trainings keep their detections. There is no verdict below five seeds; verdicts are corrected
+for the number of differences of their setting (Holm), intervals are not."""
 
 
 def describe_paired(table: pd.DataFrame) -> str:
