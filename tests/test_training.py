@@ -143,11 +143,28 @@ def test_a_few_epochs_lower_the_loss_and_fill_the_tables(run):
     assert again.summary == {name: trained.evaluation[name].item() for name in again.summary}
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 13))
-    assert 0 <= trained.evaluation.val_positives_disjoint.item() < trained.evaluation.val_positives_iou.item() < 1
+    assert trained.evaluation.val_positives_disjoint.item() < 0.1 < trained.evaluation.val_positives_iou.item() < 1
     clipped = [line["gradient"] > 4 for line in lines]
     assert trained.evaluation.clipped.item() == pytest.approx(np.mean(clipped)) and 0 < sum(clipped) < 12
     assert trained.curves.clipped.tolist() == [np.mean(clipped[i : i + 2]) for i in range(0, 12, 2)]
     assert set(lines[0]) >= {"loss", "box", "mean_iou", "disjoint", "images_per_second"}
+
+
+def test_weights_are_averaged_by_torchs_rule_and_whole_numbers_are_not():
+    model = torch.nn.Linear(1, 1, bias=False)
+    model.register_buffer("places", torch.arange(300))
+    training = checkpoint.Training(model, configure(ema=0.9))
+
+    def forward(images, targets):
+        return {"box": model(images).square().sum()}, {}
+
+    expected = None
+    for step in range(100):
+        training.step(forward, torch.ones(1, 1), None, step / 100)
+        decay = min(0.9, (1 + step) / (10 + step)) if step else 0
+        expected = model.weight.item() if expected is None else decay * expected + (1 - decay) * model.weight.item()
+    assert training.average.module.weight.item() == pytest.approx(expected, rel=1e-4)
+    assert torch.equal(training.average.module.places, torch.arange(300))
 
 
 def test_ap_is_of_float32_whatever_the_precision_of_the_training():

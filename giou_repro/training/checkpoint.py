@@ -39,7 +39,7 @@ class Training:
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         self.optimizer.step()
         updates = int(self.average.n_averaged)  # on the CPU; the decay rises, so that first weights are soon forgotten
-        self.average.multi_avg_fn = get_ema_multi_avg_fn(min(self.config.ema, (1 + updates) / (10 + updates)))
+        self.average.multi_avg_fn = _moving_average(min(self.config.ema, (1 + updates) / (10 + updates)))
         self.average.update_parameters(self.model)
         return {name: value.detach() for name, value in losses.items()}, positives, norm.detach()
 
@@ -66,6 +66,20 @@ class Training:
             getattr(self, name).load_state_dict(content[name])
         for name in KEPT:
             setattr(self, name, content[name])
+
+
+def _moving_average(decay):
+    """torch's, but whole numbers are copied: it would round them down at every step."""
+    of_floats = get_ema_multi_avg_fn(decay)
+
+    def update(averages, values, updates):
+        if averages[0].is_floating_point():
+            of_floats(averages, values, updates)
+        else:  # counts of batches, and a detector's own
+            for average, value in zip(averages, values, strict=True):
+                average.copy_(value)
+
+    return update
 
 
 def rate(progress, config):
