@@ -1,5 +1,7 @@
 """The dial: the gain of GIoU against the share of disjoint positives, by hand."""
 
+import io
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -41,7 +43,10 @@ def test_the_slope_says_whether_the_gain_grows(runs):
 
 
 def test_without_a_dial_there_is_nothing_to_say(runs):
-    assert dial.gains(runs[runs.cells_away == 0]).empty and dial.gains(runs.drop(columns="cells_away")).empty
+    for none in (runs[runs.cells_away == 0], runs.drop(columns="cells_away")):
+        for table in (dial.gains(none), dial.slopes(none)):
+            read = pd.read_csv(io.StringIO(table.to_csv(index=False)))
+            assert read.empty and {"measure", "against", "verdict"} <= set(read), "its file can be read"
 
 
 def test_a_run_that_found_nothing_counts_as_0(runs):

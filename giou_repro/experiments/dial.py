@@ -8,6 +8,7 @@ from giou_repro.experiments import statistics, style
 from giou_repro.experiments.comparison import AWAY, difference_label, measure_label
 
 AGAINST = ("iou", "l1", "l2")
+COLUMNS = ["dial", "measure", "loss", "against", "n", "difference", "low", "high", "p", "p_signs", "verdict"]
 MEASURES = ("val_positives_iou", "mean_iou", "AP")  # the first decides
 
 
@@ -34,7 +35,11 @@ def gains(runs: pd.DataFrame, measures=MEASURES) -> pd.DataFrame:
             row = statistics.compare(part, measure, pairs).assign(dial=name, cells_away=cells)
             rows.append(row.assign(disjoint=[(shares[against] + shares["giou"]) / 2 for _, against in pairs]))
         families.append(statistics.judged(pd.concat(rows), unpaired=False))
-    return pd.concat(families, ignore_index=True) if families else pd.DataFrame()
+    return (
+        pd.concat(families, ignore_index=True)
+        if families
+        else pd.DataFrame(columns=[*COLUMNS, "cells_away", "disjoint"])
+    )
 
 
 def slopes(runs: pd.DataFrame, measures=MEASURES) -> pd.DataFrame:
@@ -57,7 +62,7 @@ def slopes(runs: pd.DataFrame, measures=MEASURES) -> pd.DataFrame:
                 rows.append(
                     dict(dial=name, measure=measure, loss="giou", against=against) | found | dict(verdict=verdict)
                 )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def _by_dial(runs, measures):
