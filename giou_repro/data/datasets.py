@@ -144,16 +144,14 @@ def download(name: str) -> Path:
         raise ModuleNotFoundError(f"a download needs {error.name}: pip install 'giou-repro[detection]'") from None
     for split, year in DOWNLOADS[name].items():
         VOCDetection(str(project_folder() / "data"), year=year, image_set=split, download=True)
-    return _downloaded(name)
-
-
-def _downloaded(name):
-    return project_folder() / "data" / "VOCdevkit" / name.upper()
+    return find(name)
 
 
 def find(dataset: str | Path) -> Path:
     """The path of a data set in files, given by its path or name. Raises FileNotFoundError."""
-    path = _downloaded(dataset) if dataset in DOWNLOADS else Path(dataset)
+    path = Path(dataset)
+    if dataset in DOWNLOADS:
+        path = project_folder() / "data" / "VOCdevkit" / dataset.upper()
     if not path.exists():
         formats = f"give shapes, {', '.join(DOWNLOADS)}, a Pascal VOC folder or a COCO JSON"
         remedy = f"fetch it: giou-repro data download {dataset}" if dataset in DOWNLOADS else formats

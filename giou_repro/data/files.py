@@ -8,7 +8,7 @@ from itertools import combinations
 from pathlib import Path
 
 from giou_repro.data.annotations import Picture, files_below
-from giou_repro.data.datasets import Source, find
+from giou_repro.data.datasets import Source
 from giou_repro.data.defects import Defect
 
 ROLES = ("train", "val", "test", "dev")  # a split is known by those that its name contains
@@ -61,13 +61,10 @@ def contents(dataset: str | Path) -> list[tuple[str, str]]:
     Names are relative to the data set and the same under every locale; times and the place of a copy do not count.
     """
     try:
-        path = find(dataset)
+        source = Source(dataset)
+        path, files = source.path, source.files()
     except FileNotFoundError:
-        return []
-    try:
-        files = Source(dataset).files()
-    except FileNotFoundError:
-        files = files_below(path)
+        path, files = Path(dataset), files_below(Path(dataset))
     files = [file for file in dict.fromkeys(files) if file.is_file()]
     names = [os.path.relpath(file, path if path.is_dir() else path.parent) for file in files]
     with ThreadPoolExecutor() as pool:
