@@ -103,7 +103,9 @@ def test_g13_and_g14_by_hand():
 
 
 def test_g16_by_hand():
-    table = pd.DataFrame(dict(dial="shapes", measure=["AP", "mean_iou"], against="iou", n=5, difference=[0.0, 0.2]))
+    table = pd.DataFrame(
+        dict(dial="shapes", measure=["AP", "val_positives_iou"], against="iou", n=5, difference=[0.0, 0.2])
+    )
     table = table.assign(low=0.1, high=0.3, verdict="better")
     found = decide_from("G16", dial_slopes=table)
     assert (found["verdict"], found["value"], found["n"]) == (HOLDS, 0.2, 5)
@@ -111,6 +113,8 @@ def test_g16_by_hand():
     assert decide_from("G16", dial_slopes=table.assign(verdict="undecided"))["verdict"] == UNDECIDED
     with pytest.raises(ValueError, match="fewer than 5"):
         decide_from("G16", dial_slopes=table.assign(n=4))
+    with pytest.raises(ValueError, match="no setting was trained at several cells_away"):
+        decide_from("G16", dial_slopes=table[:0])
 
 
 def test_z8_takes_each_step_of_the_order():
