@@ -1,5 +1,6 @@
 """Image files: their headers without decoding, and their pixels as RGB."""
 
+import functools
 import os
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -53,13 +54,18 @@ def levels_of(paths: list[Path]) -> tuple[float, float]:
 
     So 12 bits in a file of 16 keep their brightness, and equal values are equal in all images.
     """
-    extremes = {0.0}
-    for path in paths:
-        with suppress(Unreadable), _opened(path) as image:
-            if _is_deep(image):
-                values = _values(image)
-                extremes |= {float(values.min()), float(values.max())}
+    extremes = {0.0}.union(*(_extremes(path, os.path.getmtime(path)) for path in paths if path.is_file()))
     return min(extremes), next((white for white in WHITES if max(extremes) <= white), max(extremes))
+
+
+@functools.cache
+def _extremes(path, time):
+    """The least and the largest value of an image of more than 8 bits, read again where its time is another."""
+    with suppress(Unreadable), _opened(path) as image:
+        if _is_deep(image):
+            values = _values(image)
+            return float(values.min()), float(values.max())
+    return ()
 
 
 def _is_deep(image):
