@@ -162,7 +162,7 @@ def plot_dose(curves: pd.DataFrame, differences: pd.DataFrame):
             axes[row, column].vlines(x, part.low, part.high, color=style.color(loss), linewidth=1)
         axes[0, column].set_title(encoding)
         axes[1, column].axhline(0, color="0.5", linewidth=0.8)
-        axes[1, column].set(xlabel="targets disjoint from the first box (%)", ylim=(-0.12, 0.08))
+        axes[1, column].set(xlabel="disjoint at the start (%)", ylim=(-0.12, 0.08))
         axes[1, column].set_xticks(range(len(shares)), shares.map("{:.0f}".format))
     axes[0, 0].set(ylabel="mean IoU", ylim=(0, 0.8))
     axes[1, 0].set_ylabel(f"mean IoU − that of {registry.label(against)}")
@@ -229,13 +229,14 @@ def describe_curves(runs: pd.DataFrame, curves: pd.DataFrame) -> str:
     for encoding, part in at.groupby("encoding", sort=False):
         way = curves[(curves.first_box == PRIMARY) & (curves.encoding == encoding)]
         half = way[way.mean_iou >= way.mean_iou.max() / 2].groupby("loss").step.min()
-        areas = part.groupby("loss", sort=False).largest_area.mean()
-        each = [f"{registry.label(loss)} {area:.2f}, {half.get(loss, 'never')}" for loss, area in areas.items()]
-        words.append(f"{encoding}: {'; '.join(each)}")
+        areas = part.groupby("loss").largest_area.mean()
+        widest, late = areas.idxmax(), half.reindex(areas.index).fillna(np.inf).idxmax()
+        largest = f"{registry.label(widest)}'s ({areas[widest]:.2f} pictures, mean of the seeds)"
+        words.append(f"{encoding} {largest} and {registry.label(late)} (step {half.get(late, 'never')})")
     return (
-        f"**What we see.** With about {PRIMARY} % disjoint, the largest that the median box became, in pictures, mean "
-        f"of the seeds, and the first measured step with half of the best mean IoU: {'. '.join(words)}. At the end "
-        f"{at.collapsed.sum()} of {len(at)} runs, each at its own rate, have outgrown the picture."
+        f"**What we see.** With about {PRIMARY} % disjoint, each loss at its own rate, the largest box on the way, and "
+        f"the last loss to reach half of the best mean IoU, are: {'; '.join(words)}. At the end {at.collapsed.sum()} of "
+        f"{len(at)} runs have outgrown the picture."
     )
 
 
@@ -257,7 +258,9 @@ def effects(factors: pd.DataFrame) -> pd.DataFrame:
     table = factors.assign(grew=factors.largest_area > COLLAPSED, stayed=factors.collapsed)
     shares = dict(n=("grew", "size"), grew=("grew", "mean"), stayed=("stayed", "mean"))
     parts = {name: table.rename(columns={name: "level"}).groupby(["loss", "level"], sort=False) for name in FACTORS}
-    return pd.concat(part.agg(**shares).reset_index().assign(factor=name) for name, part in parts.items())
+    return pd.concat(
+        part.agg(**shares).reset_index().assign(factor=name).astype({"level": str}) for name, part in parts.items()
+    )
 
 
 def describe_factors(effects: pd.DataFrame) -> str:
