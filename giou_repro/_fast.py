@@ -21,24 +21,19 @@ def along_axes(function, a, b):
         (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = unbind(a), unbind(b)
         return tuple(zip(function(ax1, ax2, bx1, bx2), function(ay1, ay2, by1, by2), strict=True))
     rank = max(a.ndim, b.ndim)
-    return tuple(result.unbind(0) for result in function(*_corners(a, rank), *_corners(b, rank)))
-
-
-def _corners(box, rank):
-    """The first and the second corner of boxes (..., 4), each (2, ...) of `rank` dimensions in all, contiguous."""
-    if box.ndim < rank:
-        box = box[(None,) * (rank - box.ndim)]
-    return torch.stack(box.unbind(-1)).chunk(2)  # far faster than to transpose by contiguous()
+    ranked = (box if box.ndim == rank else box[(None,) * (rank - box.ndim)] for box in (a, b))
+    # far faster than to transpose by contiguous()
+    (a1, a2), (b1, b2) = (torch.stack(box.unbind(-1)).chunk(2) for box in ranked)
+    return tuple(result.unbind(0) for result in function(a1, a2, b1, b2))
 
 
 def unbind(box):
     """The four columns (...) of boxes (..., 4); columns as they are."""
     if isinstance(box, tuple):
         return box
-    compiled = (
-        torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-    )  # an export runs without this package
-    if compiled and box.device.type == "cpu" and box.stride(-1) == 1:
+    # an export runs without this package, and torch.func knows no derivative of _to_rows
+    plainly = torch.compiler.is_compiling() and not torch.compiler.is_exporting() and not _is_transformed()
+    if plainly and box.device.type == "cpu" and box.stride(-1) == 1:
         return _to_rows(box).unbind(0)
     return box.unbind(-1)
 
@@ -109,13 +104,17 @@ def in_blocks(function, a, b):
 
 
 def is_traced():
-    """Whether a compiler, a tracer or a transform of torch.func is looking on.
+    """Whether a compiler, a tracer or a transform of torch.func is looking on."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or _is_transformed()
 
-    Only a private function of torch knows the last. Where it is gone every call counts as traced: all stays right, and
-    large batches, made at once, get slower and larger. Then look for its successor in ``torch.func``.
+
+def _is_transformed():
+    """Whether a transform of torch.func is looking on, which only a private function of torch knows.
+
+    Where that is gone every call counts as transformed: all stays right, and large batches, made at once, get slower
+    and larger. Then look for its successor in ``torch.func``.
     """
-    transformed = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or transformed()
+    return getattr(torch._C._functorch, "get_dynamic_layer_stack_depth", lambda: 1)() > 0
 
 
 def _fill(result, function, a, b):

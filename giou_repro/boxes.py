@@ -25,15 +25,20 @@ SHORTEST = 16  # times the tiniest number: a length whose reciprocal is finite, 
 
 
 class Overlap(NamedTuple):
-    """Areas (...) of the intersection and the union of two boxes in units of the box around both, and its two sides."""
+    """Areas (...) of the intersection and the union of two boxes in units of the box around both, C, so that |C| = 1;
+    and the sides of C."""
 
     intersection: Tensor
     union: Tensor
-    around: tuple[Tensor, Tensor]
+    around: tuple[Tensor, ...]
 
     @property
     def iou(self) -> Tensor:
         return self.intersection / self.union
+
+    @property
+    def giou(self) -> Tensor:
+        return self.iou - (1 - self.union)
 
     @property
     def enclosing(self) -> tuple[Tensor, ...]:
@@ -43,7 +48,7 @@ class Overlap(NamedTuple):
 
 def overlap(a: Tensor, b: Tensor) -> Overlap:
     """How xyxy boxes, (..., 4) that broadcast, overlap: in units of the enclosing box no area over- or underflows."""
-    common, first, second, around = along_axes(interval_overlap, a, b)
+    common, first, second, around = _fast.along_axes(interval_overlap, *comparable(a, b))
     intersection = common[0] * common[1]
     union = first[0] * first[1] + second[0] * second[1] - intersection
     return Overlap(intersection, union + tiny(union), around)
@@ -72,22 +77,13 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
 def giou(a: Tensor, b: Tensor) -> Tensor:
     """Generalized IoU (...) of xyxy boxes, in [-1, 1]: IoU − |C∖(A∪B)| / |C|. Rezatofighi et al., CVPR 2019, algorithm
     2."""
-    return _fast.in_blocks(_giou, *comparable(a, b))
+    return _fast.in_blocks(lambda a, b: overlap(a, b).giou, *comparable(a, b))
 
 
-def _giou(a, b):
-    o = overlap(a, b)  # in units of C, so that |C| = 1
-    return o.iou - (1 - o.union)
-
-
-def centre_offset(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def centre_offset(a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
     """How far the centre of `a` lies from that of `b` along x and y, (...) each. Far-off boxes lose no digits."""
-
-    def offset(a1, a2, b1, b2):
-        (a1, a2), (b1, b2) = _fast.in_order(a1, a2), _fast.in_order(b1, b2)
-        return (((a1 - b1) + (a2 - b2)) / 2,)
-
-    return along_axes(offset, a, b)[0]
+    left, top, right, bottom = (p - q for p, q in zip(corners(a), corners(b), strict=True))
+    return (left + right) / 2, (top + bottom) / 2
 
 
 def corners(box: Tensor) -> tuple[Tensor, ...]:
@@ -111,8 +107,11 @@ def area(box: Tensor) -> Tensor:
 
 def enclosing(a: Tensor, b: Tensor) -> Tensor:
     """The smallest xyxy box (..., 4) around both of `a` and `b`."""
-    pairs = tuple(zip(corners(a), corners(b), strict=True))
-    first, second = (torch.minimum(*pair) for pair in pairs[:2]), (torch.maximum(*pair) for pair in pairs[2:])
+    (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = corners(a), corners(b)
+    first, second = (
+        (torch.minimum(ax1, bx1), torch.minimum(ay1, by1)),
+        (torch.maximum(ax2, bx2), torch.maximum(ay2, by2)),
+    )
     return torch.stack((*first, *second), -1)
 
 
@@ -186,11 +185,6 @@ def columns(box):
         kinds = ", ".join(type(column).__name__ for column in box)
         raise TypeError(f"boxes must be a torch tensor (..., 4) or a tuple of four, got a tuple of ({kinds})")
     return tuple(map(at_least_float32, box))
-
-
-def along_axes(function, a, b):
-    """The results of ``function(a1, a2, b1, b2)`` on the intervals of two boxes: each a pair, along x and along y."""
-    return _fast.along_axes(function, *comparable(a, b))
 
 
 def comparable(a, b, names=("a", "b")):

@@ -2,7 +2,8 @@
 
 Each takes predicted and target boxes, (..., 4) xyxy tensors that broadcast, and returns the loss of each box, (...),
 differentiable in the prediction. Its docstring is what the list of losses shows: the formula as the paper has it, then
-label, range and paper. Every public function of this module is a loss.
+label, range and paper, and ``space: coordinates`` for one of differences of whatever encoding the caller regresses;
+others need decoded boxes. Every public function of this module is a loss.
 
 In the formulae A is the prediction (x, y, w, h), B the target (marked *), C their enclosing box with sides w_c, h_c and
 diagonal c, ρ the distance of the centres. `boxes.overlap` measures areas in units of C, so that |C| = 1.
@@ -17,50 +18,44 @@ from torch import Tensor
 from giou_repro import _fast, boxes
 
 
-def _of_coordinates(loss):
-    """Marks a loss that takes differences of whatever encoding the caller regresses; others need decoded xyxy boxes."""
-    loss.space = "coordinates"
-    return loss
-
-
-@_of_coordinates
 def l1(pred: Tensor, target: Tensor) -> Tensor:
     """Σ |pᵢ − tᵢ|
 
     label: ℓ1
     range: [0, ∞)
+    space: coordinates
     """
     return sum(_distances(pred, target))
 
 
-@_of_coordinates
 def l2(pred: Tensor, target: Tensor) -> Tensor:
     """Σ (pᵢ − tᵢ)²
 
     label: ℓ2
     range: [0, ∞)
+    space: coordinates
     paper: the MSE of the GIoU paper's tables, up to a factor
     """
     return sum(d.square() for d in _distances(pred, target))
 
 
-@_of_coordinates
 def smooth_l1(pred: Tensor, target: Tensor) -> Tensor:
     """Σ dᵢ²/2 where dᵢ = |pᵢ − tᵢ| < 1, else dᵢ − 1/2
 
     label: smooth ℓ1
     range: [0, ∞)
+    space: coordinates
     paper: Girshick, Fast R-CNN, ICCV 2015, eq. 3
     """
     return sum(torch.where(d < 1, d.clamp(max=1).square() / 2, d - 0.5) for d in _distances(pred, target))
 
 
-@_of_coordinates
 def balanced_l1(pred: Tensor, target: Tensor, *, alpha: float = 0.5, gamma: float = 1.5) -> Tensor:
     """Σ α/b (b dᵢ + 1) ln(b dᵢ + 1) − α dᵢ where dᵢ < 1, else γ dᵢ + γ/b − α; b = exp(γ/α) − 1
 
     label: balanced ℓ1
     range: [0, ∞)
+    space: coordinates
     paper: Pang et al., Libra R-CNN, CVPR 2019, L_b; α = 0.5, γ = 1.5
     """
     gamma, alpha = _positive("gamma", gamma), _positive("alpha", alpha)

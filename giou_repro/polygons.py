@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from giou_repro.boxes import at_least_float32, interval_overlap
+from giou_repro.boxes import Overlap, at_least_float32, interval_overlap, tiny
 
 
 def box_iou(a: Tensor, b: Tensor) -> Tensor:
@@ -19,8 +19,7 @@ def box_iou(a: Tensor, b: Tensor) -> Tensor:
 
     Raises ValueError where the last dimensions are not one and the same even number.
     """
-    both, union = _volumes(a, b)
-    return both / union
+    return _overlap(a, b).iou
 
 
 def box_giou(a: Tensor, b: Tensor) -> Tensor:
@@ -29,18 +28,18 @@ def box_giou(a: Tensor, b: Tensor) -> Tensor:
 
     Raises ValueError where the last dimensions are not one and the same even number.
     """
-    both, union = _volumes(a, b)
-    return both / union - (1 - union)
+    return _overlap(a, b).giou
 
 
-def _volumes(a, b):
-    """Intersection and union in units of the enclosing box; axis by axis, so that no product over- or underflows."""
+def _overlap(a, b):
+    """Volumes in units of the enclosing box; axis by axis, so that no product over- or underflows."""
+    a, b = at_least_float32(a), at_least_float32(b)
     if a.shape[-1] != b.shape[-1] or a.shape[-1] % 2 or a.shape[-1] == 0:
         shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
         raise ValueError(f"boxes in n dimensions need one last dimension of 2n, got shapes {shapes}")
-    (a_low, a_high), (b_low, b_high) = (at_least_float32(box).chunk(2, -1) for box in (a, b))
-    both, first, second, _ = (share.prod(-1) for share in interval_overlap(a_low, a_high, b_low, b_high))
-    return both, first + second - both + torch.finfo(both.dtype).tiny
+    *shares, around = interval_overlap(*a.chunk(2, -1), *b.chunk(2, -1))
+    both, first, second = (share.prod(-1) for share in shares)
+    return Overlap(both, first + second - both + tiny(both), around.unbind(-1))
 
 
 def rotated(box: Tensor) -> Tensor:
@@ -120,8 +119,7 @@ def _polygon_areas(a, b):
     first, second, hull = polygon_area(a), polygon_area(b), hull_area(torch.cat((a, b), -2))
     # a point's or segment's edges cut nothing
     both = torch.minimum(intersection_area(a, b), torch.minimum(first, second))
-    tiny = torch.finfo(both.dtype).tiny
-    return both, (first + second - both).clamp(min=tiny), hull.clamp(min=tiny)
+    return both, (first + second - both).clamp(min=tiny(both)), hull.clamp(min=tiny(both))
 
 
 def _vertices(polygon):

@@ -41,6 +41,10 @@ class Loss:
     range: str = ""
     paper: str = ""
 
+    @property
+    def __name__(self):  # by which torch calls a function
+        return self.name
+
     def __call__(self, pred: Tensor, target: Tensor, *, invalid: str = "sort", **options) -> Tensor:
         """The loss (...) of each predicted box (..., 4), in the prediction's dtype; in the default one for integers and
         for float16, whose numbers end at 65,504.
@@ -110,8 +114,7 @@ def loss(name: str, *, label=None, space="boxes", formula="", range="", paper=""
         if name in LOSSES and _is_packaged(LOSSES[name].function) and not _is_packaged(function):
             raise ValueError(f"{name!r} is a loss of the package; give yours another name")
         shown = label or name
-        if shown.startswith("_"):  # which legends would leave out
-            shown = f"loss {shown}"
+        shown = f"loss {shown}" if shown.startswith("_") else shown  # legends leave out what begins with _
         LOSSES[name] = Loss(name, shown, function, space, formula, range, paper)
         return function
 
@@ -184,13 +187,12 @@ def _is_packaged(function):
 
 
 def _described(function):
-    """What the docstring of a loss says: the formula, its first paragraph, and ``label: …``, ``range: …``, ``paper:
-    …``."""
+    """What the docstring of a loss says: the formula, its first paragraph, and ``label: …``, ``range: …`` and so on."""
     text = inspect.getdoc(function) or ""
-    fields = dict(re.findall(r"^(label|range|paper): (.+(?:\n +.+)*)", text, re.MULTILINE))
+    fields = dict(re.findall(r"^(label|range|space|paper): (.+(?:\n +.+)*)", text, re.MULTILINE))
     return {key: " ".join(value.split()) for key, value in (fields | {"formula": text.partition("\n\n")[0]}).items()}
 
 
 for _name, _function in vars(losses).items():
     if inspect.isfunction(_function) and _is_packaged(_function) and not _name.startswith("_"):
-        loss(_name, space=getattr(_function, "space", "boxes"), **_described(_function))(_function)
+        loss(_name, **_described(_function))(_function)

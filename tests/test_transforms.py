@@ -5,6 +5,7 @@ import functools
 import pytest
 import torch
 from torch import tensor
+from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
@@ -70,6 +71,18 @@ def test_compiled_whole_for_any_number_of_boxes(loss, pair, others):
         close(torch.autograd.grad(value.sum(), moving)[0], gradient(loss, pred, target))
 
 
+@pytest.mark.parametrize(
+    "transform", [torch.vmap, torch.func.grad, torch.func.jacrev, torch.func.jacfwd, torch.func.hessian]
+)
+def test_compiled_transforms(transform, pair):
+    torch.compiler.reset()
+    loss = LOSSES["giou"]
+    if transform is not torch.vmap:
+        loss = functools.partial(lambda function, *boxes: function(*boxes).sum(), loss)
+    compiled = torch.compile(transform(loss), fullgraph=True, backend="aot_eager")
+    close(compiled(*pair), transform(loss)(*pair))
+
+
 @every_loss
 def test_exported_for_any_number_of_boxes(loss, pair, others):
     class Module(torch.nn.Module):
@@ -118,7 +131,7 @@ def test_a_default_device_moves_no_result(random_boxes, monkeypatch, needs_gradi
 
 def test_changing_numbers_of_boxes_compile_twice(random_boxes):
     torch.compiler.reset()
-    counter = torch._dynamo.testing.CompileCounter()
+    counter = CompileCounter()
     compiled = torch.compile(LOSSES["giou"], backend=counter)
     for n in (100, 300, 1000, 77, 200_000, 5):
         pred, target = random_boxes(n, seed=1).requires_grad_(), random_boxes(n, seed=2)
