@@ -124,7 +124,7 @@ def test_results_that_cannot_be_written_are_told(small, tmp_path, capsys, folder
     for command in (["run", small], ["sweep", str(tmp_path / "s.yaml"), "--workers", "1"]):
         assert main([*command, "--results", str(tmp_path / folder)]) == 2
         said = capsys.readouterr().err
-        assert re.search(r"cannot be written \(.*\); name another folder by --results FOLDER", said), said
+        assert re.search(r"cannot be used \(.*\); results go elsewhere by --results FOLDER", said), said
 
 
 def test_a_failing_notebook_leaves_its_copy(tmp_path, capsys):

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from giou_repro.__main__ import main
+from giou_repro.registry import LOSSES
 from giou_repro.runs import places, store, sweepfile
 from giou_repro.runs.address import address
 
@@ -64,10 +65,7 @@ def small(tmp_path):
         ("jobs: []", "jobs: List should have at least 1 item"),
         ("jobs: [{}]", r"jobs\[0\].notebooks: Field required"),
         ("jobs: [{notebooks: [a], sedes: [1]}]", r"jobs\[0\].sedes: unknown key 'sedes'; did you mean 'seeds'\?"),
-        (
-            "jobs: [{notebooks: a}, {notebooks: b, seeds: [0, x]}]",
-            r"jobs\[1\].seeds\[1\]: Input should be a valid integer",
-        ),
+        ("jobs: [{notebooks: a, seeds: [0, x]}]", r"jobs\[0\].seeds\[1\]: Input should be a valid integer"),
         ("jobs: [{notebooks: a, grid: {loss: giou}}]", r"jobs\[0\].grid.loss: Input should be a valid list"),
         ("jobs: [{notebooks: a, after: some}]", r"jobs\[0\].after: Input should be 'all'"),
         ("jobs: [{notebooks: a, gpus: 2}]", r"jobs\[0\].gpus: Input should be 0 or 1"),
@@ -114,12 +112,8 @@ def test_two_losses_and_two_sizes_on_two_seeds_are_eight_cells_paired(tmp_path, 
         dict(notebooks=small, grid=dict(loss=["l1", "iou"], size=[1, 2]), seeds=[0, 1], parameters=dict(scale="smoke")),
     )
     assert [cell.given["seed"] for cell in cells] == [0] * 4 + [1] * 4
-    assert [(cell.given["loss"], cell.given["size"]) for cell in cells[:4]] == [
-        ("l1", 1),
-        ("l1", 2),
-        ("iou", 1),
-        ("iou", 2),
-    ]
+    pairs = [("l1", 1), ("l1", 2), ("iou", 1), ("iou", 2)]
+    assert [(cell.given["loss"], cell.given["size"]) for cell in cells[:4]] == pairs
     assert len({address(cell.notebook, cell.parameters) for cell in cells}) == 8
     assert {cell.given["scale"] for cell in cells} == {"smoke"}
 
@@ -171,6 +165,14 @@ def test_the_examples_are_right(path):
 
 
 LONG = "l" * 200_000  # more than a command line takes
+FOUND_BY_VARIABLE = """
+import os, sys
+sys.path.insert(0, os.environ["LIBRARY"])
+from beside import power
+
+def mine(pred, target):
+    return (pred - target).abs().sum(-1) ** power
+"""
 DIES_ONCE = """\
 marker = Path(run_dir) / "checkpoint"
 if not marker.exists():
@@ -191,20 +193,24 @@ def swept(tmp_path_factory):
     summary = notebook(folder / "summary.ipynb", "assert len(list(Path(results).glob('*/*/run.json'))) == 5")
     jobs = [
         dict(notebooks=good, parameters=dict(text=LONG), seeds=[0, 1], gpus=1),
-        dict(notebooks=[bad, fragile]),
+        dict(notebooks=bad, parameters=dict(loss="found_by_variable:mine")),
+        dict(notebooks=fragile),
         dict(notebooks=summary, after="all"),
     ]
+    (folder / "library").mkdir()
+    (folder / "library" / "beside.py").write_text("power = 2")
+    (folder / "found_by_variable.py").write_text(FOUND_BY_VARIABLE)
     path = sweep_file(folder / "s.yaml", *jobs, retries=1)
     statuses, tables = [], []
-    for _ in range(2):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(places, "_devices", lambda: ["7"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(places, "_devices", lambda: ["7"])
+        patch.setenv("LIBRARY", str(folder / "library"))
+        patch.syspath_prepend(folder)
+        for _ in range(2):
             statuses.append(main(["sweep", path, "--results", str(folder / "results"), "--workers", "2"]))
-        tables.append(
-            pd.read_csv(folder / "results" / "sweeps" / "s.csv", keep_default_na=False).set_index(
-                ["notebook", "parameters"]
-            )
-        )
+            table = pd.read_csv(folder / "results" / "sweeps" / "s.csv", keep_default_na=False)
+            tables.append(table.set_index(["notebook", "parameters"]))
+    LOSSES.pop("mine")
     return *tables, statuses, folder / "results"
 
 
@@ -257,18 +263,8 @@ class Sweep:
     def __init__(self, folder, *options, seeds=(0,)):
         path = sweep_file(folder / "s.yaml", dict(notebooks=notebook(folder / "waits.ipynb", WAIT), seeds=list(seeds)))
         self.folder, self.runs = folder, folder / "results" / "waits"
-        self.command = [
-            sys.executable,
-            "-m",
-            "giou_repro",
-            "sweep",
-            path,
-            "--results",
-            str(folder / "results"),
-            "--workers",
-            "1",
-            *options,
-        ]
+        command = f"-m giou_repro sweep {path} --results {folder / 'results'} --workers 1"
+        self.command = [sys.executable, *command.split(), *options]
         self.driver = self.start()
         logged = _until(
             lambda: [

@@ -33,6 +33,7 @@ def _end_with_parent():
 
 def _carry_out(order):
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # or every kernel prints a debugger's warning
+    sys.path += [folder for folder in order["path"] if folder not in sys.path]
     results, inputs, given = Path(order["results"]), order["inputs"], order["given"]
     path = parameters.find_notebook(order["notebook"])
     values = parameters.resolved(parameters.declared(path), given)

@@ -5,7 +5,7 @@ import fcntl
 import os
 from pathlib import Path
 
-NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT)
+UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT)
 
 
 def write_atomic(path: str | Path, content: bytes | str) -> None:
@@ -28,12 +28,12 @@ def is_full(error: BaseException | str) -> bool:
 
 
 def describe(error: BaseException, folder: str | Path) -> str:
-    """The text of an error that came while `folder` was written to; with the remedy where that cannot be."""
+    """The text of an error that came while `folder` was written to, with the remedy where there is one."""
     if is_full(error):
         remedy = "free space and run the same command again"
         return f"no space left on the disk of {folder}; what was complete is kept; {remedy}"
-    if isinstance(error, OSError) and error.filename and error.errno in NOT_WRITABLE:
-        return f"{error.filename} cannot be written ({error.strerror}); name another folder by --results FOLDER"
+    if isinstance(error, OSError) and error.filename and error.errno in UNUSABLE:
+        return f"{error.filename} cannot be used ({error.strerror}); results go elsewhere by --results FOLDER"
     return f"{type(error).__name__}: {error}"
 
 

@@ -211,12 +211,11 @@ def _notebook_globals():
 def _end_former(notebook):
     """End the run that this process began for the notebook before: it is removed where it made nothing, else failed."""
     run = _begun.pop(notebook, None)
-    if run is None or not (run.folder / "run.json").exists():
-        return
-    if run.record["status"] == "running" and not run._files():
+    made = run and (run.folder / "run.json").exists()
+    if made and run.record["status"] == "running" and not run._files():
         run._release()
         shutil.rmtree(run.folder)
-    else:
+    elif made:
         run.close("failed", error="its set-up cell was run again")
 
 
@@ -268,7 +267,7 @@ def open_run(
     waited for.
     """
     about = notebook_name(notebook), parameters, given, runner, address(notebook, parameters, inputs)
-    told = None
+    told = False
     while True:
         with os.fdopen(lock(Path(results) / ".lock", wait=True)):  # which run is whose is decided by one at a time
             records = _records(Path(results).glob("*/run.json")) if resume else ()
@@ -278,9 +277,9 @@ def open_run(
                 return run
             if run is None or run.hold():
                 return _begin(run or _new_run(results), *about)
-        if told != run.folder:
+        if not told:
             print(f"waiting for the process that is at work on the same run in {run.folder}", file=sys.stderr)
-            told = run.folder
+        told = True
         time.sleep(0.5)
 
 

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import itertools
 import os
+import sys
 import time
 import uuid
 from collections import deque
@@ -156,6 +157,7 @@ def _order(file, cell, results, gpus):
         given=cell.given,
         results=str(Path(results).resolve()),
         cwd=os.getcwd(),
+        path=sys.path,  # with what the user's loss has added
         gpus=cell.gpus if gpus else 0,
         retries=file.retries,
         run_timeout=file.run_timeout,
