@@ -187,17 +187,15 @@ print(address("n.ipynb", dict(losses=["my_loss:mine"], dataset="bilder")))
 """
 
 
-@pytest.mark.parametrize(
-    "locale", [{"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {"PYTHONUTF8": "1"}]
-)
-def test_an_address_is_the_same_in_every_locale(tmp_path, monkeypatch, locale):
+def test_an_address_is_the_same_in_a_locale_that_is_not_utf_8(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("my_loss.py").write_text("# ℓ1\n", encoding="utf-8")
     Path("bilder").mkdir()
     Path("bilder", "ä.jpg").touch()
     _book(Path("n.ipynb"), "print('ℓ1')")
     here = address("n.ipynb", dict(losses=["my_loss:mine"], dataset="bilder"))
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG"))} | locale
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG"))}
+    environment |= {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     answer = subprocess.run([sys.executable, "-c", PRINT], env=environment, capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == here
 
