@@ -234,9 +234,9 @@ def describe_curves(runs: pd.DataFrame, curves: pd.DataFrame) -> str:
         largest = f"{registry.label(widest)}'s ({areas[widest]:.2f} pictures, mean of the seeds)"
         words.append(f"{encoding} {largest} and {registry.label(late)} (step {half.get(late, 'never')})")
     return (
-        f"**What we see.** With about {PRIMARY} % disjoint, each loss at its own rate, the largest box on the way, and "
-        f"the last loss to reach half of the best mean IoU, are: {'; '.join(words)}. At the end {at.collapsed.sum()} of "
-        f"{len(at)} runs have outgrown the picture."
+        f"**What we see.** With about {PRIMARY} % disjoint, each loss at its own rate, the largest box on the way "
+        f"and the last loss to reach half of the best mean IoU: {'; '.join(words)}. At the end {at.collapsed.sum()} "
+        f"of {len(at)} runs have outgrown the picture."
     )
 
 
