@@ -12,7 +12,7 @@ from PIL import Image
 from giou_repro.__main__ import main
 from giou_repro.data import datasets
 from giou_repro.data.defects import ACTIONS, Unreadable
-from giou_repro.data.files import contents
+from giou_repro.data.files import contents, digest
 from giou_repro.training import loop
 
 
@@ -173,6 +173,7 @@ def test_the_contents_of_a_data_set_are_those_of_every_file_that_is_opened(tmp_p
     image.write_bytes(content)
     assert contents(dataset) != first
     assert contents("shapes") == contents(tmp_path / "nowhere") == []
+    assert digest(tmp_path / "nowhere") == "nowhere: No such file or directory"
 
 
 def test_a_locale_that_is_not_utf8_changes_nothing(tmp_path):

@@ -43,9 +43,12 @@ def in_both(first: list[Picture], second: list[Picture]) -> int:
 
 
 def digest(path: Path) -> str:
-    """sha256 of a file's content, read again where its size or time is another."""
-    state = path.stat()
-    return _digest(path, state.st_size, state.st_mtime_ns)
+    """sha256 of a file's content, read again where its size or time is another; of one that cannot be read, why."""
+    try:
+        state = path.stat()
+        return _digest(path, state.st_size, state.st_mtime_ns)
+    except OSError as error:
+        return f"{path.name}: {error.strerror}"
 
 
 @functools.cache

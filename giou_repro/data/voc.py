@@ -212,8 +212,7 @@ def _objects(root, classes, file, defects):
         tags = Counter(element.tag for element in (*item, *(() if box is None else box)) if element.tag in SINGLE)
         missing = [tag for tag in CORNERS if tag not in tags]
         repeated = [f"<{tag}> {count} times" for tag, count in tags.items() if count > 1]
-        if repeated:
-            defects.append(Defect("repeated tag", file, f"({', '.join(repeated)})", title))
+        defects += [Defect("repeated tag", file, f"({', '.join(repeated)})", title)] if repeated else []
         if not name or missing:
             defects.append(Defect("missing tag", file, f"<{', '.join(missing) or 'name'}>", title))
         elif name not in classes:
