@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from giou_repro.experiments import image_bootstrap
+from giou_repro.experiments import image_bootstrap, statistics
 from giou_repro.training import average_precision
 from giou_repro.training import detections as detections_file
 
@@ -54,11 +54,10 @@ def test_the_interval_counts_images_and_seeds(tmp_path):
             summary = average_precision.evaluate(truths, detections, CLASSES).summary
             rows.append(dict(setting="one", dataset="bccd", loss=loss, seed=seed, run=run.name) | summary)
     runs = pd.DataFrame(rows)
-    pair = dict(setting="one", measure="AP", loss="giou", against="l2", seeds="0 1 2 3 4", n=5)
-    (row,) = image_bootstrap.intervals(pd.DataFrame([pair]), runs, tmp_path, draws=40).itertuples()
-    gain = runs[runs.loss == "giou"].AP.mean() - runs[runs.loss == "l2"].AP.mean()
-    assert row.low_images < gain < row.high_images
-    assert row.high_images - row.low_images > 0.05, "the seeds hardly differ, the 30 images do"
+    paired = statistics.compare(runs, "AP", [("giou", "l2")])
+    (row,) = image_bootstrap.intervals(paired, runs, tmp_path, draws=40).itertuples()
+    assert (row.low_images + row.high_images) / 2 == pytest.approx(row.difference)
+    assert row.high - row.low < 0.02 and row.high_images - row.low_images > 0.05, "the seeds hardly differ, images do"
     (run,) = tmp_path.glob("*/giou-4/detections.npz")
     run.unlink()
-    assert image_bootstrap.intervals(pd.DataFrame([pair]), runs, tmp_path).low_images.isna().all()
+    assert image_bootstrap.intervals(paired, runs, tmp_path).low_images.isna().all()
