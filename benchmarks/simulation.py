@@ -63,20 +63,18 @@ def _steps():
         one_thread["C, all steps in registers"] = lambda: kernel(*columns_of, STEPS)
     steps |= {"NumPy, analytic gradient": PEER_STEPS, "C, all steps in registers": STEPS}
     count, rows = POINTS * CASES_PER_POINT, []
-    for threads, least in ((1, 25), (2, 40)):
+    for threads in (1, 2):
         if threads > (os.cpu_count() or 1):
             continue
         seconds = medians(functions | (one_thread if threads == 1 else {}), rounds=3, threads=threads)
         ns = {name: value / count / steps[name] * 1e9 for name, value in seconds.items()}
         what, unit = f"simulation, GIoU, {threads} thread{'s' * (threads > 1)}", "ns a case and step"
-        rows.append(
-            faster(what, unit, ns["giou"], "SGD, torchvision's loss", ns["SGD, torchvision's loss"], least=least)
-        )
+        rows.append(faster(what, unit, ns["giou"], "SGD, torchvision's loss", ns["SGD, torchvision's loss"], least=25))
         for name in one_thread.keys() & ns.keys():
             rows.append(faster(what, unit, ns["giou"], name, ns[name], most=2.7 if name.startswith("C,") else None))
         for name in ("sliced", "squared"):
             rows.append(
-                faster(f"{what}, a user's loss, {name}", unit, ns[name], "the built-in loss", ns["giou"], most=4)
+                faster(f"{what}, a user's loss, {name}", unit, ns[name], "the built-in loss", ns["giou"], most=3)
             )
     registry.LOSSES.clear()
     registry.LOSSES.update(known)
@@ -96,8 +94,8 @@ def _experiment():
         imported, eager, _ = _run(1000, "eager", cache)
     what = "four losses, 1,715,000 cases, 200 steps"
     rows = [
-        within(f"{what}, warm", "s", warm, 15),
-        within(f"{what}, cold", "s", cold, 45),
+        within(f"{what}, warm", "s", warm, 10),
+        within(f"{what}, cold", "s", cold, 25),
         within(f"{what}, no compiler (5 × a fifth)", "s", imported + 5 * (eager - imported), 100),
     ]
     return [*rows, within(f"{what}, most memory", "GB", memory / 1e9, 1)] if memory else rows

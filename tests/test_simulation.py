@@ -220,7 +220,10 @@ def test_a_loss_with_its_own_backward_or_without_some_columns_runs(user_module):
 def test_compiled_and_plain_steps_agree(user_module):
     loss("mine")(on_boxes)
     options = dict(points=BESIDE, steps=20, dtype="float64")
-    plain, compiled = (quiet(["giou", "mine"], **options, compile=choice) for choice in (False, True))
+    plain = quiet(["giou", "mine"], **options, compile=False)
+    with torch.no_grad(), warnings.catch_warnings():  # whatever the caller's mode
+        warnings.filterwarnings("error", "loss .* runs uncompiled")
+        compiled = quiet(["giou", "mine"], **options, compile=True)
     np.testing.assert_allclose(plain.final[["error", "mean_iou"]], compiled.final[["error", "mean_iou"]], rtol=1e-9)
 
 
@@ -241,7 +244,7 @@ def test_a_compiled_step_serves_any_rate_schedule_and_number_of_points(monkeypat
     [
         ("given", "home", "given"),
         (None, "home", "home/giou_repro/compiled"),
-        (None, "a home", "a home/giou_repro/compiled"),
+        (None, "a home", None),
         (None, "file", None),
     ],
     ids=["as told", "in the user's folder", "with a space", "which cannot be written"],

@@ -48,8 +48,8 @@ def checked_points(points) -> np.ndarray:
 def checked_case_numbers(trajectories, n_points: int) -> np.ndarray:
     """The numbers in `trajectories`, sorted, each once; ValueError for one that is no case of `n_points` points."""
     numbers, last = np.asarray(trajectories), n_points * CASES_PER_POINT
-    if numbers.size == 0:
-        numbers = numbers.astype(np.int64)
+    if not len(trajectories):
+        return numbers.astype(np.int64)
     if numbers.dtype.kind not in "iu" or numbers.ndim != 1 or ((numbers < 1) | (numbers > last)).any():
         raise ValueError(f"trajectories must be a list of case numbers from 1 to {last}, got {trajectories!r}")
     return np.unique(numbers)

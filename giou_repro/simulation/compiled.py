@@ -30,6 +30,7 @@ class Compiled:
         self.step, self.name, self.run, self.failure = step, name, None, None
         self.options = ON_CPU | (ON_STACKED if stacked else {}) if device == "cpu" else {}
 
+    @torch.enable_grad()  # compiled code is of one mode, which is that of a thread
     def prepare(self, *arguments):
         """Compile the step for arguments of this kind. Warns, with the cause, where it will run uncompiled."""
         try:
@@ -38,7 +39,8 @@ class Compiled:
         except (
             Exception
         ) as error:  # no compiler, no headers, a loss that cannot be traced: each means "run it as it is"
-            self._give_up(next((line for line in str(error).splitlines() if line.strip()), type(error).__name__))
+            lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+            self._give_up("; ".join([lines[0], *(line for line in lines[1:] if "error:" in line)][:2]))
             return
         self.failure = None
         with torch.compiler.set_stance("fail_on_recompile"):
@@ -62,14 +64,14 @@ class Compiled:
 
     def _give_up(self, reason):
         self.failure = reason
-        warnings.warn(f"loss {self.name!r} runs uncompiled, many times slower: {reason}", stacklevel=4)
+        warnings.warn(f"loss {self.name!r} runs uncompiled, many times slower: {reason}", stacklevel=5)
 
 
 def keep_compiled_code():
     """Have torch keep what it compiles in the user's cache folder, unless TORCHINDUCTOR_CACHE_DIR says where.
 
-    Before torch.compile, which sets that variable. Where that folder cannot be written, torch keeps it in the one for
-    temporary files.
+    Before torch.compile, which sets that variable. Where that folder cannot be written, or has a space in its path,
+    which torch does not quote for the compiler, torch keeps it in the one for temporary files.
     """
     if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
         return
@@ -79,4 +81,5 @@ def keep_compiled_code():
         tempfile.TemporaryFile(dir=folder).close()
     except (OSError, RuntimeError):  # RuntimeError: no home
         return
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+    if " " not in str(folder):
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)

@@ -143,7 +143,8 @@ def simulate(
     settings |= dict(seed=seed, points=None if given is None else points.tolist(), step_size=step_size)
     settings |= dict(schedule=schedule, seconds=seconds)
     result = Simulation(*(pd.concat(tables, ignore_index=True) for tables in (curves, final, paths)), settings)
-    _warn_of_lost_cases(result.final)
+    for name, count in result.final.loc[~np.isfinite(result.final.error), "loss"].value_counts().items():
+        warnings.warn(f"loss {name!r} left {count} of the anchor points with a case that is not finite", stacklevel=2)
     return result
 
 
@@ -210,7 +211,7 @@ def _map_over_blocks(device, in_order):
         torch.set_num_threads(threads)
 
 
-@torch.enable_grad()  # as in a thread, whatever the caller's mode: compiled code is of one mode
+@torch.enable_grad()  # as in a thread, whatever the caller's mode
 def _descend(made, compiling, start, ticks, rows, followed, bar):
     """Run every step on one block, from its `start` (state, memory, target): the measures summed over the first `rows`
     rows at each step, (steps + 1, 8), those of each row after the last one, (8, rows), and (x, y, w, h, IoU) of the
@@ -255,9 +256,3 @@ def _path_table(name, numbers, path, encoding):
     values = {key: column.cpu().numpy().T.reshape(-1) for key, column in columns}
     index = dict(loss=name, case=np.repeat(numbers, len(path)), step=np.tile(np.arange(len(path)), len(numbers)))
     return pd.DataFrame(index | values)
-
-
-def _warn_of_lost_cases(final):
-    lost = final.loc[~np.isfinite(final.error), "loss"].value_counts()
-    for name, count in lost.items():
-        warnings.warn(f"loss {name!r} left {count} of the anchor points with a case that is not finite", stacklevel=3)

@@ -81,32 +81,27 @@ def _exact(loss, encoding):
     before = random_states()
     stacked = not takes_columns(loss)
     draws = random_states() != before
-    function = _on_stacked(loss.function) if stacked else loss.function
+    arrange = _stacked if stacked else tuple
 
     def overlap(state, target):
-        decoded = boxes.convert(state, encoding, "xyxy"), boxes.convert(target, encoding, "xyxy")
-        return boxes.overlap(*decoded).iou
+        return boxes.overlap(*(boxes.convert(box, encoding, "xyxy") for box in (state, target))).iou
 
     def direction(state, target):
         goal = boxes.convert(target, encoding, decode)
 
         def objective(moving):
-            return function(boxes.convert(moving, encoding, decode), goal).sum()
+            return loss.function(arrange(boxes.convert(moving, encoding, decode)), arrange(goal)).sum()
 
-        gradient, iou = _gradient(objective, lambda moving: overlap(moving, target), state)
+        if torch.compiler.is_compiling():  # in this form both are of the same terms, which it computes once
+            with_iou = torch.func.grad(lambda moving: (objective(moving), overlap(moving, target)), has_aux=True)
+            gradient, iou = with_iou(state)
+        else:  # the form that every loss supports
+            moving = tuple(column.detach().requires_grad_() for column in state)
+            gradient = torch.autograd.grad(objective(moving), moving, materialize_grads=True)
+            iou = overlap(state, target)
         return tuple(-g for g in gradient), iou
 
     return direction, overlap, stacked, draws
-
-
-def _gradient(objective, measured, state):
-    """(the derivative of `objective` by each column of `state`, `measured` of it): in the form the compiler can follow,
-    in which both are of the same terms, so that it computes them once; or in the one every loss supports."""
-    if torch.compiler.is_compiling():
-        return torch.func.grad(lambda moving: (objective(moving), measured(moving)), has_aux=True)(state)
-    with torch.enable_grad():
-        moving = tuple(column.detach().requires_grad_() for column in state)
-        return torch.autograd.grad(objective(moving), moving, materialize_grads=True), measured(state)
 
 
 def random_states():
@@ -129,13 +124,9 @@ def takes_columns(loss):
     return alike and torch.allclose(value, expected, equal_nan=True)
 
 
-def _on_stacked(function):
-    """A function of (N, 4) boxes as one of columns. Stacked on the first dimension, the columns stay contiguous."""
-
-    def stacked(columns):
-        return torch.stack([column.reshape(-1) for column in columns]).movedim(0, -1)
-
-    return lambda pred, target: function(stacked(pred), stacked(target))
+def _stacked(columns):
+    """Columns as (N, 4) boxes. Stacked on the first dimension, they stay contiguous."""
+    return torch.stack([column.reshape(-1) for column in columns]).movedim(0, -1)
 
 
 def _plain(direction, factor, memory, clock):
@@ -165,15 +156,10 @@ def _step(direction, encoding, iou_factor, update):
     def step(state, memory, target, clock):
         ascent, iou = direction(state, target)
         move, memory = update(ascent, 2 - iou if iou_factor else 1, memory, clock)
-        errors = _errors(state, target, encoding)
+        seen = (boxes.convert(box, encoding, "cxcywh") for box in (state, target))
+        errors = [(s - t).abs() for s, t in zip(*seen, strict=True)]
         shares = (torch.relu(torch.sign(iou - threshold)) for threshold in (0.5, 0.75, 0.9))  # 1 above it, else 0
         measures = torch.stack([measure.sum(-1) for measure in (*errors, iou, *shares)])
         return tuple(s + m for s, m in zip(state, move, strict=True)), memory, measures
 
     return step
-
-
-def _errors(state, target, encoding):
-    """|x − x*|, |y − y*|, |w − w*|, |h − h*| of each case."""
-    state, target = boxes.convert(state, encoding, "cxcywh"), boxes.convert(target, encoding, "cxcywh")
-    return [(s - t).abs() for s, t in zip(state, target, strict=True)]
