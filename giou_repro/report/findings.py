@@ -4,7 +4,7 @@ and their ledger."""
 import numpy as np
 import pandas as pd
 
-from giou_repro.experiments import comparison
+from giou_repro.experiments import comparison, statistics
 from giou_repro.registry import label
 from giou_repro.report import claims, detector_verdicts, verdicts
 from giou_repro.runs import store
@@ -111,6 +111,8 @@ def _one_box(runs, encoding):
     better = [row.loss for row in rows.itertuples() if row.against == "l1" and row.verdict == "better"]
     even = [row.loss for row in rows.itertuples() if row.against == "l1" and row.verdict not in ("better", "worse")]
     use = " or ".join(map(label, better or ["l1", *even]))
+    if rows.n.min() < statistics.DECIDING:
+        use = "undecided: too few seeds"
     words = (
         f"{label(row.loss)} − {label(row.against)} {comparison.difference_label(row)}" for row in rows.itertuples()
     )

@@ -29,6 +29,7 @@ def exported(notebook: Path, **options) -> str:
     """
     book = nbformat.read(notebook, as_version=4)
     caption = ""
+    book.metadata.pop("widgets", None)  # for which nbconvert asks a host; a bar of progress shows as text
     for cell in book.cells:
         if cell.cell_type == "markdown":
             figure = re.search(r"\*\*Figure.*", cell.source)
