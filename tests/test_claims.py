@@ -14,7 +14,7 @@ from giou_repro.report.publish import published_runs
 from giou_repro.report.verdicts import BEST, FAILS, HOLDS, UNDECIDED, UNTESTED
 from giou_repro.runs import store
 
-IDS = [*(f"G{n}" for n in range(1, 17)), "B1", "B2", *(f"Z{n}" for n in (*range(1, 9), 10))]
+IDS = [*(f"G{n}" for n in range(1, 17)), "B1", "B2", *(f"Z{n}" for n in range(1, 11))]
 PUBLISHED, EXACT = (f"holds for {way} only" for way in verdicts.WAYS.values())
 
 
@@ -26,7 +26,7 @@ def folder(place, notebook, tables, **entries):
             notebook=notebook,
             run="20260101T000000-000-abcdef0",
             given={},
-            parameters={"n_pairs": 20_000, "n_points": 30},
+            parameters={"n_pairs": 20_000, "n_points": 30, "sweep_points": 9},
         )
         | entries
     )
@@ -39,7 +39,7 @@ def folder(place, notebook, tables, **entries):
 
 def decide(name, **tables):
     """The finding of one claim from its tables."""
-    return claims.DECIDERS[name](tables, {"n_pairs": 20_000, "n_points": 30})
+    return claims.DECIDERS[name](tables, {"n_pairs": 20_000, "n_points": 30, "sweep_points": 9})
 
 
 def test_the_book_is_whole():
@@ -82,6 +82,7 @@ def real(tmp_path_factory):
     )
     third |= dict(apart=pd.concat([convergence.apart(losses, gradients=way, **options) for way in runs]))
     third |= {f"curves_{way}": convergence.curves(run) for way, run in runs.items()}
+    third |= dict(more_steps=third["standings"])
     third |= dict(step_sizes=third["standings"].query("run == 'exact'").drop(columns="run").assign(step_size=0.1))
     second = dict(steepness=landscape.steepness(["iou", "giou"], 20_000, 0))
     return {
@@ -97,7 +98,7 @@ def test_the_notebooks_tables_decide_every_claim_but_the_detectors(real):
     assert list(tested.index) == [name for name in IDS if name not in (*(f"G{n}" for n in (*range(9, 15), 16)), "Z8")]
     assert (table.verdict[["G1", "G2", "G3", "G4", "G5", "G7", "G8", "B2", "G15", "Z7"]] == HOLDS).all()
     assert (table.verdict["Z1"], table.value["Z1"]) == (UNDECIDED, 0)  # none of too few boxes
-    assert sorted(tested.index[tested.low.isna()]) == ["B2", "G1", "Z10"]  # numbers that nothing is drawn for
+    assert sorted(tested.index[tested.low.isna()]) == ["B2", "G1", "Z10", "Z9"]  # numbers that nothing is drawn for
     some = tested.dropna(subset="low")
     assert ((some.low <= some.value) & (some.value <= some.high)).all()
     assert table.run["Z2"] == "03_simulation/20260101T000000-000-abcdef0"
@@ -278,6 +279,15 @@ def test_b1_by_hand():
     assert "16.00% for large errors, 6.00% for tiny errors in pixels" in found["words"]
     assert decide("B1", rank_correlation=table.assign(wrong_pairs=[0.16, 0, 0, 0.001, 0, 0]))["verdict"] == HOLDS
     assert decide("B1", rank_correlation=table.assign(wrong_pairs=[0.001, 0, 0, 0.1, 0.1, 0.1]))["verdict"] == FAILS
+
+
+def test_z9_by_hand():
+    standings = pd.DataFrame(dict(run=["published", "exact"] * 2, loss=["giou"] * 2 + ["diou"] * 2, error=1.0))
+    standings["half_step"] = [50, 28, 15, 44]  # exact: sooner than DIoU
+    tables = dict(standings=standings, step_sizes=standings.drop(columns="run"))
+    tables |= dict(more_steps=standings.assign(error=0.03), curves_published=pd.DataFrame(dict(error=[4.0])))
+    assert decide("Z9", **tables)["verdict"] == PUBLISHED
+    assert decide("Z9", **tables | dict(more_steps=standings.assign(error=0.05)))["verdict"] == FAILS
 
 
 def test_z10_by_hand():

@@ -19,7 +19,7 @@ OUTPUTS = (  # without which a run of the notebook is not complete
     *(f"{table}_{run}.csv" for table in ("curves", "final") for run in ("published", "exact")),
     *(f"{table}{encoding}.csv" for table in ("step_sizes", "curves_best") for encoding in ("", "_corners")),
     *("standings.csv", "against_paper.csv", "alignment.csv", "points.csv", "differences.csv", "single_boxes.csv"),
-    *("apart.csv", "departures.csv", "pull.csv"),
+    *("apart.csv", "more_steps.csv", "departures.csv", "pull.csv"),
     *(f"figures/{name}.png" for name in ("convergence", "surfaces", "departures", "step_sizes")),
     *("figures/encodings_error.png", "figures/encodings_mean_iou.png"),
     *(f"figures/filmstrip_{start}.png" for start in STARTS),

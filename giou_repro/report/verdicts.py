@@ -253,6 +253,20 @@ def _z6(tables, parameters):
     return finding(row.difference, (row.low, row.high), row.points, cases | {BEST: as_fast[BEST]}, words)
 
 
+def _z9(tables, parameters):
+    longer, half = _rows(tables["more_steps"], "giou"), _standings(tables).half_step
+    cases = {
+        case: half["giou", case] > half["diou", case] and row.error < _start(tables) / 100
+        for case, row in longer.items()
+    }
+    words = sentence(
+        f"{case}: half the error after {half['giou', case]:.0f} steps, DIoU {half['diou', case]:.0f}; after five times "
+        f"the steps GIoU ends at {row.error:.4f}"
+        for case, row in longer.items()
+    )
+    return finding(longer[PUBLISHED].error, NO_INTERVAL, parameters["sweep_points"], cases, words)
+
+
 def _z10(tables, parameters):
     ends = {case: tables[f"curves_{way}"].groupby("loss").last() for way, case in WAYS.items()}
     shape = {case: (end.error_w + end.error_h)[["ciou", "diou"]] for case, end in ends.items()}
@@ -267,4 +281,4 @@ def _z10(tables, parameters):
 DECIDERS = {name: functools.partial(_property, name) for name in ("G2", "G3", "G4", "G5", "G8")}
 DECIDERS |= {"G15": functools.partial(_property, "equal IoU"), "Z7": functools.partial(_property, "contained")}
 DECIDERS |= {"G1": _g1, "G6": _g6, "G7": _g7, "B1": _b1, "B2": _b2, "Z1": _z1, "Z2": _z2, "Z3": _z3}
-DECIDERS |= {"Z4": _z4, "Z5": _z5, "Z6": _z6, "Z10": _z10}
+DECIDERS |= {"Z4": _z4, "Z5": _z5, "Z6": _z6, "Z9": _z9, "Z10": _z10}
