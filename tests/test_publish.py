@@ -146,7 +146,7 @@ def detector_runs(place, runs):
 
 
 def test_the_pages_take_their_verdicts_from_one_family(tmp_path):
-    runs = pd.concat([detectors(0.05, ap50=-0.05), detectors(0.05, n=3, detector="fcos")])
+    runs = pd.concat([detectors(0.05, ap50=-0.05), detectors(0.05, n=3, detector="fcos")]).assign(run="a")
     found = detector_runs(tmp_path, runs)
     tested = comparison.paired(runs)
     tables = findings.setting_tables(found)
@@ -165,10 +165,19 @@ def test_the_pages_take_their_verdicts_from_one_family(tmp_path):
 
 def test_remarks_are_said_of_their_setting(tmp_path):
     (remark, *_) = claims.BOOK["remarks"]
-    runs = detectors(0.05, detector=remark["detector"]).assign(dataset=remark["dataset"])
-    found = detector_runs(tmp_path, pd.concat([runs, detectors(0.05, detector="fcos")]))
+    runs = detectors(0.05, detector=remark["detector"]).assign(dataset=remark["dataset"], run="20261101T000000")
+    found = detector_runs(tmp_path, pd.concat([runs, detectors(0.05, detector="fcos").assign(run="20261101T000000")]))
     assert findings.remarks(found) == {f"voc, {remark['detector']}": remark["text"], "voc, fcos": ""}
     assert remark["text"] in publish.runs_page(found)
+    younger = detector_runs(tmp_path, runs.assign(run=["20261126T000000", *runs.run[1:]]))
+    assert set(findings.remarks(younger).values()) == {""}
+
+
+def test_a_note_on_seeds_or_weights_stands_in_its_row(tmp_path):
+    found = detector_runs(tmp_path, detectors(0.05).assign(run="20261126T000000"))
+    table = found["06_compare_losses"].table("paired").assign(note="seeds 3, 4 were added after a look")
+    table.to_csv(tmp_path / "paired.csv", index=False)
+    assert "| seeds 3, 4 were added after a look |" in publish.runs_page(found)
 
 
 def test_the_answer_follows_the_verdicts(tmp_path):

@@ -185,17 +185,22 @@ def setting_tables(runs: dict[str, store.Run]) -> dict[str, list[pd.DataFrame]]:
     (groups, tested), tables = settings(runs), {}
     for name, group in groups.items():
         table = tested[tested.setting == name]
+        table = table.assign(note=table.get("note", pd.Series("", table.index)).astype(object).fillna(""))
         words = [f"{comparison.difference_label(row)} {row.verdict}" for row in table.itertuples()]
         pairs = table.assign(words=words).groupby(["loss", "against"], sort=False)
-        rows = [[*map(label, pair), part.n.min(), *part.words] for pair, part in pairs]
-        columns = ["loss", "against", "n", *map(comparison.measure_label, table.measure.unique())]
+        rows = [[*map(label, pair), part.n.min(), *part.words, part.note.iloc[0]] for pair, part in pairs]
+        columns = ["loss", "against", "n", *map(comparison.measure_label, table.measure.unique()), "note"]
         means = comparison.paper_table(group).drop(columns="setting").rename(columns=comparison.measure_label)
         tables[name] = [means.assign(loss=means.loss.map(label)), pd.DataFrame(rows, columns=columns)]
     return tables
 
 
 def remarks(runs: dict[str, store.Run]) -> dict[str, str]:
-    """What has to be said of the published runs of each of `settings`: how seeds, losses and weights were chosen."""
-    told = {(entry["dataset"], entry["detector"]): entry["text"] for entry in claims.BOOK["remarks"]}
-    keys = {name: (group.dataset.iloc[0], group.detector.iloc[0]) for name, group in settings(runs)[0].items()}
-    return {name: told.get(key, "") for name, key in keys.items()}
+    """What has to be said of the published runs of each of `settings` that is older than what notebook 06 notes
+    itself: how seeds, losses and weights were chosen."""
+    told = {(entry["dataset"], entry["detector"]): entry for entry in claims.BOOK["remarks"]}
+    words = {}
+    for name, group in settings(runs)[0].items():
+        entry = told.get((group.dataset.iloc[0], group.detector.iloc[0]), {"until": "", "text": ""})
+        words[name] = entry["text"] if group.run.max() < entry["until"] else ""
+    return words

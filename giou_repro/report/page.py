@@ -39,12 +39,28 @@ FIGURES = [  # notebook, figure, caption
         "surfaces",
         "Where the error stays: each dot is a starting point around the targets in the middle.",
     ),
+    (
+        "03_simulation",
+        "departures",
+        "Which departures of the published gradients make the error: corrected one at a time, and together.",
+    ),
     ("03_simulation", "step_sizes", "The order of the losses depends on the step size."),
+    (
+        "04_one_box",
+        "dose",
+        "A small network: mean IoU at the end, and its difference to ℓ1, against the share of targets disjoint from the "
+        "first box.",
+    ),
     ("06_compare_losses", "every_run", "Every detector run as a dot, the means as bars."),
     (
         "06_compare_losses",
         "paired",
         "Differences between losses on the same seeds, with 95 % intervals: those that cross the line say nothing.",
+    ),
+    (
+        "06_compare_losses",
+        "dial",
+        "What GIoU gains in a detector against the share of positives that are disjoint from their target.",
     ),
     ("06_compare_losses", "thresholds", "AP against the threshold of the match, by IoU and by GIoU."),
     ("06_compare_losses", "curves", "Training: classification loss, mean IoU of the positives, AP."),
