@@ -48,8 +48,8 @@ FIGURES = [  # notebook, figure, caption
     (
         "04_one_box",
         "dose",
-        "A small network: mean IoU at the end, and its difference to ℓ1, against the share of targets disjoint from the "
-        "first box.",
+        "A small network: mean IoU at the end, and its difference to ℓ1, against the share of targets disjoint from "
+        "the first box.",
     ),
     ("06_compare_losses", "every_run", "Every detector run as a dot, the means as bars."),
     (
