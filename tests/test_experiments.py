@@ -245,7 +245,8 @@ def test_the_losses_of_most_figures_are_told_apart_however_they_are_seen(seen):
 
 
 def test_every_loss_has_a_colour_a_marker_and_a_line_of_its_own():
-    assert set(style.LOOKS) == set(LOSSES), "each loss of the package has its look in the table"
+    packaged = {name for name, loss in LOSSES.items() if loss.function.__module__ == "giou_repro.losses"}
+    assert packaged <= set(style.LOOKS), "each loss of the package has its look in the table"
     looks = list(style.LOOKS.values())
     assert len({color for color, _, _ in looks}) == len({look[1:] for look in looks}) == len(looks)
     assert not {color for color, _, _ in looks} & {*style.COLORS, style.PREDICTED, style.TRUE, style.DISJOINT}

@@ -39,7 +39,7 @@ LOOKS = {  # colour, line, marker: the first eight of unlike lightness, and told
     "inner_iou": ("#B8860B", ":", "^"),
     "inner_giou": ("#4477AA", ":", "o"),
     "piou": ("#AA3377", "--", "D"),
-    "5l1 + 2giou": ("#D81B60", LONG, "d"),
+    "5l1 + 2giou": ("#D81B60", LONG, "P"),
 }
 COLORS = ("#E7298A", "#5D3A9B", "#1B9E77", "#A50026", "#80796B", "#3F6FD8", "#B35806", "#01665E")  # of a user's losses,
 LINES, MARKERS = ("-", "--", "-.", ":", LONG), ("<", ">", "p", "h", "d", "8", "H")  # 280 looks, by the loss's name
