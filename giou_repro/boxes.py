@@ -64,7 +64,7 @@ def interval_overlap(a1: Tensor, a2: Tensor, b1: Tensor, b2: Tensor) -> tuple[Te
     (a1, a2), (b1, b2) = _fast.in_order(a1, a2), _fast.in_order(b1, b2)
     first, second, common = a2 - a1, b2 - b1, _fast.shared_length(a1, a2, b1, b2)
     around = first + second - common
-    point = around < SHORTEST * tiny(around)
+    point = (around < SHORTEST * tiny(around)).to(around.dtype)
     unit = around + point
     return torch.relu(common + point) / unit, (first + point) / unit, (second + point) / unit, around
 
