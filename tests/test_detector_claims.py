@@ -90,12 +90,13 @@ def test_g10_is_tested_whatever_the_gain():
 
 def test_g13_and_g14_by_hand():
     runs = detectors(0.05).reset_index(drop=True).reset_index(names="run")
-    curves = pd.DataFrame(dict(run=np.repeat(runs.run, 2), epoch=[1, 2] * len(runs), setting="", loss="", seed=0))
+    curves = pd.DataFrame(dict(run=np.repeat(runs.run, 2), epoch=[1, 2] * len(runs), setting="voc, yolov3"))
     curves["mean_iou"] = [0.1, 0.7] * len(runs)
     curves = runs[["run", "loss", "seed"]].merge(curves[["run", "epoch", "setting", "mean_iou"]], on="run")
     assert decide("G13", detectors=runs, curves=curves)["verdict"] == FAILS  # equal: no gain of half a point
     better = curves.assign(mean_iou=curves.mean_iou + (0.1 + 0.001 * curves.seed) * (curves.loss == "giou"))
-    found = decide("G13", detectors=runs, curves=better)
+    twice = better.assign(setting="voc, yolov3, weight 1")  # a run may be in two settings
+    found = decide("G13", detectors=runs, curves=pd.concat([better, twice]))
     assert found["verdict"] == HOLDS and found["value"] == pytest.approx(0.102)
     assert decide("G14", detectors=runs.assign(AP_giou=runs.AP, AP75_giou=runs.AP75))["verdict"] == HOLDS
     one = runs.assign(AP_giou=runs.AP + (runs.run == 3), AP75_giou=runs.AP75)

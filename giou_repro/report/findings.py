@@ -86,6 +86,8 @@ def answer(runs: dict[str, store.Run]) -> pd.DataFrame:
             group = detector_verdicts.primary(some, loss, against)
             against = against or detector_verdicts.coordinate_loss(group.loss)
             words = _advice(tested.loc[(group.setting.iloc[0], measure, loss, against)])
+        except KeyError:
+            words = ["not measured", "A run found no object.", 0]  # for which mean IoU is not compared
         except ValueError as error:
             words = ["not measured", _capital(f"{error}."), 0]
         rows.append([situation, *words, DETECTORS])
