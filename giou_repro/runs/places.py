@@ -51,8 +51,7 @@ def connect(
 
     `scheduler` is the address of a cluster that runs; `system` "slurm", "pbs" or "lsf", whose jobs dask-jobqueue starts
     as they are needed, the file's `workers` at most, by the options of its `cluster`; otherwise processes of this
-    machine.
-    Raises ValueError, RunFailed.
+    machine. Raises ValueError, RunFailed.
     """
     if scheduler and system:
         raise ValueError("--scheduler and --cluster are two places; name one")
@@ -113,7 +112,7 @@ def _processes(count, devices):
     options = [address | dict(nthreads=1, memory_limit=0, silence_logs=logging.CRITICAL) for _ in range(count)]
     for worker, device in zip(options, devices, strict=False):
         worker |= dict(resources={"gpus": 1}, env={"CUDA_VISIBLE_DEVICES": device})
-    scheduler = {"cls": Scheduler, "options": address | dict(port=0)}
+    scheduler = {"cls": Scheduler, "options": address | dict(port=0, dashboard_address="127.0.0.1:0")}
     with dask.config.set({f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in threads.items()}):
         workers = {number: {"cls": Nanny, "options": worker} for number, worker in enumerate(options)}
         return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL)
