@@ -28,7 +28,8 @@ UNMEASURED = [
 ]
 RULES = (
     "“Better” and “worse” take five paired seeds; all comparisons of a setting, in AP, AP50, AP75 and mean IoU, are "
-    "corrected together (Holm). Differences are means over the same seeds, with the 95 % interval of each alone."
+    "corrected together (Holm). Differences are means over the same seeds, with the 95 % interval of each alone; in "
+    "square brackets, where detections were kept, that over images and seeds."
 )
 
 
