@@ -20,8 +20,8 @@ smoke: .venv/installed  ## the same work small, in a few minutes
 test: .venv/installed  ## the tests
 	$(BIN)/python -m pytest -q
 
-lab: .venv/installed  ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab notebooks
+lab: .venv/installed  ## JupyterLab on the first notebook
+	$(BIN)/jupyter lab notebooks/01_metric.ipynb
 
 bench: .venv/installed  ## this package and comparable ones, timed, in about five minutes; GPU=1 on a GPU
 	$(BIN)/python -m benchmarks $(if $(GPU),--gpu)
