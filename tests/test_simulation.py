@@ -255,8 +255,7 @@ def test_compiled_code_is_kept_where_the_user_keeps_caches(given, home, kept, mo
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / (given or "")))  # so that it is restored
     if given is None:
         monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
-    loss = LOSSES["giou"]
-    quiet([loss.name], n_points=1, steps=1, compile=False)
+    quiet(["giou"], n_points=1, steps=1, compile=False)
     assert ("TORCHINDUCTOR_CACHE_DIR" in os.environ, list(tmp_path.iterdir())) == (bool(given), [tmp_path / "file"])
     Compiled(lambda state: state, "step", "cpu", stacked=False)._compiled()
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == (
@@ -387,10 +386,12 @@ def test_published_giou_pulls_diagonal_boxes_more_and_level_ones_less():
     assert (table.away["one axis", "none"], table.away["one axis", "value"] > 0.1) == (0, True)
 
 
-def test_the_best_step_size_is_told_where_the_grid_ends():
-    table = convergence.step_sizes(["giou"], [0.1, 0.13, 0.2], n_points=20, progress=False)
-    assert convergence.at_best(table)[["step_size", "edge"]].values.tolist() == [[0.13, False]]
-    assert convergence.at_best(table[table.step_size < 0.15]).edge.tolist() == [True]
+def test_the_best_step_size_is_told_where_the_grid_ends_and_searched_beyond():
+    options = dict(n_points=6, progress=False)
+    table = convergence.step_sizes(["giou"], [0.05, 0.13, 0.4], **options)
+    parts = table, table[table.step_size < 0.4], table[table.step_size > 0.05]
+    assert [convergence.at_best(part).edge.item() for part in parts] == [0, 1, -1]
+    assert convergence.at_best(convergence.step_sizes(["giou"], [0.05, 0.08], extend=4, **options)).edge.item() == 0
 
 
 def test_no_warning_on_a_plain_run():

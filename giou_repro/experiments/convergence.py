@@ -39,8 +39,9 @@ def standings(simulation: Simulation) -> pd.DataFrame:
     table = curves(simulation)
     start = table.loss.map(table[table.step == 0].set_index("loss").error)
     half = table[table.error <= start / 2].groupby("loss").step.min().rename("half_step")
-    ends = table[table.step == table.step.max()].merge(half, how="left", on="loss")
-    return ends[["loss", "half_step", "error", "mean_iou", "iou_50", "iou_75", "iou_90"]]
+    return table[table.step == table.step.max()].merge(half, how="left", on="loss")[
+        ["loss", "half_step", "error", "mean_iou", "iou_50", "iou_75", "iou_90"]
+    ]
 
 
 def ranking(table: pd.DataFrame, measure: str) -> str:
@@ -178,20 +179,30 @@ def differences(final: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def step_sizes(losses: list[str], sizes: list[float], n_points: int, **options) -> pd.DataFrame:
-    """Where each loss ends for each step size: the columns of `standings` and step_size. `options` are simulate's."""
+def step_sizes(losses: list[str], sizes: list[float], n_points: int, extend: int = 0, **options) -> pd.DataFrame:
+    """Where each loss ends for each step size: the columns of `standings` and step_size. `options` are simulate's.
+
+    Where a loss is best at an end of its grid, the grid goes on there by half as much again, `extend` times at most.
+    """
     work = len(sizes) * n_points * CASES_PER_POINT * options.get("steps", 200)  # one compiled step serves every size
     options = {"compile": True if work >= COMPILE_FROM else "auto"} | options
-    tables = [standings(simulate(losses, n_points, step_size=size, **options)).assign(step_size=size) for size in sizes]
-    return pd.concat(tables, ignore_index=True)
+
+    table, todo = pd.DataFrame(), [(losses, size) for size in sizes]
+    for _ in range(extend + 1):
+        runs = [simulate(names, n_points, step_size=size, **options) for names, size in todo]
+        ends = [standings(run).assign(step_size=run.settings["step_size"]) for run in runs]
+        table = pd.concat([table, *ends], ignore_index=True)
+        todo = [([row.loss], row.step_size * 1.5**row.edge) for row in at_best(table).query("edge != 0").itertuples()]
+    return table
 
 
 def at_best(sizes: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `step_sizes` where each loss has its least error, and edge: whether the grid ends there. A loss that
-    diverged at every size has none."""
+    """The rows of `step_sizes` where each loss has its least error, and edge: 1 where its grid ends there, −1 where it
+    begins there, else 0. A loss that diverged at every size has none."""
     finite = sizes.dropna(subset="error")
     best = finite.loc[finite.groupby("loss", sort=False).error.idxmin()]
-    return best.assign(edge=best.step_size.isin((sizes.step_size.min(), sizes.step_size.max())))
+    grid = sizes.groupby("loss").step_size.agg(["min", "max"]).loc[best.loss].to_numpy()
+    return best.assign(edge=np.select(grid.T[::-1] == best.step_size.to_numpy(), [1, -1], 0))
 
 
 def best_runs(sizes: pd.DataFrame, n_points: int, **options) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -208,7 +219,7 @@ def plot_step_sizes(table: pd.DataFrame):
     """Final error and mean IoU against the step size."""
     figure, (axes,) = style.panels(1, 2, 4.4, 3.5)
     for axis, measure in zip(axes, ("error", "mean_iou"), strict=True):
-        style.draw_losses(axis, table, "step_size", measure)
+        style.draw_losses(axis, table.sort_values("step_size", kind="stable"), "step_size", measure)
         axis.axvline(0.1, color="0.6", linewidth=0.9, linestyle="--")
         axis.set(xscale="log", xlabel="step size (dashed: the paper's)")
     axes[0].set(ylabel="final coordinate error of a case", yscale="log")
@@ -218,18 +229,19 @@ def plot_step_sizes(table: pd.DataFrame):
 
 
 def describe_step_sizes(table: pd.DataFrame) -> str:
-    orders = "; ".join(f"at {size:g}: {ranking(part, 'error')}" for size, part in table.groupby("step_size"))
+    whole = table.groupby("step_size").filter(lambda part: len(part) == table.loss.nunique())
+    orders = "; ".join(f"at {size:g}: {ranking(part, 'error')}" for size, part in whole.groupby("step_size"))
     best = at_best(table)
     rates = ", ".join(f"{registry.label(row.loss)} at {row.step_size:g}" for row in best.itertuples())
     diverged = sorted(set(table.loss) - set(best.loss))
     return (
         f"**What we see.** Final error, least first, {orders}. Each at the best of these rates ({rates}; at the "
-        f"edge of the grid: {style.labels(best.loss[best.edge])}): {ranking(best, 'error')}."
+        f"edge of the grid: {style.labels(best.loss[best.edge != 0])}): {ranking(best, 'error')}."
         f"{f' Diverged at every rate: {style.labels(diverged)}.' if diverged else ''}"
     )
 
 
-def every_loss(losses, n_points: int, step_size: float, sizes: list[float], sweep_points: int, **options):
+def every_loss(losses, n_points: int, step_size: float, sizes: list[float], sweep_points: int, extend=0, **options):
     """Each loss at one step size, and at the one of `sizes` that leaves it the least error, found on `sweep_points`
     anchor points.
 
@@ -237,7 +249,7 @@ def every_loss(losses, n_points: int, step_size: float, sizes: list[float], swee
     where it diverged at every size. `options` are simulate's.
     """
     simulation = simulate(losses, n_points, step_size=step_size, **options)
-    best = at_best(step_sizes(losses, sizes, sweep_points, **options))
+    best = at_best(step_sizes(losses, sizes, sweep_points, extend, **options))
     best = best.rename(columns={"step_size": "best_size", "error": "best_error", "iou_75": "best_iou_75"})
     best = best[["loss", "best_size", "best_error", "best_iou_75"]]
     table = standings(simulation).merge(best, on="loss", how="left")
@@ -286,10 +298,9 @@ def describe_encodings(panels: dict[str, pd.DataFrame], step: int) -> str:
         )
     return (
         f"**What we see.** {' '.join(words)}\n\n"
-        "The metric decides the winner here. The error this simulation sums *is* the ℓ1 loss of centre and size: a "
-        "coordinate loss descends the very quantity it is measured by, each coordinate by itself, with no network in "
-        "which the steps could conflict, and on boxes that all have about the same size. Neither reading says how a "
-        "detector would end, where weights share the errors and none reaches zero."
+        "The metric decides the winner here: the error this simulation sums *is* the ℓ1 loss of centre and size, which "
+        "a coordinate loss descends, each coordinate by itself. Neither reading says how a detector would end, where "
+        "weights share the errors and none reaches zero."
     )
 
 
@@ -327,14 +338,9 @@ def plot_single_boxes(table: pd.DataFrame, frames=(0, 0.025, 0.1, 0.25, 0.5, 1))
 
 def describe_single_boxes(table: pd.DataFrame) -> str:
     areas = table.assign(area=(table.w * table.h).abs()).groupby(["gradients", "loss", "start"], sort=False).area.max()
-    words = "; ".join(
-        f"{registry.label(loss)} {gradients}, {start}, {area:.1f}"
-        for (gradients, loss, start), area in areas[areas > 1.2].items()
-    )
-    return (
-        "**What we see.** Boxes that grew to more than 1.2 times their area on the way, and to how many: "
-        f"{words or 'none'}."
-    )
+    words = [f"{registry.label(way[1])} {way[0]}, {way[2]}, {area:.1f}" for way, area in areas[areas > 1.2].items()]
+    listed = "; ".join(words) or "none"
+    return f"**What we see.** Boxes that grew to more than 1.2 times their area on the way, and to how many: {listed}."
 
 
 def apart(losses: list[str], n_points: int, gradients: str, seed: int = 0, **options) -> pd.DataFrame:
