@@ -206,8 +206,7 @@ def at_best(sizes: pd.DataFrame) -> pd.DataFrame:
 
 
 def best_runs(sizes: pd.DataFrame, n_points: int, **options) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The `curves`, with step_size, and the Simulation.final of each loss at its best of `step_sizes`. `options` are
-    simulate's."""
+    """The `curves`, with step_size, and Simulation.final of each loss at its best of `step_sizes`."""
     best = at_best(sizes)
     runs = [simulate([row.loss], n_points, step_size=row.step_size, **options) for row in best.itertuples()]
     paths = [curves(run).assign(step_size=size) for run, size in zip(runs, best.step_size, strict=True)]
@@ -233,11 +232,10 @@ def describe_step_sizes(table: pd.DataFrame) -> str:
     orders = "; ".join(f"at {size:g}: {ranking(part, 'error')}" for size, part in whole.groupby("step_size"))
     best = at_best(table)
     rates = ", ".join(f"{registry.label(row.loss)} at {row.step_size:g}" for row in best.itertuples())
-    diverged = sorted(set(table.loss) - set(best.loss))
     return (
         f"**What we see.** Final error, least first, {orders}. Each at the best of these rates ({rates}; at the "
-        f"edge of the grid: {style.labels(best.loss[best.edge != 0])}): {ranking(best, 'error')}."
-        f"{f' Diverged at every rate: {style.labels(diverged)}.' if diverged else ''}"
+        f"edge of the grid: {style.labels(best.loss[best.edge != 0])}): {ranking(best, 'error')}. "
+        f"Diverged at every rate: {style.labels(sorted(set(table.loss) - set(best.loss)))}."
     )
 
 
