@@ -46,6 +46,6 @@ def test_thresholds_are_drawn_into_given_axes():
 def test_the_sentence_follows_the_numbers():
     row = pd.Series(dict(AP=0.4, AP50=0.6, AP75=0.3, AP_giou=0.35, disjoint=0.1, images_per_second=12.0))
     words = detector.describe_training(row, CURVES)
-    assert words.startswith("**AP 0.400** (AP50 0.600, AP75 0.300; by GIoU 0.350) after 2 epochs.")
+    assert "**AP 0.400** (AP50 0.600, AP75 0.300; by GIoU 0.350) after 2 epochs, one seed." in words
     assert "from 0.20 in the first epoch to 0.60 in the last; 10.0% of them were disjoint" in words
     assert "no object that counts" in detector.describe_training(row * float("nan"), CURVES)

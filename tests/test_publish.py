@@ -186,12 +186,12 @@ def test_the_answer_follows_the_verdicts(tmp_path):
     assert (table.use[one], table.n[one]) == ("GIoU", 5)
     assert table.measured[one].startswith("GIoU − ℓ2: AP +0.049 (") and table.measured[one].endswith("voc, yolov3.")
     assert table.use["Low thresholds"] == "ℓ2"
-    assert table.use["How well what is found fits"] == "GIoU or ℓ2: undecided"
+    assert table.use["Fit of the objects found (mean IoU)"] == "GIoU or ℓ2: undecided"
     assert table.use[two] == "not measured" and "Fewer than 5 paired seeds of GIoU" in table.measured[two]
     assert len(table) == 10 and set(table.use[-4:]) == {"not measured"}
     runs = detectors(0.05)
     table = findings.answer(detector_runs(tmp_path, runs.assign(mean_iou=runs.mean_iou.where(runs.index > 0))))
-    assert table.set_index("situation").measured["How well what is found fits"] == "A run found no object."
+    assert table.set_index("situation").measured["Fit of the objects found (mean IoU)"] == "A run found no object."
 
 
 def test_one_box_answers_where_boxes_start_disjoint(tmp_path):

@@ -330,7 +330,8 @@ def describe_paired(table: pd.DataFrame) -> str:
     """What each setting's differences allow to say, all of them, by what they are against and by verdict."""
     if table.empty:
         return "No setting has two losses, so there is nothing to compare yet."
-    lines = []
+    found = ", ".join(f"{n} {verdict}" for verdict, n in table.verdict.value_counts().items())
+    lines = [f"**What we see.** Of {len(table)} differences between losses: {found}.\n"]
     for setting, part in table.groupby("setting", sort=False):
         lines.append(f"**{setting}** ({len(part)} differences)\n")
         order = [pd.Categorical(part.against, part.against.unique()), pd.Categorical(part.verdict, statistics.VERDICTS)]

@@ -66,9 +66,9 @@ def describe_training(evaluation: pd.Series, curves: pd.DataFrame) -> str:
         return "The validation images have no object that counts, so there is no AP."
     row, start, end = evaluation, curves.mean_iou.iloc[0], curves.mean_iou.iloc[-1]
     return (
-        f"**AP {row.AP:.3f}** (AP50 {row.AP50:.3f}, AP75 {row.AP75:.3f}; by GIoU {row.AP_giou:.3f}) after "
-        f"{int(curves.epoch.iloc[-1])} epochs. The positives' mean IoU went from {start:.2f} in the first epoch to "
-        f"{end:.2f} in the last; {row.disjoint:.1%} of them were disjoint from their target. "
-        f"{row.images_per_second:.0f} images a second. "
-        "One run says nothing about which loss is better: that takes `06_compare_losses`."
+        f"**What we see.** **AP {row.AP:.3f}** (AP50 {row.AP50:.3f}, AP75 {row.AP75:.3f}; by GIoU {row.AP_giou:.3f}) "
+        f"after {int(curves.epoch.iloc[-1])} epochs, one seed. The positives' mean IoU went from {start:.2f} in the "
+        f"first epoch to {end:.2f} in the last; {row.disjoint:.1%} of them were disjoint from their target. Training "
+        f"took in {row.images_per_second:.0f} images a second. One run does not say which loss is better: "
+        "`06_compare_losses` pairs the seeds of several."
     )

@@ -99,7 +99,11 @@ def plot_gains(table: pd.DataFrame):
 def describe_gains(gains: pd.DataFrame, slopes: pd.DataFrame) -> str:
     """The gain at the least and the greatest share, and whether it grows."""
     grows = dict(zip(statistics.VERDICTS, ("grows", "shrinks", "undecided", "too few seeds"), strict=True))
-    lines = []
+    primary = slopes[(slopes.measure == MEASURES[0]) & (slopes.against == AGAINST[0])].verdict.map(grows)
+    lines = [
+        "**What we see.** Whether GIoU's gain over IoU in the mean IoU of the positives grows with the share of "
+        f"disjoint positives: {', '.join(primary) or 'not measured'}.\n"
+    ]
     for row in slopes.itertuples():
         at = gains[(gains.dial == row.dial) & (gains.measure == row.measure) & (gains.against == row.against)]
         first, last = at.loc[at.disjoint.idxmin()], at.loc[at.disjoint.idxmax()]
@@ -109,4 +113,4 @@ def describe_gains(gains: pd.DataFrame, slopes: pd.DataFrame) -> str:
             f"{difference_label(last)} where {last.disjoint:.0%} are; slope {difference_label(row)}, n = {row.n}: "
             f"**{grows[row.verdict]}**"
         )
-    return "**What we see.** The gain of GIoU against the share of disjoint positives.\n\n" + "\n".join(lines)
+    return "\n".join(lines)

@@ -42,7 +42,8 @@ def _decide(name, tables, run):
     try:
         return DECIDERS[name]({table: run.table(table) for table in tables}, run.parameters)
     except (KeyError, AttributeError) as error:
-        return verdicts.untested(f"the run's tables have no {error}: it had other losses, or was of another version")
+        missing = getattr(error, "name", error)
+        return verdicts.untested(f"the run's tables have no {missing}: it had other losses, or was of another version")
     except ValueError as error:
         return verdicts.untested(str(error))
 

@@ -81,6 +81,8 @@ def _g9(against, tables, parameters):
     place = "inside" if rows["AP"].low <= PAPER_GAIN <= rows["AP"].high else "outside"
     words += " The primary comparison, on VOC 2007, has too few seeds." * (not is_primary(group))
     words += f" The paper's gain on COCO, {PAPER_GAIN:+.3f} AP, lies {place} the interval." * (against is None)
+    small = rows["AP"].verdict != "worse" and rows["AP"].high < HALF_A_POINT
+    words += f" A gain of half a point, {HALF_A_POINT} AP, lies above the interval." * small
     return _found(rows["AP"], _won(rows["AP"]), words)
 
 

@@ -19,7 +19,7 @@ SITUATIONS = [  # situation, detector, measure, loss, against (None: the detecto
     ("Anchors that overlap their target, two stages", "faster_rcnn", "AP", "giou", None),
     ("High thresholds", "yolov3", "AP75", "giou", None),
     ("Low thresholds", "yolov3", "AP50", "giou", None),
-    ("How well what is found fits", "yolov3", "mean_iou", "giou", None),
+    ("Fit of the objects found (mean IoU)", "yolov3", "mean_iou", "giou", None),
 ]
 ENCODINGS = [(DISJOINT, "linear"), ("Set prediction (sigmoid boxes, as in DETR; one box, no matching)", "sigmoid")]
 UNMEASURED = [
@@ -28,7 +28,8 @@ UNMEASURED = [
 ]
 RULES = (
     "“Better” and “worse” take five paired seeds; all comparisons of a setting, in AP, AP50, AP75 and mean IoU, are "
-    "corrected together (Holm). Differences are means over the same seeds, with the 95 % interval of each alone; in "
+    "corrected together (Holm), so a difference can be undecided although its own interval leaves out 0. Differences "
+    "are means over the same seeds, with the 95 % interval of each alone; in "
     "square brackets, where detections were kept, that over images and seeds."
 )
 
@@ -47,12 +48,12 @@ def cards(ledger: pd.DataFrame, link) -> str:
     parts = []
     for row in ledger.itertuples():
         interval = f", 95 % interval {row.low:.3g} to {row.high:.3g}" if np.isfinite(row.low) else ""
-        number = f"\n\nThe number: {row.value:.3g}{interval}, n = {row.n:,}" if np.isfinite(row.value) else ""
-        run = f", of [this run]({link(row)})" if row.run else ""
+        number = f" The number: {row.value:.3g}{interval}, n = {row.n:,}." if np.isfinite(row.value) else ""
+        run = f" From [this run]({link(row)})." if row.run else ""
         whose = f" ({row.whose})" if "whose" in ledger else ""
         parts.append(
             f"### {row.id}{whose}\n\n{row.claim} ({row.source})\n\n**{_capital(row.verdict)}.** {row.words}\n\n"
-            f"What decides: {row.decided_by}{number}{run}. Again: `{row.command}`.\n"
+            f"What decides: {row.decided_by}\n\n{f'{number}{run} To run it: `{row.command}`.'.strip()}\n"
         )
     return "\n".join(parts)
 

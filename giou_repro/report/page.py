@@ -22,48 +22,63 @@ FIGURES = [  # notebook, figure, caption
     (
         "01_metric",
         "figure_1",
-        "The paper's figure 1: predictions (black) equally far from the target (green) overlap it very differently.",
+        "The paper's figure 1. In a row all predictions (black) are equally far from the target (green): compare IoU.",
     ),
     (
         "02_loss_landscape",
         "steepness",
-        "How steep each loss is (left), and how IoU and GIoU go together (right), against the overlap.",
+        "Left, the size of each loss's gradient at each IoU; right, the correlation of IoU and GIoU.",
     ),
     (
         "03_simulation",
         "convergence",
-        "Boxes moved by gradient steps: with the published formulae (circles: the paper) and the exact gradients.",
+        "Mean error of a box against the gradient step, with the published formulae (circles: the paper's curves) and "
+        "with the exact gradients; lower is better.",
     ),
     (
         "03_simulation",
         "surfaces",
-        "Where the error stays: each dot is a starting point around the targets in the middle.",
+        "A dot is a starting point, its colour the mean error after the last step; the targets are in the middle.",
     ),
     (
         "03_simulation",
         "departures",
-        "Which departures of the published gradients make the error: corrected one at a time, and together.",
+        "A row is a set of corrections of the published gradients, from none (black) to all (white); "
+        "left the error after the last step, right the steps to half the error.",
     ),
-    ("03_simulation", "step_sizes", "The order of the losses depends on the step size."),
+    (
+        "03_simulation",
+        "step_sizes",
+        "Error left against the step size, exact gradients: compare the lowest points of the lines.",
+    ),
     (
         "04_one_box",
         "dose",
-        "A small network: mean IoU at the end, and its difference to ℓ1, against the share of targets disjoint from "
-        "the first box.",
+        "A small network: above, mean IoU at the end against the share of targets disjoint from the first box; below, "
+        "the difference to ℓ1 with its 95 % interval, above 0 where a loss is better.",
     ),
-    ("06_compare_losses", "every_run", "Every detector run as a dot, the means as bars."),
+    (
+        "06_compare_losses",
+        "every_run",
+        "A marker is a detector run (a seed), a bar the mean. Where markers mix, two runs rank by their seeds.",
+    ),
     (
         "06_compare_losses",
         "paired",
-        "Differences between losses on the same seeds, with 95 % intervals: those that cross the line say nothing.",
+        "Differences between losses on the same seeds with 95 % intervals, in points; a full dot is a verdict, better "
+        "or worse, after correction for all differences of a setting.",
     ),
     (
         "06_compare_losses",
         "dial",
-        "What GIoU gains in a detector against the share of positives that are disjoint from their target.",
+        "The gain of GIoU over another loss, with its 95 % interval, against the share of disjoint positives.",
     ),
-    ("06_compare_losses", "thresholds", "AP against the threshold of the match, by IoU and by GIoU."),
-    ("06_compare_losses", "curves", "Training: classification loss, mean IoU of the positives, AP."),
+    (
+        "06_compare_losses",
+        "thresholds",
+        "AP at each threshold of a match, by IoU (left) and GIoU (middle), and its difference to the coordinate loss.",
+    ),
+    ("06_compare_losses", "curves", "By epoch, means over seeds: classification loss, mean IoU of the positives, AP."),
 ]
 Sources = dict[str, dict[str, store.Run]]
 
@@ -178,7 +193,9 @@ def figures(sources: Sources) -> list:
         folders = {whose: runs[notebook].folder for whose, runs in sources.items() if notebook in runs}
         paths = [(whose, folder / "figures" / f"{name}.png") for whose, folder in folders.items()]
         for whose, path in [(whose, path) for whose, path in paths if path.is_file()][-1:]:
-            shown += [Image(path, alt=caption), Markdown(f"*{caption}* ({notebook}, {whose})")]
+            number = len(shown) // 2 + 1
+            words = f"**Figure {number}.** *How to read it*: {caption} ({notebook}, {whose})"
+            shown += [Image(path, alt=caption), Markdown(words)]
     return shown
 
 

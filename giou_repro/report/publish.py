@@ -159,7 +159,9 @@ def markdown(table: pd.DataFrame) -> str:
 CLAIMS = """# The papers' claims, each with its verdict
 
 Made by `giou-repro publish` from [the published runs](../results/published/README.md). A verdict is computed from the
-tables of a run: “undecided” where the intervals hold the bar, “not tested” without a run, a table or five paired seeds.
+tables of a run: “undecided” where the interval contains the threshold that decides, “not tested” without a run, a table
+or five paired seeds. “Holds for … only” names the cases in which a claim holds; the published code is that of the DIoU
+paper's authors.
 G: the GIoU paper (Rezatofighi et al., CVPR 2019); B: its authors' blog; Z: the DIoU paper (Zheng et al., AAAI 2020).
 
 {table}
@@ -172,8 +174,9 @@ G: the GIoU paper (Rezatofighi et al., CVPR 2019); B: its authors' blog; Z: the 
 
 WHICH = """# Which loss should I use?
 
-Made by `giou-repro publish` from [the published runs](../results/published/README.md). n is the number of paired
-seeds, in brackets stands the 95 % interval, and nothing is recommended that is not decided. See also
+A loss is named where a difference is decided; losses joined by “or” were not told apart. n is the number of paired
+seeds, in brackets stands the 95 % interval. Made by `giou-repro publish` from
+[the published runs](../results/published/README.md). See also
 [how losses are compared](methods.md), [every difference between detectors](../results/published/README.md) and
 [every claim](claims.md).
 
@@ -195,6 +198,10 @@ losses here, and is not that of the official test set. BCCD is 364 images of blo
 [data/README.md](../../data/README.md).
 
 ## Detectors: means, and every difference
+
+For each setting, first the means over n seeds: the weight of the box loss and the weights it was searched among (at the
+edge: a better one may lie beyond), the share of positives disjoint from their target, AP with IoU and with GIoU as the
+matching criterion, and gains in per cent of the loss whose gain is 0. Then every difference.
 
 {rules}
 {differences}"""
