@@ -140,7 +140,16 @@ LAYOUTS = {
     "in a function": ("def mine(pred, target):\n    import helper", "helper.py"),
     "of a helper": ("import between", "helper.py"),
     "behind a link": ("import linked", "helper.py"),
+    "in folders joined": ("import sys, os; sys.path.insert(0, os.path.join('a', 'b')); import helper", "a/b/helper.py"),
+    "once more elsewhere": ("import sys; sys.path.insert(0, 'linked'); import linked", "linked/linked.py"),
+    "as a script": ("import runpy; runpy.run_module('helper')", "helper.py"),
     "data": ("import json; GAMMA = json.load(open('gamma.json'))", "gamma.json"),
+    "data in folders": ("from pathlib import Path; G = (Path('a') / 'b' / 'g.json').read_text()", "a/b/g.json"),
+    "data by a part of its name": ("import json; A = 'a'; G = json.load(open(f'{A}/g.json'))", "a/g.json"),
+    "data by a pattern": ("from pathlib import Path; G = [p.read_text() for p in Path('a').glob('*.txt')]", "a/g.txt"),
+    "an entry of data": ("import json; G = json.load(open('gamma.json'))['w']", "gamma.json"),
+    "a logarithm of data": ("import json, math; G = math.log(json.load(open('gamma.json')))", "gamma.json"),
+    "data and a file made of it": ("import numpy as np; A = np.load('g.npy'); np.save('h.npy', A)", "g.npy"),
 }
 
 
@@ -161,9 +170,21 @@ def test_what_the_users_loss_imports_counts_in_any_layout(tmp_path, monkeypatch,
     assert address("n", dict(losses=["my_loss:mine"])) != first
 
 
-def test_a_file_that_the_loss_writes_does_not_count(tmp_path, monkeypatch):
+WRITTEN = [
+    "open('log.json', 'a').write('1')",
+    "open(\n    'log.json',\n    mode='xt',\n)",
+    "LOG = 'log.json'\nwith open(LOG, 'a') as file:\n    file.write('1')",
+    "from pathlib import Path\nLOG = Path(str('log.json'))\nLOG.write_text('1')",
+    "class A:\n    log = 'log.json'\n    def write(self):\n        open(self.log, 'wb')",
+    "table.to_json('log.json')",
+    "import logging\nlogging.basicConfig(filename='log.json')",
+]
+
+
+@pytest.mark.parametrize("text", WRITTEN)
+def test_a_file_that_the_loss_writes_does_not_count(tmp_path, monkeypatch, text):
     monkeypatch.chdir(tmp_path)
-    Path("my_loss.py").write_text("def mine(pred, target):\n    open('log.json', 'a').write('1')")
+    Path("my_loss.py").write_text(text)
     first = address("n", dict(loss="my_loss:mine"))
     Path("log.json").write_text("1")
     assert address("n", dict(loss="my_loss:mine")) == first

@@ -274,6 +274,14 @@ def test_a_missing_image_is_told_with_the_file_that_lies_beside(tmp_path, lies):
     assert told.detail.endswith(f"{tmp_path / 'set'}, {tmp_path}; there is {lies!r})")
 
 
+@pytest.mark.parametrize("folder", ["data", "JPEGImages", "imgs"])
+def test_images_in_the_folders_of_other_tools_are_found(tmp_path, folder):
+    file = coco(tmp_path / "labels.json", [entry()])
+    (tmp_path / folder).mkdir()
+    (tmp_path / "seven.jpg").rename(tmp_path / folder / "seven.jpg")
+    assert datasets.load(tmp_path, "labels").defects == datasets.load(file, "all").defects == []
+
+
 def test_images_of_one_name_in_two_splits_are_those_of_the_split(tmp_path):
     for split, shade in (("train", 10), ("val", 200)):
         coco(tmp_path / "annotations" / f"{split}.json", [entry()])

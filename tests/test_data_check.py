@@ -69,6 +69,10 @@ def test_the_exit_status_tells_converted_from_lost(tmp_path, capsys):
         (dict(train="abc", trainval="abcd", val="d"), []),
         (dict(train="abc", testing="cde"), ["split in another"]),
         (dict(one="abc", two="def", three="abc"), ["split in another"]),
+        (dict(full="abcdef", train="ab", val="c"), []),
+        (dict(train_1="abc", val_1="d", train_2="abd", val_2="c"), []),
+        (dict(train_1="abc", val_1="c", train_2="abd", val_2="e"), ["split in another"]),
+        (dict(train_80="abc", val_20="c"), ["split in another"]),
         (dict(train="abcd", val=""), ["empty list"]),
         (dict(train="abcd", val=["", " "]), ["empty list"]),
         (dict(train="abcd", val="eef"), ["listed twice"]),
@@ -88,6 +92,23 @@ def test_training_is_told_what_its_splits_share(tmp_path):
     voc(tmp_path, {id: xml(SOUND) for id in "abcd"}, train="a", val="abcd")
     config = loop.configure(scale="smoke", dataset=str(tmp_path))
     assert kinds(loop.open_sets(config)[1].defects) == ["split in another", "smaller than a test split"]
+
+
+def test_other_json_files_beside_are_no_splits_and_a_split_named_all_hides_no_other(tmp_path, capsys):
+    for name in ("all", "train"):
+        coco(tmp_path / f"{name}.json", [entry()])
+    for name, text in {
+        "info": '{"name": "cells"}',
+        "settings": "[1]",
+        "broken": "{",
+        "lists": '{"images": []}',
+    }.items():
+        (tmp_path / f"{name}.json").write_text(text)
+    assert datasets.splits(tmp_path) == ["all", "broken", "lists", "train"]
+    assert main(["data", "check", str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert defects_of(out) == ["malformed JSON"] * 2
+    assert all(f"split {name}: " in out for name in ("all", "broken", "lists", "train"))
 
 
 LABELS = '<annotations><image name="a.jpg"><box label="cell" xtl="1"/></image></annotations>'

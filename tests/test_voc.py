@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from builders import HEIGHT, LAUGHS, SOUND, WIDTH, coco, entry, kinds, picture, voc, xml
+from builders import HEIGHT, LAUGHS, SOUND, WIDTH, kinds, picture, voc, xml
 from PIL import Image
 
 from giou_repro.data import datasets
@@ -194,47 +194,11 @@ def test_layouts_and_splits_of_voc_folders(tmp_path):
     assert len(datasets.load(exported, "all")) == 2
 
 
-def test_a_split_can_be_taken_in_parts(tmp_path):
-    ids = [f"{number:02}" for number in range(10)]
-    voc(tmp_path, {id: xml(SOUND) for id in ids}, train=ids)
-    parts = {
-        name: [Path(picture.name).stem for picture in datasets.load(tmp_path, name).pictures]
-        for name in ("train[:80%]", "train[80%:]", "all[15%:30%]")
-    }
-    assert parts == {"train[:80%]": ids[:8], "train[80%:]": ids[8:], "all[15%:30%]": ids[2:3]}
-    for wrong in ("train[:8]", "train[80%:20%]", "train[:120%]", "train[:80%"):
-        with pytest.raises(ValueError, match=r"train\[:80%\]"):
-            datasets.load(tmp_path, wrong)
-
-
-def test_a_part_without_an_image_is_refused_with_what_there_is(tmp_path):
-    voc(tmp_path, {id: xml(SOUND) for id in "abc"}, train="abc", val="")
-    with pytest.raises(
-        ValueError,
-        match=r"'train\[50%:51%\]' holds none of the 3 images of 'train'; take a larger part, as train\[:80%\]",
-    ):
-        datasets.load(tmp_path, "train[50%:51%]")
-    for split in ("val", "val[:80%]"):
-        with pytest.raises(
-            Unreadable,
-            match=r"no image of split 'val.*' can be used; the splits are all, train, val\nval.txt: empty list",
-        ):
-            datasets.load(tmp_path, split)
-
-
-def test_a_set_that_is_not_divided_says_how_to_divide_it(tmp_path):
-    undivided = voc(tmp_path / "voc", {"a": xml(SOUND)}), coco(tmp_path / "json" / "a.json", [entry()])
-    trained = coco(tmp_path / "train" / "train" / "_annotations.coco.json", [entry()]).parents[1]
-    for path, split, whole in ((undivided[0], "train", "all"), (undivided[1], "val", "all"), (trained, "val", "train")):
-        with pytest.raises(
-            ValueError, match=rf'no split .* train_split "{whole}\[:80%\]", val_split "{whole}\[80%:\]"'
-        ):
-            datasets.check_splits(path, split)
-        datasets.check_splits(path, f"{whole}[:80%]", f"{whole}[80%:]")
-    datasets.check_splits("shapes", "train", "val")
-    for wrong in ("all", "train[:80%]"):
-        with pytest.raises(ValueError, match="shapes have the splits train, val, test"):
-            datasets.check_splits("shapes", wrong)
+def test_difficult_may_be_a_number_or_a_word(tmp_path):
+    words = ("0", "1", "0.0", "1.0", "yes", "no", "True", "FALSE", "", "2")
+    voc(tmp_path, {"a": xml(*[("cell", n, 1, n + 9, 9, word) for n, word in enumerate(words, 1)])})
+    flags = datasets.load(tmp_path, "all")[0][1]["difficult"].tolist()
+    assert flags == [False, True, False, True, True, False, True, False, False, True]
 
 
 def test_pictures_in_both_are_counted_by_file_and_by_content(tmp_path):

@@ -27,6 +27,7 @@ from giou_repro.data.folder import Folder
 LAYOUT = "COCO annotations (annotations/instances_<split>.json)"
 ID = int | float | str
 REQUIRED = {"images": {"id": ID}, "annotations": {}, "categories": {"id": ID, "name": str}}  # list → keys of an entry
+USUAL = ("images", ".", "data", "JPEGImages", "Images", "imgs")  # folders of images, where none has the split's name
 SAMPLE = 50  # images by which their folder is identified
 
 
@@ -39,7 +40,7 @@ def sources(path: Path) -> dict:
     files = [file for place in places for file in sorted(path.glob(place)) if file.name[0] != "."]
     instances = [file for file in files if file.name.startswith("instances_")]  # COCO has captions, too
     readers = {}
-    for file in instances or files:
+    for file in instances or [file for file in files if not _is_other(file)] or files:
         split = _split(file)
         readers[file.relative_to(path).as_posix() if split in readers else split] = partial(_read, file)
     return readers
@@ -52,6 +53,14 @@ def files(path: Path) -> list[Path]:
         with suppress(Unreadable):
             found += [picture.file for picture in _read(file).pictures]
     return found
+
+
+def _is_other(file):
+    """Whether a JSON of at most 1 MiB is sound and has none of the lists: settings, or what another tool left."""
+    with suppress(Unreadable, ValueError, RecursionError):
+        content = json.loads(read_text(file, "malformed JSON", 2**20)[0])
+        return not isinstance(content, dict) or not REQUIRED.keys() & content.keys()
+    return False
 
 
 def _split(file):
@@ -180,7 +189,7 @@ def _image_folder(file, images):
     split = _split(file)
     names = [f"{place}{name}" for name in (split, split.rstrip("0123456789")) for place in ("", "images/")]
     root = file.parent.parent if file.parent.name in ("annotations", split) else file.parent
-    folders = [parent / name for name in (*names, "images", ".") for parent in (file.parent, file.parent.parent)]
+    folders = [parent / name for name in (*names, *USUAL) for parent in (file.parent, file.parent.parent)]
     sample = [str(image.get("file_name")) for image in images[:SAMPLE]]
     folder = max(folders, key=lambda folder: sum(os.path.isfile(within(folder, name) or "") for name in sample))
     return root, dict.fromkeys(folders), folder

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 from pathlib import Path
@@ -19,8 +20,14 @@ def compare(splits: dict[str, list[Picture]]) -> list[Defect]:
     of one for training that has less than half as many images as one for tests; of one without an object."""
     empty = [name for name, pictures in splits.items() if not any(picture.objects for picture in pictures)]
     defects = [Defect("no object", name, f"(in {len(splits[name])} images)") for name in empty if splits[name]]
+    folds = {name: re.findall(r"(?<!\d)\d{1,3}(?!\d)", name) for name in splits}  # val_1 is part of train_2
+
+    def in_folds(name):
+        return any(folds[other] != folds[name] for other in splits if _roles(other) == _roles(name))
+
     for (a, first), (b, second) in combinations(splits.items(), 2):
-        apart = not _roles(a) & _roles(b)
+        apart = _roles(a) and _roles(b) and not _roles(a) & _roles(b)
+        apart = apart and not (folds[a] != folds[b] and in_folds(a) and in_folds(b))
         shared = in_both(first, second) if apart or len(first) == len(second) else 0
         if shared and (apart or shared == len(first)):
             defects.append(Defect("split in another", b, f"({shared} of {len(second)} images are in {a} too)"))
@@ -32,7 +39,7 @@ def compare(splits: dict[str, list[Picture]]) -> list[Defect]:
 
 
 def _roles(name):
-    return {role for role in ROLES if role in name.lower()} or {name}
+    return {role for role in ROLES if role in name.lower()}
 
 
 def in_both(first: list[Picture], second: list[Picture]) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from giou_repro.boxes import area
+from giou_repro.data import voc
 from giou_repro.data.datasets import Source, load, splits
 from giou_repro.data.defects import LOST, Defect, Unreadable, summary
 from giou_repro.data.files import compare
@@ -64,9 +65,9 @@ def report(dataset: str | Path, split: str | None = None, classes: tuple[str, ..
     is reported like any other.
     """
     source = None if dataset == "shapes" else Source(dataset)
-    available, defects = splits(dataset), []
-    opened = {}
-    for name in [split] if split else available[:1] if "all" in available else available:
+    available, defects, opened = splits(dataset), [], {}
+    in_one = source and (source.format is voc or source.path.is_file())  # and the first split is all of it
+    for name in [split] if split else available[:1] if in_one else available:
         try:
             ds = opened[name] = source.open(name, classes) if source else load(dataset, name)
             table, own = check(ds).to_string(index=False), ds.defects

@@ -45,10 +45,10 @@ def sources(path: Path) -> dict:
     years = _years(path)
     parts = defaultdict(list, {"all": [(year, None) for year in years]} if years else {})
     for year in years:
-        for file in year.lists:
-            parts[file.stem].append((year, file))
-        if year.folder != path and not year.lists:
-            parts[year.folder.name] = [(year, None)]
+        folder = year.folder.resolve().name
+        lists = {file.stem: file for file in year.lists} or ({} if year.folder == path else {folder: None})
+        for name, listing in lists.items():
+            parts[f"{folder}/all" if name == "all" else name].append((year, listing))
     return {split: functools.partial(_read, years, part) for split, part in parts.items()}
 
 
@@ -103,7 +103,10 @@ class Year:
         if listing is None:
             named = {id for file in self.lists for id in self.ids(file, defects)}
             return sorted(named | set(self.parsed) | {self._owner(id) for id in self.images})
-        ids = Counter(map(self._owner, _lines(listing, defects)))
+        lines = _lines(listing, defects)
+        known = {*self.parsed, *self.images}
+        lines = [line if line in known else re.sub(r"\s+(-1|0|1)$", "", line) for line in lines]  # a class's list
+        ids = Counter(map(self._owner, lines))
         defects += [Defect("listed twice", listing.name, object=id) for id, count in ids.items() if count > 1]
         return ids
 
@@ -142,7 +145,7 @@ def _lines(listing, defects):
         return []
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     defects += encoding if lines else [Defect("empty list", listing.name)]
-    return [_stem(line) if line.lower().endswith(IMAGES) else line for line in lines]
+    return [_stem(line) if line.lower().endswith((*IMAGES, ".xml")) else line for line in lines]
 
 
 def _parsed(file):
@@ -219,6 +222,6 @@ def _objects(root, classes, file, defects):
             defects.append(Defect("unknown class", file, object=title))
         else:
             corners = tuple(number(box.findtext(tag)) for tag in CORNERS)
-            difficult = _text(item, "difficult").lower() in ("1", "true")
-            objects.append(Object(title, classes.index(name), corners, difficult))
+            flag = _text(item, "difficult").lower()
+            objects.append(Object(title, classes.index(name), corners, flag in ("true", "yes") or number(flag) > 0))
     return objects

@@ -11,6 +11,7 @@ import re
 import sys
 import sysconfig
 from collections.abc import Callable
+from glob import iglob
 from importlib.machinery import PathFinder
 from pathlib import Path
 
@@ -21,9 +22,10 @@ OUTPUTS = "giou_repro.runs.outputs"  # of this folder, what writes the tables an
 PAGES = "giou_repro.runs.pages"  # and of those that import it, their pages
 STANDARD = Path(sysconfig.get_path("stdlib"))
 DOTTED = re.compile(r"[^\W\d]\w*(?:\.\w+)*")
-WRITES = re.compile(
-    rb"\b(write|save|dump|log)\w*\(|['\"][bt]*[wax][bt+]*['\"]"
-)  # in a line that makes the file which it names
+BY_NAME = re.compile(rb"import_module|__import__|run_module")
+WRITER = re.compile(r"(im)?write\w+|save\w*|dump\w*|to_(csv|json|pickle|parquet|excel)|touch|basicConfig|\w*Handler")
+OPENER, MODE = re.compile(r"\w*(open|File|memmap)"), re.compile(r"[bt]*[wax][bt+]*")  # which makes the file
+PATHS = {"Path", "PurePath", "join", "joinpath", "str", "fspath", "with_name", "with_suffix"}  # which name one
 
 
 def address(notebook: str | Path, parameters: dict, inputs: str = "", read: Callable | None = None) -> str:
@@ -77,22 +79,24 @@ def _cells(notebook):
 def _sources(cells, modules):
     """Dotted name, or path as it is written → sha256, of each source that counts and each file that one names."""
     importlib.invalidate_caches()
-    here, found, waiting = os.getcwd(), {}, [OUTPUTS, *modules]
+    here, found, waiting, opened, added = os.getcwd(), {}, [OUTPUTS, *modules], set(), []
     chosen, places = {name.partition(".")[0] for name in waiting}, [here, *filter(None, sys.path)]
 
     def read(key, content, package, folders):
+        while key and key in found:  # of two files of one name nobody knows which is read
+            key += "'"
         found[key] = hashlib.sha256(content).hexdigest()
         names, strings = _named(content, package)
         waiting.extend(names)
-        paths = {os.path.join(folder, string): string for folder in folders for string in strings}
+        paths = _existing(strings, folders)
         if here in folders:  # a source of the user's may extend Python's path, and import by name
-            places.extend(filter(os.path.isdir, paths))
-            waiting.extend(filter(DOTTED.fullmatch, strings if re.search(b"import_module|__import__", content) else ()))
-        for path, string in paths.items():
-            if string not in found and os.path.isfile(path):
-                script = string.endswith(".py")
-                content = Path(path).read_bytes()
-                read(string, content, "" if script else None, [os.path.dirname(path), here])
+            added.extend(filter(os.path.isdir, paths))
+            waiting.extend(filter(DOTTED.fullmatch, strings if BY_NAME.search(content) else ()))
+        for path, written in paths.items():
+            if path not in opened and os.path.isfile(path):
+                opened.add(path)
+                package = "" if path.endswith(".py") else None
+                read(written, Path(path).read_bytes(), package, [os.path.dirname(path), here])
 
     for kind, text in cells:
         if kind == "code":
@@ -100,15 +104,30 @@ def _sources(cells, modules):
     while waiting:
         name = waiting.pop()
         aside = name.startswith(f"{PACKAGE.name}.runs") and name not in (OUTPUTS, PAGES)
-        spec = None if not name or name in found or aside else _spec(name, places)
-        top, _, _ = name.partition(".")
-        if spec and spec.has_location and (top in chosen or not _is_installed(Path(spec.origin))):
-            parent, folder = name.rpartition(".")[0], Path(spec.origin).parent
-            waiting.append(parent)
-            package = parent if spec.submodule_search_locations is None else name
-            is_ours = top == PACKAGE.name
-            places += [] if is_ours else [*map(str, folder.parents[:2]), str(folder.resolve())]
-            read(name, spec.loader.get_data(spec.origin), package, [folder] if is_ours else [folder, here])
+        wanted = name and name not in found and not aside
+        specs = [_spec(name, folders) for folders in (places, *([folder] for folder in added))] if wanted else []
+        top, parent = name.partition(".")[0], name.rpartition(".")[0]
+        for spec in {spec.origin: spec for spec in specs if spec and spec.has_location}.values():
+            if top in chosen or not _is_installed(Path(spec.origin)):
+                folder, is_ours = Path(spec.origin).parent, top == PACKAGE.name
+                waiting.append(parent)
+                package = parent if spec.submodule_search_locations is None else name
+                places += [] if is_ours else [*map(str, folder.parents[:2]), str(folder.resolve())]
+                read(name, spec.loader.get_data(spec.origin), package, [folder] if is_ours else [folder, here])
+    return found
+
+
+def _existing(strings, folders):
+    """Path → as it is written, of the files and folders in `folders` that texts name, alone or joined."""
+    strings, found = {string.lstrip("/") for string in strings} | set(strings), {}
+    for base in dict.fromkeys(folders):
+        level = [base]
+        for _ in range(3):
+            joined = (os.path.join(folder, string) for folder in level for string in sorted(strings))
+            paths = [path for path in joined for path in (sorted(iglob(path)) if "*." in path else [path])]
+            new = {os.path.normpath(path) for path in paths if os.path.exists(path)} - found.keys() - {base}
+            found |= {path: path if path in strings else os.path.relpath(path, base) for path in sorted(new)}
+            level = sorted(filter(os.path.isdir, new))
     return found
 
 
@@ -148,7 +167,7 @@ def _named(content, package):
     Of a source that forms the names of modules, as in f"giou_repro.detectors.{name}", all modules there. A source that
     is not Python, as where `package` is None, names nothing.
     """
-    names, strings, lines = [], [], content.split(b"\n")
+    names, strings, written, assigned = [], [], set(), []
     tree = ast.Module([], [])
     with contextlib.suppress(SyntaxError, ValueError):
         tree = ast.parse(content if package is not None else b"")
@@ -162,9 +181,41 @@ def _named(content, package):
                     names += [source, *(f"{source}.{alias.name}" for alias in aliases)]
             case ast.Constant(str(prefix)) if re.fullmatch(r"giou_repro\.[\w.]+\.", prefix):
                 names += [prefix + path.stem for path in PACKAGE.parent.joinpath(*prefix.split(".")).glob("*.py")]
-            case ast.Constant(str(text)) if not any(map(WRITES.search, lines[node.lineno - 1 : node.end_lineno])):
+            case ast.Constant(str(text)):
                 strings.append(text)
-    return names, strings
+            case ast.Call() if _makes_file(node):
+                written.update(*map(_path_parts, [*node.args, *node.keywords, node.func]))
+            case ast.Assign([ast.Name(name) | ast.Attribute(attr=name)], value):
+                assigned.append((name, value))
+    written.update(*(_path_parts(value) for name, value in assigned if name in written))
+    return names, [text for text in strings if text not in written]
+
+
+def _called(node):
+    """The last name of what a call calls."""
+    return getattr(node.func, "attr", getattr(node.func, "id", ""))
+
+
+def _makes_file(call):
+    """Whether a call seems to write the file that it names."""
+    values = [*call.args[isinstance(call.func, ast.Name) :], *(keyword.value for keyword in call.keywords)]
+    modes = [value.value for value in values if isinstance(value, ast.Constant) and isinstance(value.value, str)]
+    name = _called(call)
+    return bool(WRITER.fullmatch(name) or (OPENER.fullmatch(name) and any(map(MODE.fullmatch, modes))))
+
+
+def _path_parts(node):
+    """The texts in an expression that names a file, and the names of its variables."""
+    match node:
+        case ast.Constant(str(text)):
+            return {text}
+        case ast.Name(name):
+            return {name}
+        case ast.Attribute(value, name):
+            return {name} | _path_parts(value)
+        case ast.Call() if _called(node) not in PATHS:
+            return set()
+    return set().union(*map(_path_parts, ast.iter_child_nodes(node)))
 
 
 def _data_files(dataset):
