@@ -186,7 +186,7 @@ def _z1(tables, parameters):
     cases = {case: below(_interval(row, "solved"), 0.05) for case, row in rows.items()}
     ends = ", ".join(f"{row.solved / row.cases:.0%} with {case}" for case, row in rows.items())
     row = rows[EXACT]
-    words = f"Of these boxes, {ends} end with an IoU above .5."
+    words = f"Share of these boxes that end with an IoU above .5: {ends}."
     return finding(row.solved / row.cases, _interval(row, "solved"), row.cases, cases, words)
 
 
