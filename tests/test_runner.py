@@ -281,7 +281,7 @@ def mine(p, t):
     return 1 - boxes.iou(p, t) ** 2
 """
 NOTEBOOKS = ["01_metric", "02_loss_landscape", "03_simulation", "04_one_box"]
-CONDITIONAL = {"figures/paired.png", "figures/weights.png", "every_loss.csv", "figures/every_loss.png"}
+CONDITIONAL = {f"figures/{name}.png" for name in ("paired", "weights", "dial", "every_loss")} | {"every_loss.csv"}
 
 
 def check_outputs(record):

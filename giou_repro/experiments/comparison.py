@@ -23,6 +23,7 @@ PAIRED = pd.DataFrame(  # where there is no pair
 )
 OUTPUTS = (  # without which a run of the notebook is not complete
     *("detectors.csv", "paper_tables.csv", "paired.csv", "curves.csv", "thresholds.csv", "weights.csv"),
+    *("dial.csv", "dial_slopes.csv"),
     *("figures/every_run.png", "figures/curves.png", "figures/thresholds.png"),
 )
 FREE = ("loss", "weight", "seed", "scale", "device", "evaluations")  # parameters that may differ within a setting
