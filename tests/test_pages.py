@@ -7,7 +7,7 @@ import nbformat
 from bs4 import BeautifulSoup
 
 from giou_repro.report import page
-from giou_repro.runs import pages
+from giou_repro.runs import pages, store
 
 DOT = base64.b64encode(b"not looked at").decode()
 CELLS = [
@@ -39,3 +39,10 @@ def test_pages_stand_alone(tmp_path):
         )
         assert block.text.count("*") + block.text.count("\u2217") == 2
         assert "$HOME and $PATH" in soup.text and "$$" not in soup.text
+
+
+def test_formulae_of_the_notebooks_take_no_character_that_common_fonts_lack():
+    for path in (store.project_folder() / "notebooks").glob("*.ipynb"):
+        for cell in nbformat.read(path, as_version=4).cells:
+            text = BeautifulSoup(pages.MATH.sub(pages._mathml, cell.source), "html.parser").text
+            assert cell.cell_type != "markdown" or "\u29f5" not in text, f"{path.name}: write \\smallsetminus"
