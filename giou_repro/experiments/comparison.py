@@ -331,7 +331,8 @@ def describe_paired(table: pd.DataFrame) -> str:
     """What each setting's differences allow to say, all of them, by what they are against and by verdict."""
     if table.empty:
         return "No setting has two losses, so there is nothing to compare yet."
-    found = ", ".join(f"{n} {verdict}" for verdict, n in table.verdict.value_counts().items())
+    counts = table.verdict.value_counts().reindex(statistics.VERDICTS).dropna()
+    found = ", ".join(f"{n:.0f} {verdict}" for verdict, n in counts.items())
     lines = [f"**What we see.** Of {len(table)} differences between losses: {found}.\n"]
     for setting, part in table.groupby("setting", sort=False):
         lines.append(f"**{setting}** ({len(part)} differences)\n")
