@@ -116,7 +116,7 @@ def _run(options):
         for path in paths:
             print(path.stem)
             for parameter in parameters.declared(path).values():
-                print(f"  {parameter.name:<16}{parameter.default!r:<12} {parameter.help}")
+                print(f"  {parameter.name:<16} {parameter.default!r:<12} {parameter.help}")
         return
     checked = [_given(path, options, ("scale", "seed")) for path in paths]  # all, before the first runs
     from giou_repro.runs import runner

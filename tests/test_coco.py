@@ -257,7 +257,9 @@ def test_a_mask_apart_from_its_box_is_told(tmp_path, segmentation):
 
 
 def test_a_set_without_an_object_is_refused_and_normalised_boxes_are_none(tmp_path):
-    for annotations, kind in (([], []), ([entry(bbox=(0.2, 0.3, 0.5, 0.6))], ["normalised box"])):
+    shares = (0.2, 0.3, 0.5, 0.6), (0.7, 0.8, 0.95, 1)  # the second one as two corners
+    normalised = [entry(id, bbox=box) for id, box in enumerate(shares)]
+    for annotations, kind in (([], []), (normalised, ["normalised box"] * 2)):
         with pytest.raises(Unreadable, match="no object of split 'all' can be used") as error:
             datasets.load(coco(tmp_path / "a.json", annotations), "all")
         assert kinds(error.value.defects) == [*kind, "no object"]

@@ -77,6 +77,8 @@ def test_the_commit_is_of_this_checkout_or_unknown(tmp_path, monkeypatch):
     assert git_commit()[0] == own
     shutil.rmtree(tmp_path / "own" / ".git")
     assert git_commit() == ("unknown", None)
+    (tmp_path / "own" / ".git").mkdir()  # a broken one
+    assert git_commit() == ("unknown", None)
 
 
 def test_a_finished_run_is_never_overwritten(tmp_path):

@@ -68,7 +68,7 @@ LOST = ("dropped", "image skipped", "not opened")  # actions after which somethi
 
 NEAR_DUPLICATE_IOU = 0.9  # above it two boxes of a class are near-duplicates
 ROUNDING = 0.01  # px out of the image that are clipped and not reported
-NORMALISED = 1.5  # px; boxes in shares of the image end before it, whether their x, y is a corner or the centre
+NORMALISED = 2  # px; boxes in shares of the image end before it, whatever pair of corners, centre and size they are
 LARGEST_AREA = 1.1  # of the box's, for a mask drawn in whole pixels around it
 
 

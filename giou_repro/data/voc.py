@@ -31,7 +31,7 @@ CLASSES = (
     *("cat", "chair", "cow", "diningtable", "dog", "horse", "motorbike"),
     *("person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
-XML_FOLDERS = ("Annotations", "annotations", "annots", ".")
+XML_FOLDERS = ("Annotations", "annotations", "annots", "labels", "xmls", ".")
 IMAGE_FOLDERS = ("JPEGImages", "images", "Images", ".")
 LIST_FOLDERS = ("ImageSets/Main", "ImageSets")
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -115,7 +115,8 @@ class Year:
 
     def image(self, id, filename, defects, missing):
         """The image of an id, or None: by the id, as VOC means it, or else by the name that the XML gives."""
-        by_id, outside = self.images.get(id, []), filename and not within(Path(), filename)
+        by_id, own = self.images.get(id, []), _stem(re.split(r"[\\/]", filename)[-1]) == id
+        outside = filename and not own and not within(Path(), filename)
         by_name = [file for file in self.images.get(_stem(filename), []) if utf8_name(file) == filename]
         kinds = {
             "path out of the folder": outside and not by_id,

@@ -14,11 +14,12 @@ PACKAGES = ("giou-repro", "torch", "torchvision", "numpy", "pandas", "scipy", "m
 def git_commit() -> tuple[str, bool | None]:
     """(commit of this package's checkout, whether files differ from it); ("unknown", None) where it is in none of its
     own, as in an archive, and within another repository too."""
-    command = ["git", "-C", str(CHECKOUT), "status", "--porcelain=v2", "--branch"]
+    own = ["git", "-C", str(CHECKOUT), "--git-dir=.git", "--work-tree=."]  # of nobody around it, whoever owns the files
     others = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # GIT_DIR leads away
     try:
-        (CHECKOUT / ".git").stat()
-        answer = subprocess.run(command, env=others, capture_output=True, check=True)
+        answer = subprocess.run(
+            [*own, "status", "--porcelain=v2", "--branch"], env=others, capture_output=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown", None
     lines = answer.stdout.decode(errors="replace").splitlines()
