@@ -1,7 +1,6 @@
 """The site, built offline by `make site`: the pages beside this file, the README, docstrings, and the newest executed
 copy of each notebook under results/."""
 
-import re
 from pathlib import Path
 
 import nbformat
@@ -9,7 +8,7 @@ from docutils import nodes
 from latex2mathml import converter
 
 from giou_repro import explore
-from giou_repro.runs import store
+from giou_repro.runs import pages, store
 
 PROJECT = Path(__file__).parents[1]
 NOTEBOOKS = Path(__file__).with_name("notebooks")  # made anew by each build
@@ -50,7 +49,7 @@ def copy_notebooks(app, config):
                 cell.metadata["tags"] = ["hide-input"]
                 cell.metadata["mystnb"] = {"image": {"alt": caption}}
             else:
-                caption = plain(cell.source)
+                caption = pages.caption(cell.source)
         text = f"*Not executed yet: `giou-repro run {source.stem}`, then `make site`.*"
         if run:
             record = run.record
@@ -58,13 +57,6 @@ def copy_notebooks(app, config):
             text = f"*Executed at scale {run.parameters['scale']} in {where}, commit {record['commit'][:7]}.*"
         notebook.cells.insert(1, nbformat.v4.new_markdown_cell(text))
         nbformat.write(notebook, NOTEBOOKS / source.name)
-
-
-def plain(markdown: str) -> str:
-    """The caption of a figure, or else the heading, without markup."""
-    figure = re.search(r"\*\*Figure.*", markdown)
-    line = figure.group() if figure else markdown.strip().splitlines()[0]
-    return re.sub(r"[#*$`\\]", "", line).strip()
 
 
 def mathml(translator, node):

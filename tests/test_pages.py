@@ -28,7 +28,7 @@ def test_pages_stand_alone(tmp_path):
     path = tmp_path / "notebook.ipynb"
     widgets = {"application/vnd.jupyter.widget-state+json": {"version_major": 2, "version_minor": 0, "state": {}}}
     nbformat.write(nbformat.v4.new_notebook(cells=CELLS, metadata={"widgets": widgets}), path)
-    for text in (pages.exported(path), page.exported(path)):
+    for text, has_code in ((pages.exported(path), True), (page.exported(path), False)):
         soup = BeautifulSoup(text, "html.parser")
         assert (soup.title.text, soup.html["lang"]) == ("A question?", "en")
         assert [image["alt"] for image in soup.find_all("img")] == ["Figure 1. How to read <it>.", "own"]
@@ -38,6 +38,8 @@ def test_pages_stand_alone(tmp_path):
             "\u2217", "*"
         )
         assert block.text.count("*") + block.text.count("\u2217") == 2
+        folded = [part.find("pre").text.strip() for part in soup.find_all("details")]
+        assert folded == (["1", "2"] if has_code else [])
         assert "$HOME and $PATH" in soup.text and "$$" not in soup.text
 
 

@@ -11,7 +11,17 @@ TEMPLATE = """{%- extends 'lab/index.html.j2' -%}
 {%- block html_head_js -%}{%- endblock -%}
 {%- block html_head_js_mathjax -%}{%- endblock -%}
 {%- block html_head_js_mermaidjs -%}{%- endblock -%}
-{%- block html_head_css -%}<style>img { max-width: 100%; height: auto }</style>{%- endblock -%}
+{%- block html_head_css -%}<style>
+img { max-width: 100%; height: auto; background: #fff }
+summary { cursor: pointer; color: gray; font-size: small }
+@media (prefers-color-scheme: dark) { :root {
+  --jp-layout-color0: #16181c; --jp-layout-color1: #16181c; --jp-layout-color2: #24272d;
+  --jp-content-font-color0: #ddd; --jp-content-font-color1: #ddd; --jp-ui-font-color0: #ddd; --jp-ui-font-color1: #ddd;
+  --jp-cell-editor-background: #1d2026; --jp-cell-editor-border-color: #333; --jp-border-color2: #444;
+  --jp-rendermime-table-row-background: #1d2026; --jp-rendermime-table-row-hover-background: #2a2e36;
+  --jp-content-link-color: #7ab8ff; --jp-mirror-editor-variable-color: #ddd } }
+</style>{%- endblock -%}
+{%- block input -%}<details><summary>code</summary>{{ super() }}</details>{%- endblock -%}
 {%- block data_png scoped -%}
 {%- set alt = (output | get_metadata('alt', 'image/png')) or cell.metadata.alt -%}
 <div class="jp-RenderedImage jp-OutputArea-output" tabindex="0">
@@ -28,16 +38,21 @@ def exported(notebook: Path, **options) -> str:
     above it.
     """
     book = nbformat.read(notebook, as_version=4)
-    caption = ""
+    text = ""
     book.metadata.pop("widgets", None)  # for which nbconvert asks a host; a bar of progress shows as text
     for cell in book.cells:
         if cell.cell_type == "markdown":
-            figure = re.search(r"\*\*Figure.*", cell.source)
-            caption = re.sub(r"[#*$`\\]", "", figure[0] if figure else cell.source.strip().split("\n")[0]).strip()
+            text = caption(cell.source)
             cell.source = MATH.sub(_mathml, cell.source)
-            book.metadata.setdefault("title", caption)
-        cell.metadata["alt"] = caption
+            book.metadata.setdefault("title", text)
+        cell.metadata["alt"] = text
     return HTMLExporter(**{"raw_template": TEMPLATE} | options).from_notebook_node(book)[0]
+
+
+def caption(markdown: str) -> str:
+    """The caption of a figure in a cell's text, or else its first line, without markup."""
+    figure = re.search(r"\*\*Figure.*", markdown)
+    return re.sub(r"[#*$`\\]", "", figure[0] if figure else markdown.strip().split("\n")[0]).strip()
 
 
 def _mathml(match):
