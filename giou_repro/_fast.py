@@ -32,7 +32,7 @@ def unbind(box):
     if isinstance(box, tuple):
         return box
     # an export runs without this package, and torch.func knows no derivative of _to_rows
-    plainly = torch.compiler.is_compiling() and not torch.compiler.is_exporting() and not _is_transformed()
+    plainly = torch.compiler.is_compiling() and not torch.compiler.is_exporting() and not is_transformed()
     if plainly and box.device.type == "cpu" and box.stride(-1) == 1:
         return _to_rows(box).unbind(0)
     return box.unbind(-1)
@@ -104,17 +104,34 @@ def in_blocks(function, a, b):
 
 
 def is_traced():
-    """Whether a compiler, a tracer or a transform of torch.func is looking on."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or _is_transformed()
+    """Whether a compiler, a tracer, a transform of torch.func or forward differentiation is looking on.
+
+    The last and make_fx are known by private names of torch alone; where these are gone, see `is_transformed`.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or is_transformed()
+        or getattr(torch.autograd.forward_ad, "_current_level", 0) >= 0
+        or getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)() > 0
+    )
 
 
-def _is_transformed():
+def is_transformed():
     """Whether a transform of torch.func is looking on, which only a private function of torch knows.
 
     Where that is gone every call counts as transformed: all stays right, and large batches, made at once, get slower
     and larger. Then look for its successor in ``torch.func``.
     """
     return getattr(torch._C._functorch, "get_dynamic_layer_stack_depth", lambda: 1)() > 0
+
+
+def unwrapped(tensor):
+    """What transforms of torch.func have wrapped in `tensor`; itself where nothing has."""
+    functorch = torch._C._functorch
+    while not torch.compiler.is_compiling() and is_transformed() and functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = functorch.get_unwrapped(tensor)
+    return tensor
 
 
 def _fill(result, function, a, b):

@@ -152,10 +152,12 @@ def convert(box, source: str, target: str):
     for name in (source, target):
         if name not in FORMATS:
             raise ValueError(f"unknown box format {name!r}; the formats are {', '.join(FORMATS)}")
-    if hasattr(box, "format"):
-        if box.format.value.lower() != source:
-            raise ValueError(f"source is {source!r}, but the boxes say that they are {box.format.value}")
+    named = _named_format(box)
+    if named:
+        if named != source:
+            raise ValueError(f"source is {source!r}, but the boxes say that they are {named.upper()}")
         box = box.as_subclass(Tensor)
+        box = box + 0 if _fast.is_transformed() else box  # else torch.func would find the name again
     a, b, c, d = columns(box)
     if source == target:  # digits would be lost on the way
         source = target = "xyxy"
@@ -223,8 +225,16 @@ def at_least_float32(box: Tensor) -> Tensor:
 
     Boxes that name their format, as torchvision's BoundingBoxes do, become plain xyxy ones.
     """
-    if hasattr(box, "format"):
-        return convert(box, box.format.value.lower(), "xyxy")
+    named = _named_format(box)
+    if named:
+        return convert(box, named, "xyxy")
     if box.dtype in (torch.float32, torch.float64):
         return box
     return box.float() if box.is_floating_point() else box.double()
+
+
+def _named_format(box):
+    """The format that boxes name, as "xywh", within a transform of torch.func too, which hides it; else None."""
+    box = _fast.unwrapped(box) if isinstance(box, Tensor) and not hasattr(box, "format") else box
+    named = getattr(box, "format", None)
+    return None if named is None else getattr(named, "value", str(named)).lower()

@@ -305,14 +305,22 @@ def _power(share, alpha):
 
 
 def _image_sides(image_size, like):
-    """Width and height of the image, in the type of `like`; tensors are looked at where nothing is being traced."""
+    """Width and height of the image, in the type of `like`; tensors are looked at where they have values to look at."""
     if not hasattr(image_size, "__len__") or len(image_size) != 2:
         raise ValueError(f"image_size must be (width, height), got {image_size!r}")
+    sides = []
     for side in image_size:
         if isinstance(side, numbers.Real):
             _positive("image_size", side)
-    sides = [torch.as_tensor(side, dtype=like.dtype, device=like.device) for side in image_size]
-    if type(like) is Tensor and not _fast.is_traced() and not all((side > 0).all() for side in sides):
+        try:
+            sides.append(torch.as_tensor(side, dtype=like.dtype, device=like.device))
+        except (TypeError, ValueError):
+            raise ValueError(f"image_size must be (width, height) in pixels, got {image_size!r}") from None
+    if not isinstance(image_size, tuple) and all(side.shape == (2,) for side in sides):
+        reason = "two rows of two may be two images' sizes, or widths and heights; give (widths, heights) as a tuple"
+        raise ValueError(f"image_size must be (width, height): {reason}")
+    hidden = type(like) is not Tensor or like.is_meta or _fast.is_traced()
+    if not hidden and not all(((side > 0) & side.isfinite()).all() for side in sides):
         raise ValueError(f"image_size must be above 0, got {image_size!r}")
     return sides
 

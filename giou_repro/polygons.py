@@ -37,6 +37,7 @@ def _overlap(a, b):
     if a.shape[-1] != b.shape[-1] or a.shape[-1] % 2 or a.shape[-1] == 0:
         shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
         raise ValueError(f"boxes in n dimensions need one last dimension of 2n, got shapes {shapes}")
+    a, b = (box.to(torch.promote_types(a.dtype, b.dtype)) for box in (a, b))
     *shares, around = interval_overlap(*a.chunk(2, -1), *b.chunk(2, -1))
     both, first, second = (share.prod(-1) for share in shares)
     return Overlap(both, first + second - both + tiny(both), around.unbind(-1))

@@ -46,8 +46,8 @@ class Loss:
         return self.name
 
     def __call__(self, pred: Tensor, target: Tensor, *, invalid: str = "sort", **options) -> Tensor:
-        """The loss (...) of each predicted box (..., 4), in the prediction's dtype; in the default one for integers and
-        for float16, whose numbers end at 65,504.
+        """The loss (...) of each predicted box (..., 4), in the prediction's dtype; for integers and for float16, whose
+        numbers end at 65,504, in the default one, or float32 where that is shorter.
 
         Half precision is computed in float32. A gradient beyond the range of the prediction's dtype is infinite, as
         everywhere in torch, so that a GradScaler sees it. torchvision's BoundingBoxes are compared as xyxy, whatever
@@ -66,7 +66,9 @@ class Loss:
             box = boxes.clamped(box) if invalid == "clamp" else boxes.repair(box, invalid)[0]
         value = self._of_each(box, goal, options)
         self._check_value(value, box, goal)
-        return value.to(pred.dtype if pred.dtype in KEPT else torch.get_default_dtype())
+        return value.to(
+            pred.dtype if pred.dtype in KEPT else torch.promote_types(torch.get_default_dtype(), torch.float32)
+        )
 
     def _of_each(self, box, goal, options):
         if _is_packaged(self.function) and not options:  # treats each box on its own, hence blocks of them too

@@ -4,6 +4,7 @@ value."""
 import sys
 from urllib.error import URLError
 
+import numpy as np
 import pytest
 import torch
 import torchvision.models.detection.roi_heads as torchvision_rcnn
@@ -88,6 +89,7 @@ def test_a_weight_must_be_a_number_above_zero():
     for weight in (0, -1, float("nan"), "1"):
         with pytest.raises(ValueError, match="weight must be a number above 0"):
             BoxLoss("giou", weight)
+    assert BoxLoss("giou", np.float32(3)).weight == 3
 
 
 # ---- the contract

@@ -178,3 +178,14 @@ def test_wrong_shapes_are_named():
         polygons.polygon_iou(torch.zeros(2, 2), SQUARE)
     with pytest.raises(ValueError, match="last dimension of 2n"):
         polygons.box_iou(torch.zeros(5), torch.zeros(5))
+
+
+@pytest.mark.parametrize("measure", [polygons.box_iou, polygons.box_giou])
+def test_boxes_of_two_dtypes_meet_in_the_longer(measure):
+    a, b = torch.tensor([[0.0, 0, 0, 2, 2, 2]], requires_grad=True), torch.tensor([[1.0, 0, 0, 3, 2, 2]]).double()
+    value = measure(a, b)
+    assert (value.dtype, value.item()) == (torch.float64, pytest.approx(1 / 3))
+    assert torch.equal(measure(b, a), value)
+    slope = torch.autograd.grad(value.sum(), a)[0]
+    expected = torch.autograd.grad(measure(a.double(), b).sum(), a)[0]
+    assert slope.dtype == torch.float32 and torch.equal(slope, expected)

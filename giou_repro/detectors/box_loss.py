@@ -1,6 +1,8 @@
 """The one place where a detector meets a box-regression loss: encodings and decoded boxes of the positives in, a loss
 for each out."""
 
+import numbers
+
 import torch
 
 from giou_repro import boxes
@@ -16,10 +18,10 @@ class BoxLoss:
     """
 
     def __init__(self, loss, weight=1.0, **settings):
-        if not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+        if not isinstance(weight, numbers.Real) or not 0 < weight < float("inf"):
             raise ValueError(f"the box loss weight must be a number above 0, got {weight!r}")
         self.loss = loss if isinstance(loss, Loss) else LOSSES[select([loss])[0]]
-        self.weight = weight
+        self.weight = float(weight)
         keywords = getattr(self.loss.function, "__kwdefaults__", None) or {}
         self.options = {name: value for name, value in settings.items() if name in keywords}
 

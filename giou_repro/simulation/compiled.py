@@ -40,7 +40,8 @@ class Compiled:
             Exception
         ) as error:  # no compiler, no headers, a loss that cannot be traced: each means "run it as it is"
             lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-            self._give_up("; ".join([lines[0], *(line for line in lines[1:] if "error:" in line)][:2]))
+            heads = lines[: 2 if lines[0].endswith(":") else 1]  # "backend='inductor' raised:"
+            self._give_up("; ".join([" ".join(heads), *(line for line in lines[1:] if "error:" in line)][:2]))
             return
         self.failure = None
         with torch.compiler.set_stance("fail_on_recompile"):

@@ -124,7 +124,8 @@ def simulate(
             return state, tuple(torch.zeros_like(state[0]) for _ in range(slots)), target
 
         if compiling:
-            made.compiled.prepare(*start(blocks[0]), ticks[-1])
+            with _seeded(seed, device):
+                made.compiled.prepare(*start(blocks[0]), ticks[-1])
 
         def run(block, made=made, start=start):
             numbers = followed[np.isin((followed - 1) // CASES_PER_POINT, block)]
@@ -132,7 +133,7 @@ def simulate(
                 made, compiling, start(block), ticks, len(block), numbers - 1 - block[0] * CASES_PER_POINT, bar
             )
 
-        with _seeded(seed, device), _map_over_blocks(device, in_order=made.draws) as map_blocks:
+        with _seeded(seed, device), _map_over_blocks(device, in_order=made.changes) as map_blocks:
             sums, last, ways = zip(*map_blocks(run, blocks), strict=True)
         curves.append(_curve_table(name, sum(sums), len(points) * CASES_PER_POINT))
         final.append(_final_table(name, points, torch.cat(last, 1)))

@@ -3,6 +3,7 @@
 Boxes are four columns (rows, n); a clock is (rate, Adam's two bias corrections) of one step.
 """
 
+import inspect
 import math
 import pickle
 import random
@@ -41,13 +42,13 @@ def clock(steps: int, step_size: float, schedule) -> torch.Tensor:
 
 class Engine(NamedTuple):
     """What runs a loss: its step, the same compiled, the IoU it measures, how many columns the optimizer remembers, and
-    whether the loss draws random numbers."""
+    whether the loss depends on its earlier calls."""
 
     step: Callable
     compiled: Compiled
     overlap: Callable
     slots: int
-    draws: bool
+    changes: bool
 
 
 def engine(name, gradients, repairs, encoding, iou_factor, optimizer, device) -> Engine:
@@ -56,10 +57,10 @@ def engine(name, gradients, repairs, encoding, iou_factor, optimizer, device) ->
     key = (id(loss.function), loss.space, name, gradients, repairs, encoding, iou_factor, optimizer, device)
     if key not in _ENGINES:  # which keep their functions: no other gets the same id
         made = _published(name, repairs) if gradients == "published" else _exact(loss, encoding)
-        direction, overlap, stacked, draws = made
+        direction, overlap, stacked, changes = made
         update, slots = OPTIMIZERS[optimizer]
         step = _step(direction, encoding, iou_factor, update)
-        _ENGINES[key] = Engine(step, Compiled(step, name, device, stacked), overlap, slots, draws)
+        _ENGINES[key] = Engine(step, Compiled(step, name, device, stacked), overlap, slots, changes)
     return _ENGINES[key]
 
 
@@ -76,11 +77,11 @@ def _published(name, repairs):
 
 def _exact(loss, encoding):
     """For columns in `encoding`: (the direction −∂loss/∂state by automatic differentiation, IoU), IoU alone, whether
-    the loss needs its boxes stacked, and whether it draws random numbers."""
+    the loss needs its boxes stacked, and whether it depends on its earlier calls: draws random numbers, or counts."""
     decode = encoding if loss.space == "coordinates" else "xyxy"
-    before = random_states()
+    before = states(loss.function)
     stacked = not takes_columns(loss)
-    draws = random_states() != before
+    changes = states(loss.function) != before
     arrange = _stacked if stacked else tuple
 
     def overlap(state, target):
@@ -101,12 +102,26 @@ def _exact(loss, encoding):
             iou = overlap(state, target)
         return tuple(-g for g in gradient), iou
 
-    return direction, overlap, stacked, draws
+    return direction, overlap, stacked, changes
 
 
-def random_states():
-    """What Python, NumPy and torch will draw next."""
-    return pickle.dumps((random.getstate(), np.random.get_state(), torch.get_rng_state().numpy()))
+def states(function):
+    """What Python, NumPy and torch will draw next, and what the function may remember: the attributes of an object, and
+    the variables outside that its code names."""
+    code = inspect.unwrap(function) if inspect.isroutine(function) else type(function).__call__
+    outside = inspect.getclosurevars(code) if inspect.isfunction(code) or inspect.ismethod(code) else None
+    remembered = [getattr(function, "__self__", function)]
+    remembered += [*outside.nonlocals.values(), *outside.globals.values()] if outside else []
+    return [_content(value) for value in (random.getstate(), np.random.get_state(), torch.get_rng_state(), *remembered)]
+
+
+def _content(value):
+    """A value's content in bytes, as far as it can be written down."""
+    content = getattr(value, "__dict__", value) if not inspect.ismodule(value) else None
+    try:
+        return pickle.dumps(content)
+    except Exception:  # what an object refuses to be pickled with is its own
+        return b""
 
 
 def takes_columns(loss):
