@@ -245,9 +245,9 @@ def test_a_compiled_step_serves_any_rate_schedule_and_number_of_points(monkeypat
         ("given", "home", "given"),
         (None, "home", "home/giou_repro/compiled"),
         (None, "a home", None),
+        (None, "it's", None),
         (None, "file", None),
     ],
-    ids=["as told", "in the user's folder", "with a space", "which cannot be written"],
 )
 def test_compiled_code_is_kept_where_the_user_keeps_caches(given, home, kept, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("no folder")

@@ -5,6 +5,7 @@ Nothing here is touched by an uncompiled simulation.
 
 import logging
 import os
+import shlex
 import tempfile
 import types
 import warnings
@@ -71,16 +72,17 @@ class Compiled:
 def keep_compiled_code():
     """Have torch keep what it compiles in the user's cache folder, unless TORCHINDUCTOR_CACHE_DIR says where.
 
-    Before torch.compile, which sets that variable. Where that folder cannot be written, or has a space in its path,
-    which torch does not quote for the compiler, torch keeps it in the one for temporary files.
+    Before torch.compile, which sets that variable. Where that folder cannot be written, or its path has a space or a
+    quotation mark, which torch does not escape for the compiler, torch keeps it in the one for temporary files.
     """
     if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
         return
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "giou_repro" / "compiled"
+        if shlex.split(str(folder)) != [str(folder)]:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
-    except (OSError, RuntimeError):  # RuntimeError: no home
+    except (OSError, RuntimeError, ValueError):  # RuntimeError: no home; ValueError: half a quotation
         return
-    if " " not in str(folder):
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
