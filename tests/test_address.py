@@ -190,6 +190,17 @@ def test_a_file_that_the_loss_writes_does_not_count(tmp_path, monkeypatch, text)
     assert address("n", dict(loss="my_loss:mine")) == first
 
 
+def test_an_odd_source_of_the_users_ends_no_address_and_reads_nothing_around(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "around").mkdir()
+    Path("my_loss.py").write_text("import helper\nA = ['/', '.', '..', '*.*', '*', '\\0', '[*.x', '/proc/self/mem']")
+    Path("helper.py").write_text("+".join(["'a'"] * 3000))
+    first = address("n", dict(loss="my_loss:mine"))
+    (tmp_path / "around" / "a.txt").write_text("1")
+    (tmp_path / "b.txt").write_text("1")
+    assert address("n", dict(loss="my_loss:mine")) == first
+
+
 def test_what_a_notebook_of_ones_own_imports_counts_without_a_loss_too(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("helper.py").write_text("a = 1")

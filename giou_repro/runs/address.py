@@ -21,6 +21,7 @@ PACKAGE = Path(__file__).parents[1]
 OUTPUTS = "giou_repro.runs.outputs"  # of this folder, what writes the tables and figures of every run
 PAGES = "giou_repro.runs.pages"  # and of those that import it, their pages
 STANDARD = Path(sysconfig.get_path("stdlib"))
+PATTERN = re.compile(r"\*\.\w+$")
 DOTTED = re.compile(r"[^\W\d]\w*(?:\.\w+)*")
 BY_NAME = re.compile(rb"import_module|__import__|run_module")
 WRITER = re.compile(r"(im)?write\w+|save\w*|dump\w*|to_(csv|json|pickle|parquet|excel)|touch|basicConfig|\w*Handler")
@@ -96,7 +97,7 @@ def _sources(cells, modules):
             if path not in opened and os.path.isfile(path):
                 opened.add(path)
                 package = "" if path.endswith(".py") else None
-                read(written, Path(path).read_bytes(), package, [os.path.dirname(path), here])
+                read(written, _bytes(path), package, [os.path.dirname(path), here])
 
     for kind, text in cells:
         if kind == "code":
@@ -117,6 +118,13 @@ def _sources(cells, modules):
     return found
 
 
+def _bytes(path):
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        return repr(error.strerror).encode()
+
+
 def _existing(strings, folders):
     """Path → as it is written, of the files and folders in `folders` that texts name, alone or joined."""
     strings, found = {string.lstrip("/") for string in strings} | set(strings), {}
@@ -124,8 +132,8 @@ def _existing(strings, folders):
         level = [base]
         for _ in range(3):
             joined = (os.path.join(folder, string) for folder in level for string in sorted(strings))
-            paths = [path for path in joined for path in (sorted(iglob(path)) if "*." in path else [path])]
-            new = {os.path.normpath(path) for path in paths if os.path.exists(path)} - found.keys() - {base}
+            paths = [path for path in joined for path in (sorted(iglob(path)) if PATTERN.search(path) else [path])]
+            new = {os.path.normpath(path) for path in paths if os.path.exists(path)} - found.keys() - {base, os.sep}
             found |= {path: path if path in strings else os.path.relpath(path, base) for path in sorted(new)}
             level = sorted(filter(os.path.isdir, new))
     return found
@@ -169,7 +177,7 @@ def _named(content, package):
     """
     names, strings, written, assigned = [], [], set(), []
     tree = ast.Module([], [])
-    with contextlib.suppress(SyntaxError, ValueError):
+    with contextlib.suppress(SyntaxError, ValueError, RecursionError):
         tree = ast.parse(content if package is not None else b"")
     for node in ast.walk(tree):
         match node:
