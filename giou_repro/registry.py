@@ -115,7 +115,7 @@ def loss(name: str, *, label=None, space="boxes", formula="", range="", paper=""
             raise TypeError(f"loss {name!r} must be {remedy}, got {type(function).__name__}")
         if name in LOSSES and _is_packaged(LOSSES[name].function) and not _is_packaged(function):
             raise ValueError(f"{name!r} is a loss of the package; give yours another name")
-        shown = label or name
+        shown = str(label or name)
         shown = f"loss {shown}" if shown.startswith("_") else shown  # legends leave out what begins with _
         LOSSES[name] = Loss(name, shown, function, space, formula, range, paper)
         return function

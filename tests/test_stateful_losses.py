@@ -1,9 +1,11 @@
-"""Users' losses that remember: what they give follows their own calls, in the order of the blocks."""
+"""Users' losses that remember, and callers with modes of their own: neither changes what a simulation gives."""
+
+import contextlib
 
 import pytest
 import torch
 
-from giou_repro import boxes, loss, simulate
+from giou_repro import LOSSES, boxes, loss, simulate
 from giou_repro.simulation import descent, step
 from giou_repro.simulation.compiled import Compiled
 
@@ -77,3 +79,14 @@ def test_the_cause_is_told_where_it_stands_below_its_heading(monkeypatch):
     monkeypatch.setattr(Compiled, "_compiled", refuse)
     with pytest.warns(UserWarning, match="slower: backend='inductor' raised: no disk$"):
         Compiled(lambda state: state, "step", "cpu", stacked=False).prepare()
+
+
+@pytest.mark.parametrize("around", [lambda: torch.device("meta"), torch.inference_mode], ids=["device", "inference"])
+@pytest.mark.parametrize("function", [LOSSES["l1"].function, lambda pred, target: (pred - target).abs().sum(-1).half()])
+def test_the_callers_modes_change_nothing(around, function, user_module):
+    ends = []
+    for mode in (contextlib.nullcontext, around):
+        loss("fresh")(lambda pred, target: function(pred, target))
+        with mode():
+            ends.append(simulate(["fresh"], n_points=2, steps=3, progress=False).final)
+    assert ends[0].equals(ends[1])

@@ -54,6 +54,7 @@ class Simulation:
     settings: dict
 
 
+@torch.inference_mode(False)  # whatever the caller's mode: directions are gradients
 def simulate(
     losses: Sequence[str] | str = ("iou", "giou", "diou", "ciou"),
     n_points: int = 5000,

@@ -127,8 +127,8 @@ def _content(value):
 def takes_columns(loss):
     """Whether the loss gives the same on four columns as on (..., 4) boxes, as any written with ``boxes.columns`` does:
     the fast path."""
-    pred = torch.tensor([[0.0, 0, 2, 1], [1, 0, 3, 3], [0, 0, 1, 1]])
-    target = torch.tensor([[0.5, 0, 2, 2], [1, 0, 3, 3], [4, 4, 5, 7]])
+    pred = torch.tensor([[0.0, 0, 2, 1], [1, 0, 3, 3], [0, 0, 1, 1]], device="cpu")
+    target = torch.tensor([[0.5, 0, 2, 2], [1, 0, 3, 3], [4, 4, 5, 7]], device="cpu")
     with torch.enable_grad():
         expected = loss(pred.clone().requires_grad_(), target).detach()
     try:
@@ -136,7 +136,7 @@ def takes_columns(loss):
     except Exception:  # a user's function may fail in any way on columns
         return False
     alike = isinstance(value, torch.Tensor) and value.shape == expected.shape
-    return alike and torch.allclose(value, expected, equal_nan=True)
+    return alike and torch.allclose(value.to(expected), expected, equal_nan=True)
 
 
 def _stacked(columns):
