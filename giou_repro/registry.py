@@ -142,9 +142,12 @@ def select(losses: str | Sequence[str]) -> list[str]:
 
 
 def label(name: str) -> str:
-    """What figures and sentences call a loss: its label, or its name where no such loss is registered, as in a table
-    made elsewhere."""
-    return LOSSES[name].label if name in LOSSES else name
+    """What figures and sentences call a loss, or a sum such as "5l1 + 2giou": its label, or its name where no such loss
+    is registered, as in a table made elsewhere."""
+    if name in LOSSES:
+        return LOSSES[name].label
+    parts = [re.fullmatch(r"([\d.]+)(\D\w*)", part) for part in name.split(" + ")]
+    return " + ".join(f"{part[1]} {label(part[2])}" for part in parts) if all(parts) else name
 
 
 def table(markdown: bool = False) -> str:
