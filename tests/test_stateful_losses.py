@@ -45,7 +45,21 @@ def method():
     return Counting().__call__
 
 
-@pytest.mark.parametrize("make", [Counting, RunningMean, closure, method])
+def tensor():
+    mean = torch.ones(())
+
+    def divided(pred, target):
+        mean.mul_(0.9).add_(0.1)
+        return (1 - boxes.giou(pred, target)) / mean.add_(0.01)
+
+    return divided
+
+
+def drawing():
+    return lambda pred, target: (1 - boxes.giou(pred, target)) * (0.5 + torch.rand(()))
+
+
+@pytest.mark.parametrize("make", [Counting, RunningMean, closure, method, tensor, drawing])
 def test_the_same_in_one_thread_and_in_several(make, user_module, monkeypatch):
     monkeypatch.setitem(descent.POINTS_PER_BLOCK, "cpu", 1)
     before, ends = torch.get_num_threads(), []

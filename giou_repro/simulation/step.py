@@ -117,9 +117,10 @@ def states(function):
 
 def _content(value):
     """A value's content in bytes, as far as it can be written down."""
-    content = getattr(value, "__dict__", value) if not inspect.ismodule(value) else None
     try:
-        return pickle.dumps(content)
+        if isinstance(value, torch.Tensor):
+            return value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()
+        return pickle.dumps(None if inspect.ismodule(value) else getattr(value, "__dict__", value))
     except Exception:  # what an object refuses to be pickled with is its own
         return b""
 
