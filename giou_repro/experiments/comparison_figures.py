@@ -34,7 +34,7 @@ def _row_a_setting(table, columns, width=3.2, height=2.6, **options):
     figure, axes = style.panels(len(parts), columns, width, height, **options)
     for row, part in zip(axes, parts, strict=True):
         words = textwrap.wrap(part.setting.iloc[0], 100)
-        row[0].set_title("\n".join(" " for _ in words))  # makes room for what may be wider than its panel
+        row[0].set_title("\n".join(" " for _ in words))  # keeps the height of what may be wider than its panel
         title = row[0].text(0, 1.03, "\n".join(words), transform=row[0].transAxes, va="bottom")
         title.set_in_layout(False)
     return figure, list(zip(axes, parts, strict=True))

@@ -97,12 +97,12 @@ def one_panel(ax, width: float, height: float):
 
 
 def legend_below(figure, axes, columns: int = 8):
-    """One legend below the figure for the lines of all `axes`, each label once, in as many columns as its width has
-    room for."""
+    """One legend below the figure for the lines of all `axes`, each label once, in as many columns as fit into its
+    width."""
     pairs = [pair for axis in np.ravel(axes) for pair in zip(*axis.get_legend_handles_labels(), strict=True)]
     lines = {label: handle for handle, label in pairs}
-    room = figure.get_figwidth() / (0.42 + 0.048 * max(map(len, lines), default=0))  # inches of a handle, of a letter
-    count = max(1, min(len(lines), columns, int(room)))
+    most = figure.get_figwidth() / (0.42 + 0.048 * max(map(len, lines), default=0))  # inches of a handle, of a letter
+    count = max(1, min(len(lines), columns, int(most)))
     figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=count)
 
 
