@@ -15,6 +15,7 @@ from giou_repro.runs import parameters, store
 COMMANDS = {}  # words → (function, its arguments)
 SCALES = ("smoke", "laptop", "paper")
 TRAINING = "05_train_detector"
+EXTRAS = {"run": "notebooks", "train": "detection", "data": "detection", "sweep": "sweeps"}  # which others need: all
 TRAINING_HELP = """What notebook 05_train_detector runs. Killed, the same command goes on from its checkpoint.
 Resized images are kept in data/cache, or in $GIOU_REPRO_CACHE.
 Several GPUs: torchrun --nproc-per-node 2 --max-restarts 3 -m giou_repro train …"""
@@ -39,6 +40,8 @@ def main(arguments=None) -> int:
     except (ValueError, OSError, ImportError, store.RunFailed) as error:
         by_system = isinstance(error, OSError) and error.errno
         reason = store.describe(error, error.filename or "the results") if by_system else error
+        if getattr(error, "name", None):  # of a module that is not there
+            reason = f"{reason}; {arguments[0]} needs pip install 'giou-repro[{EXTRAS.get(arguments[0], 'all')}]'"
         print(f"giou-repro: {reason}", file=sys.stderr)
         return 1 if store.is_full(error) or isinstance(error, store.RunFailed) else 2
 

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+NOTEBOOKS = Path(__file__).with_name("notebooks").resolve()  # a link to the checkout's, of which a wheel has a copy
+
 
 def project_folder() -> Path:
     """The checkout this package is installed from, or the current folder where it is installed without one."""
-    checkout = Path(__file__).resolve().parents[1]
-    return checkout if (checkout / "notebooks").is_dir() else Path.cwd()
+    checkout = NOTEBOOKS.parent
+    return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()

@@ -138,10 +138,8 @@ def download(name: str) -> Path:
     folder."""
     if name not in DOWNLOADS:
         raise ValueError(f"{name!r} cannot be downloaded; there are {', '.join(DOWNLOADS)}")
-    try:
-        from torchvision.datasets import VOCDetection
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"a download needs {error.name}: pip install 'giou-repro[detection]'") from None
+    from torchvision.datasets import VOCDetection  # in the function, because it is of the extra `detection`
+
     for split, year in DOWNLOADS[name].items():
         VOCDetection(str(project_folder() / "data"), year=year, image_set=split, download=True)
     return find(name)

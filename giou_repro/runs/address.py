@@ -15,7 +15,7 @@ from glob import iglob
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-from giou_repro.checkout import project_folder
+from giou_repro.checkout import NOTEBOOKS
 
 PACKAGE = Path(__file__).parents[1]
 OUTPUTS = "giou_repro.runs.outputs"  # of this folder, what writes the tables and figures of every run
@@ -72,7 +72,7 @@ def notebook_name(notebook: str | Path) -> str:
 
 def _cells(notebook):
     """Kind and text of each cell; none where there is no such notebook."""
-    path = Path(notebook) if Path(notebook).suffix == ".ipynb" else project_folder() / "notebooks" / f"{notebook}.ipynb"
+    path = Path(notebook) if Path(notebook).suffix == ".ipynb" else NOTEBOOKS / f"{notebook}.ipynb"
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"] if path.is_file() else []
     return [[cell["cell_type"], "".join(cell["source"])] for cell in cells]
 

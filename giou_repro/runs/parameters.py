@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
-from giou_repro.checkout import project_folder
+from giou_repro.checkout import NOTEBOOKS
 from giou_repro.spelling import unknown
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what every random generator takes
@@ -42,11 +42,10 @@ class Parameter:
 
 def find_notebook(name):
     """The path of a notebook given as a path, or by its name in the notebooks folder; else FileNotFoundError."""
-    folder = project_folder() / "notebooks"
-    for path in (Path(name), folder / f"{name}.ipynb"):
+    for path in (Path(name), NOTEBOOKS / f"{name}.ipynb"):
         if path.suffix == ".ipynb" and path.is_file():
             return path.resolve()
-    raise FileNotFoundError(unknown("notebook", name, sorted(path.stem for path in folder.glob("*.ipynb"))))
+    raise FileNotFoundError(unknown("notebook", name, sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))))
 
 
 def declared(notebook):
@@ -132,7 +131,7 @@ def check_notebook(name, values):
     What it declares is read from its file in the notebooks folder or the current one; without either nothing can be
     checked. Raises ParameterError.
     """
-    paths = [folder / f"{name}.ipynb" for folder in (project_folder() / "notebooks", Path())]
+    paths = [folder / f"{name}.ipynb" for folder in (NOTEBOOKS, Path())]
     known = next((declared(path) for path in paths if path.is_file()), {})
     check(known, {name: values[name] for name in known if name in values and name != "run_dir"})
 

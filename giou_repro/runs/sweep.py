@@ -17,6 +17,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
+from giou_repro.checkout import NOTEBOOKS
 from giou_repro.runs import store
 from giou_repro.runs.address import address, contents
 from giou_repro.runs.child import outcome
@@ -151,7 +152,7 @@ def _run_stage(file, cells, results, place, ends, inputs):
 
 def _order(file, cell, results, gpus):
     """What a worker needs for one cell, as JSON has it, without what it reads."""
-    in_project = cell.notebook.parent == store.project_folder() / "notebooks"  # elsewhere on another machine
+    in_project = cell.notebook.parent == NOTEBOOKS  # elsewhere on another machine
     return dict(
         notebook=cell.notebook.stem if in_project else str(cell.notebook),
         given=cell.given,
