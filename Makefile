@@ -4,6 +4,7 @@ PYTHON ?= python3
 SCALE ?= laptop
 LOSSES ?=
 BIN := .venv/bin
+PINS := uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header pyproject.toml
 
 .DEFAULT_GOAL := help
 .PHONY: help film reproduce smoke test lab check doctor lock bench site
@@ -42,7 +43,8 @@ doctor: .venv/installed  ## what is wrong with the environment, and the remedy
 	$(BIN)/giou-repro doctor
 
 lock:  ## pin the newest versions that fit pyproject.toml (needs uv)
-	uv pip compile --universal --python-version 3.11 --all-extras --no-annotate --no-header --upgrade pyproject.toml -o requirements.lock
+	$(PINS) --extra all --upgrade -o requirements.lock
+	$(PINS) --extra plug -c requirements.lock | grep -vwF "$$(cut -d' ' -f1 requirements.lock)" | sed 's/^opencv-python=/opencv-python-headless=/' > requirements-plug.lock
 
 .venv/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 …"; exit 1; }

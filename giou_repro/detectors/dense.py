@@ -78,7 +78,7 @@ class _RetinaNetHead(InFloat32, RetinaNetHead):
         self.box_loss = box_loss
 
     def compute_loss(self, targets, head_outputs, anchors, matched_idxs):
-        deltas, anchors, truth, image = _positives(targets, head_outputs["bbox_regression"], anchors, matched_idxs)
+        deltas, anchors, truth, image = positive_boxes(targets, head_outputs["bbox_regression"], anchors, matched_idxs)
         coder = self.regression_head.box_coder
         encoded, decoded = coder.encode_single(truth, anchors), coder.decode_single(deltas, anchors)
         losses, positives = self.box_loss(deltas, encoded, decoded, truth)
@@ -99,13 +99,13 @@ class _FCOSHead(InFloat32, FCOSHead):
 
     def compute_loss(self, targets, head_outputs, anchors, matched_idxs):
         torchvisions = super().compute_loss(targets, head_outputs, anchors, matched_idxs)
-        deltas, anchors, truth, _ = _positives(targets, head_outputs["bbox_regression"], anchors, matched_idxs)
+        deltas, anchors, truth, _ = positive_boxes(targets, head_outputs["bbox_regression"], anchors, matched_idxs)
         encoded, decoded = self.box_coder.encode(anchors, truth), self.box_coder.decode(deltas, anchors)
         losses, positives = self.box_loss(deltas, encoded, decoded, truth)
         return torchvisions | {"bbox_regression": losses.sum() / max(1, len(losses))} | positives
 
 
-def _positives(targets, deltas, anchors, matched):
+def positive_boxes(targets, deltas, anchors, matched):
     """Over the batch's positives: deltas, anchors and true boxes (n, 4) each, and the index (n,) of their image.
 
     deltas (B, A, 4); anchors and matched a list of B, (A, 4) and (A,): the index of the true box that an anchor answers
