@@ -336,7 +336,7 @@ def test_the_page_runs(framework, yolo_data):
         code for code in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S) if f"from {framework}" in code
     )
     assert block.count("\n") <= 8
-    code = block.replace("epochs=100", "epochs=1, imgsz=32, plots=False, workers=0, device='cpu', project='runs'")
+    code = block.replace("epochs=100", "epochs=1, imgsz=32, plots=False, val=False, workers=0, device='cpu', project='runs'")
     targets = [{"boxes": each, "labels": n} for each, n in zip(BOXES, labels(BOXES), strict=True)]
     if framework == "transformers":
         targets = [{"boxes": b, "class_labels": n} for b, n in zip(normalised(BOXES), labels(BOXES), strict=True)]
