@@ -19,9 +19,13 @@ import sys
 import torch
 
 from giou_repro import boxes
-from giou_repro.detectors.box_loss import BoxLoss
-from giou_repro.detectors.dense import positive_boxes
 from giou_repro.registry import LOSSES, Loss
+
+try:
+    from giou_repro.detectors.box_loss import BoxLoss
+    from giou_repro.detectors.dense import positive_boxes
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(f"plugs need {error.name}: pip install 'giou-repro[plug]'") from None
 
 
 class Plug:

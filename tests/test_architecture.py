@@ -188,7 +188,8 @@ def test_lock_and_conda_give_one_environment():
     lines = itertools.chain(project["dependencies"], *extras.values())
     wanted = [one for one in map(Requirement, lines) if one.name != project["name"]]
     locked = {}
-    for line in (ROOT / "requirements.lock").read_text().splitlines():
+    pins = [(ROOT / name).read_text().splitlines() for name in ("requirements.lock", "requirements-plug.lock")]
+    for line in itertools.chain(*pins):
         requirement = Requirement(line)
         assert str(requirement.specifier).startswith("=="), line
         locked.setdefault(requirement.name, []).append(requirement)

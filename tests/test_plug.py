@@ -3,7 +3,9 @@
 Models are built from their configs, a few thousand weights each; nothing is downloaded.
 """
 
+import importlib
 import re
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -315,6 +317,12 @@ def test_what_cannot_be_plugged_is_refused_and_changes_nothing():
     assert roi_heads.fastrcnn_loss is own
 
 
+def test_a_missing_package_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "giou_repro.detectors.box_loss", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'giou-repro\[plug\]'"):
+        importlib.reload(plug)
+
+
 @pytest.fixture
 def yolo_data(tmp_path, monkeypatch):
     """my.yaml in the current folder: two images, a class."""
@@ -336,7 +344,9 @@ def test_the_page_runs(framework, yolo_data):
         code for code in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S) if f"from {framework}" in code
     )
     assert block.count("\n") <= 8
-    code = block.replace("epochs=100", "epochs=1, imgsz=32, plots=False, val=False, workers=0, device='cpu', project='runs'")
+    code = block.replace(
+        "epochs=100", "epochs=1, imgsz=32, plots=False, val=False, workers=0, device='cpu', project='runs'"
+    )
     targets = [{"boxes": each, "labels": n} for each, n in zip(BOXES, labels(BOXES), strict=True)]
     if framework == "transformers":
         targets = [{"boxes": b, "class_labels": n} for b, n in zip(normalised(BOXES), labels(BOXES), strict=True)]
