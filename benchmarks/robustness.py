@@ -17,32 +17,11 @@ import time
 import pandas as pd
 import torch
 
+from giou_repro.experiments.loss_check import awkward, nearly_equal, well_scaled
 from giou_repro.registry import LOSSES
 from giou_repro.runs import store
 
 CHUNK = 500_000
-AWKWARD = (0.0, 1.0, -1.0, 2.0, 0.5, 1e-30, -1e-30, 1e15, -1e15, 1e7, 1e7 + 1)
-
-
-def well_scaled(n, generator):
-    """(n, 4), (n, 4): random pairs, half of them overlapping, sides from 0.1 to 3."""
-    centre, size = (torch.rand(2, n, 2, generator=generator) * scale for scale in (4, 2.9))
-    boxes = torch.cat((centre - size / 2 - 0.05, centre + size / 2 + 0.05), -1)
-    near = boxes[1] + 0.6 * size[1].repeat(1, 2) * (torch.rand(n, 4, generator=generator) - 0.5)
-    return torch.where(torch.arange(n)[:, None] % 2 == 0, boxes[0], near), boxes[1]
-
-
-def nearly_equal(n, generator):
-    """Pairs that differ by about 1e-5 of their sides."""
-    target = well_scaled(n, generator)[1]
-    return target + 2e-5 * (torch.rand(n, 4, generator=generator) - 0.5), target
-
-
-def awkward(n, generator):
-    """Pairs whose corners are any of AWKWARD: flipped, empty, touching, equal, contained, tiny, huge and far-off."""
-    values = torch.tensor(AWKWARD)
-    pred, target = values[torch.randint(len(values), (2, n, 4), generator=generator)]
-    return pred, torch.where(torch.arange(n)[:, None] % 8 == 0, pred, target)
 
 
 def peers():

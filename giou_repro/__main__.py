@@ -1,5 +1,5 @@
-"""The command line: giou-repro run | train | sweep | losses | data | publish | report | verify | doctor; each has
---help. A command raises what is wrong; `main` prints it."""
+"""The command line: giou-repro run | train | sweep | predict | evaluate | compare | check | losses | data | publish |
+report | verify | doctor; each has --help. A command raises what is wrong; `main` prints it."""
 
 import argparse
 import ast
@@ -15,7 +15,8 @@ from giou_repro.runs import parameters, store
 COMMANDS = {}  # words → (function, its arguments)
 SCALES = ("smoke", "laptop", "paper")
 TRAINING = "05_train_detector"
-EXTRAS = {"run": "notebooks", "train": "detection", "data": "detection", "sweep": "sweeps"}  # which others need: all
+EXTRAS = {"run": "notebooks", "sweep": "sweeps"}  # that a command needs; others need all
+EXTRAS |= dict.fromkeys(("train", "data", "predict", "evaluate", "compare", "check"), "detection")
 TRAINING_HELP = """What notebook 05_train_detector runs. Killed, the same command goes on from its checkpoint.
 Resized images are kept in data/cache, or in $GIOU_REPRO_CACHE.
 Several GPUs: torchrun --nproc-per-node 2 --max-restarts 3 -m giou_repro train …"""
@@ -226,6 +227,79 @@ def _sweep(options):
         if page.is_file():
             print(f"the report: {page.resolve().as_uri()}")
     return 0 if rows.status.isin(["ran", "complete already"]).all() else 1
+
+
+@command(
+    "predict",
+    argument("run", metavar="RUN", help="the folder of a training, as results/05_train_detector/…"),
+    argument("images", nargs="+", metavar="IMAGE", help="images, or folders of images"),
+    argument("--out", metavar="FOLDER", help="where the files go; results/predictions/ and the run's name by default"),
+    argument("--score", type=float, default=0.3, help="boxes below it are not drawn, but written; 0.3 by default"),
+    argument("--truth", metavar="FILE", help="COCO annotations of the images, whose ids the results take"),
+    argument("--no-pictures", action="store_true", help="write the boxes alone"),
+)
+def _predict(options):
+    """find objects by a trained run: a picture of each image with its boxes, and detections.json in COCO's format"""
+    from giou_repro.experiments import detector
+    from giou_repro.training import predict
+
+    out = Path(options.out or store.project_folder() / "results" / "predictions" / Path(options.run).resolve().name)
+    found = predict.predict(options.run, options.images, options.truth)
+    boxes, images = detector.save_found(found, out, None if options.no_pictures else options.score)
+    print(f"{boxes} boxes in {images} images, in {out}")
+    return 0 if images else 1
+
+
+@command(
+    "evaluate",
+    argument("truth", metavar="TRUTH", help="a COCO annotation file"),
+    argument("detections", metavar="DETECTIONS", help="a COCO results file, of any framework"),
+    argument("--per-class", action="store_true", help="the AP of each class, too"),
+)
+def _evaluate(options):
+    """AP of detections by the rules of COCO, VOC 2007 and VOC 2010, by IoU and GIoU, and what makes the difference"""
+    from giou_repro.training import evaluate_files
+
+    print(evaluate_files.report(options.truth, options.detections, options.per_class))
+
+
+@command(
+    "compare",
+    argument("runs", metavar="RUNS.csv", help="a row a run: loss, seed, and a column a measure, higher being better"),
+    argument("--against", metavar="LOSS", help="compare with this one; the first of the table by default"),
+    argument("--measures", type=_listed, help="comma-separated; all other columns of numbers by default"),
+    argument("--fresh-images", action="store_true", help="each seed had test images of its own, drawn anew"),
+)
+def _compare(options):
+    """which loss is better in a table of runs, seed by seed, and the least gain that so many seeds can show"""
+    from giou_repro.experiments import runs_table
+
+    chosen = (options.runs, options.against, options.measures)
+    print(runs_table.describe(runs_table.compare(*chosen, unpaired=not options.fresh_images)))
+
+
+@command(
+    "check",
+    argument("loss", metavar="LOSS", help="your own as my_module:mine, or a name"),
+    argument("--like", metavar="LOSS", help="say at which weight its gradient is as large as that of this loss"),
+    argument("--run", metavar="RUN", help="the training whose model and validation images --like takes"),
+)
+def _check(options):
+    """is a loss safe to train with? Finite, differentiable, symmetric, flat somewhere? A verdict a line, and exit
+    status 1 where one fails"""
+    from giou_repro import registry
+    from giou_repro.experiments import loss_check
+
+    if bool(options.like) != bool(options.run):
+        raise ValueError("--like LOSS and --run RUN go together: gradients are compared on the positives of a training")
+    name, like = (text and registry.select(text)[0] for text in (options.loss, options.like))
+    table = loss_check.check(name)
+    print(f"{loss_check.text(table)}\n{registry.label(name)}: {loss_check.describe(table)}")
+    if like:
+        from giou_repro.training import equal_gradient
+
+        print(equal_gradient.describe(equal_gradient.compare(options.run, name, like)))
+    return bool((table.verdict == "fails").any())
 
 
 @command("losses", argument("--markdown", action="store_true", help="as the table of LOSSES.md"))

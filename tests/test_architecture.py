@@ -112,6 +112,8 @@ def imported_by(module):
     [
         *(
             "experiments.detector",
+            "experiments.loss_check",
+            "experiments.runs_table",
             "experiments.statistics",
             "experiments.style",
             "experiments.metric",

@@ -70,6 +70,7 @@ def test_voc_counts_a_truth_found_twice_as_an_error():
     images = [truth(SQUARE, FAR)], [found(SQUARE, SQUARE, FAR)], ["a"]
     assert average_precision.voc(*images, points="all").summary["AP"] == pytest.approx((1 + 2 / 3) / 2)
     assert average_precision.voc(*images, points=11).summary["AP"] == pytest.approx((6 * 1 + 5 * 2 / 3) / 11)
+    assert average_precision.voc(*images, points=101).summary["AP"] == pytest.approx((51 * 1 + 50 * 2 / 3) / 101)
 
 
 def test_voc_looks_at_the_best_truth_only_and_coco_at_the_next():
@@ -184,8 +185,8 @@ def test_unknown_choices_are_named():
         average_precision.coco(*images, overlap="diou")
     with pytest.raises(ValueError, match=r"thresholds must lie in \(0, 1\], got \[0.5, 0.0\]"):
         average_precision.coco(*images, thresholds=[0.5, 0.0])
-    with pytest.raises(ValueError, match="points must be 11 or 'all', got 101"):
-        average_precision.voc(*images, points=101)
+    with pytest.raises(ValueError, match="points must be 11, 101 or 'all', got 10"):
+        average_precision.voc(*images, points=10)
 
 
 @pytest.mark.parametrize("crowd_first", [True, False])

@@ -36,6 +36,14 @@ def test_detections_above_the_score_are_drawn_and_no_image_twice():
     assert [text.get_text() for text in axes[0].texts] == ["cell 0.90"] and len(axes[0].patches) == 2
 
 
+def test_an_image_alone_is_all_of_its_figure():
+    found = {"boxes": torch.tensor([[1.0, 0, 5, 4], [1, 6, 5, 8]]), "labels": torch.tensor([0, 0])}
+    figure = detector.plot_image(torch.zeros(10, 20, 3).numpy(), found | {"scores": torch.tensor([0.9, 0.2])}, ["cell"])
+    (axis,) = figure.axes
+    assert figure.get_size_inches().tolist() == [8, 4] and axis.get_position().bounds == (0, 0, 1, 1)
+    assert [text.get_text() for text in axis.texts] == ["cell 0.90"] and len(axis.patches) == 1
+
+
 def test_thresholds_are_drawn_into_given_axes():
     axis = plt.figure().subplots()
     table = pd.DataFrame(dict(criterion=["iou", "iou", "giou"], threshold=[0.5, 0.6, 0.5], AP=[0.6, 0.5, 0.7]))

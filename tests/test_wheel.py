@@ -73,6 +73,7 @@ def test_the_base_install_has_what_losses_and_the_simulation_need(python, withou
     [
         *(("run 01_metric", "notebooks"), ("sweep s.yaml", "sweeps"), ("train", "detection")),
         *(("data download voc2007", "detection"), ("data check shapes", "detection")),
+        *(("predict run image", "detection"), ("check giou", "detection")),
     ],
 )
 def test_what_needs_an_extra_names_it_in_one_line(python, without_extras, words, extra):

@@ -17,7 +17,6 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 
 from giou_repro.detectors import backbones
-from giou_repro.detectors.box_loss import BoxLoss
 from giou_repro.detectors.contract import (
     DETECTIONS,
     SCORE_THRESHOLD,
@@ -83,7 +82,7 @@ def faster_rcnn(num_classes, box_loss, image_size, backbone=None):
         detections_per_img=DETECTIONS,
     )
     if box_loss.loss.name == "smooth_l1":
-        box_loss = BoxLoss(replace(box_loss.loss, function=_smooth_l1), box_loss.weight)
+        box_loss = type(box_loss)(replace(box_loss.loss, function=_smooth_l1), box_loss.weight)
     model = RCNN(pyramid, proposals, heads, NoTransform())
     model.box_loss = heads.box_loss = box_loss
     return model

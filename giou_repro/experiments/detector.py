@@ -1,10 +1,15 @@
 """Notebook 05: how one training went, what its detector finds, and its AP by IoU and by GIoU."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
 from giou_repro.experiments import style
+from giou_repro.runs import outputs, store
 
+LONGER_SIDE = 8  # inches of an image that is drawn alone
 BEHIND_TEXT = {"facecolor": "black", "alpha": 0.55, "pad": 0.6, "linewidth": 0}
 
 
@@ -40,12 +45,45 @@ def plot_detections(images, detections, class_names, rows: int = 2, columns: int
         axis.imshow(images.images[index].permute(1, 2, 0).cpu().numpy())
         for corners in images.truths[index]["boxes"].tolist():
             style.draw_box(axis, corners, "#00E05A", linewidth=2.4)
-        found = (detections[index][key].tolist() for key in ("boxes", "labels", "scores"))
-        for corners, label, confidence in (row for row in zip(*found, strict=True) if row[2] >= score):
-            style.draw_box(axis, corners, "#FF3DBE", linewidth=1.1)
-            words = f"{class_names[label]} {confidence:.2f}"
-            axis.text(corners[0], corners[1] - 1, words, fontsize=7, color="white", bbox=BEHIND_TEXT)
+        _draw_found(axis, detections[index], class_names, score)
     return figure
+
+
+@style.styled
+def plot_image(image, detection, class_names, score: float = 0.3):
+    """One image (H, W, 3), all of the figure, and what was found in it above `score`."""
+    height, width = image.shape[:2]
+    size = np.array((width, height)) * LONGER_SIDE / max(width, height)
+    figure = style.Figure(figsize=size, layout="none")
+    axis = figure.add_axes((0, 0, 1, 1))
+    style.hide_scales(axis)
+    axis.imshow(image)
+    _draw_found(axis, detection, class_names, score)
+    return figure
+
+
+def save_found(predictions, out: Path, score: float | None = 0.3) -> tuple[int, int]:
+    """Write what predict.predict found: detections.json, COCO results, and a picture of each image with its boxes above
+    `score`, or none; returns the numbers of boxes and of images."""
+    out.mkdir(parents=True, exist_ok=True)
+    results, images = [], 0
+    for file, image, detection, classes, of_image in predictions:
+        results.extend(of_image)
+        images += 1
+        if score is not None:
+            figure = plot_image(image, detection, classes, score)
+            store.write_atomic(out / f"{file.stem}.png", outputs.image(figure, "png"))
+    store.write_atomic(out / "detections.json", json.dumps(results))
+    return len(results), images
+
+
+def _draw_found(axis, detection, class_names, score):
+    found = (detection[key].tolist() for key in ("boxes", "labels", "scores"))
+    for corners, label, confidence in (row for row in zip(*found, strict=True) if row[2] >= score):
+        style.draw_box(axis, corners, "#FF3DBE", linewidth=1.1)
+        words = f"{class_names[label]} {confidence:.2f}"
+        at_top = "top" if corners[1] < axis.get_ylim()[0] / 20 else "baseline"  # inside, where there is no room above
+        axis.text(corners[0], corners[1] - 1, words, va=at_top, fontsize=7, color="white", bbox=BEHIND_TEXT)
 
 
 @style.styled

@@ -28,7 +28,10 @@ OVERLAPS = {"iou": "", "giou": "_giou"}  # criterion → how the names of its nu
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # COCO's, to the last digit
 SIZES = ("", "s", "m", "l")  # COCO's: all, small, medium, large
 MAX_DETECTIONS = (1, 10, 100)  # of one class in one image: as many as COCO looks at
-RECALLS = np.arange(0, 1.1, 0.1)  # the VOC kit's, to the last digit: .3, .6 and .7 lie just above, 3 of 10 are below .3
+RECALLS = {  # to the last digit: the VOC kit's .3, .6 and .7 lie just above, 3 of 10 are below .3
+    11: np.arange(0, 1.1, 0.1),
+    101: np.linspace(0, 1, 101),  # COCO's
+}
 NAMES = ("AP", "AP50", "AP75")
 CORNERS = ["x1", "y1", "x2", "y2"]
 GROUP = ["image", "label"]  # what a detection and a truth have in common where they are compared
@@ -87,16 +90,16 @@ def voc(truths, detections, classes, overlap="iou", threshold=0.5, points=11, pl
 
     `threshold`: a number in (0, 1], or several, over which the summary's AP is the mean. `points`: 11 for VOC 2007 (the
     mean of the best precision at recalls 0, .1, …, 1), "all" for VOC 2010 and later (the area under the best
-    precision). A detection is compared with that truth of its class which it overlaps most, taken or not: the first to
-    reach the threshold, by falling score, finds it, others are wrong. An overlap equal to the threshold reaches it, as
-    in the kit (its Python copies ask for more).
+    precision), 101 for COCO's recalls 0, .01, …, 1. A detection is compared with that truth of its class which it
+    overlaps most, taken or not: the first to reach the threshold, by falling score, finds it, others are wrong. An
+    overlap equal to the threshold reaches it, as in the kit (its Python copies ask for more).
 
     `plus_one` is for coordinates as VOC's files have them, the first and the last pixel inside: it takes widths as x2 −
     x1 + 1, which is the kit's arithmetic. Continuous boxes made of them, (xmin − 1, ymin − 1, xmax, ymax), have that
     width already and get the same AP without.
     """
-    if points not in (11, "all"):
-        raise ValueError(f"points must be 11 or 'all', got {points!r}")
+    if points not in (*RECALLS, "all"):
+        raise ValueError(f"points must be 11, 101 or 'all', got {points!r}")
     thresholds = _criterion(threshold, overlap)
     return _voc(*_tables(truths, detections, classes), classes, overlap, thresholds, points, plus_one)
 
@@ -299,7 +302,7 @@ def _average_precision(right, wanted, points):
     best = np.maximum.accumulate(precision[::-1])[::-1]  # at this recall or a higher one
     if points == "all":
         return np.sum(np.diff(recall, prepend=0) * best)
-    return np.append(best, 0)[np.searchsorted(recall, RECALLS)].mean()
+    return np.append(best, 0)[np.searchsorted(recall, RECALLS[points])].mean()
 
 
 def _mean_iou(truths, detections, threshold):
