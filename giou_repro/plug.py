@@ -145,6 +145,9 @@ def detr(loss, weight: float = 1.0, image_size: tuple[float, float] = (1, 1)) ->
     """
     from transformers.loss import loss_utils  # imports every family's
 
+    if not isinstance(image_size, tuple | list) or len(image_size) != 2 or not min(image_size) > 0:
+        raise ValueError(f"image_size must be (width, height) above 0, got {image_size!r}")
+
     term = _box_loss(loss, weight, image_size=image_size)
 
     def similarity(pred, target):

@@ -287,6 +287,13 @@ def test_the_matcher_of_detr_takes_the_loss_as_its_cost():
     assert matcher(outputs, target)[0][0] == 0
 
 
+@pytest.mark.parametrize("image_size", [640, (640,), (640, 0)])
+def test_detr_refuses_another_image_size(image_size):
+    pytest.importorskip("transformers", exc_type=ImportError)
+    with pytest.raises(ValueError, match=r"image_size must be \(width, height\) above 0, got"):
+        plug.detr("giou", image_size=image_size)
+
+
 def test_every_member_of_the_detr_family_is_plugged():
     pytest.importorskip("transformers", exc_type=ImportError)
     from transformers import loss as package
