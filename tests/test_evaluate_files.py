@@ -57,7 +57,7 @@ def test_ap_is_that_of_pycocotools_reading_the_same_files(foreign):
         oracle.accumulate()
         oracle.summarize()
     *data, notes = evaluate_files.read(*foreign)
-    measures, classes = evaluate_files.side_by_side(*data)
+    measures, _, classes = evaluate_files.evaluate(*data)
     expected = np.where(oracle.stats < 0, np.nan, oracle.stats)[:6]  # no truth is large
     np.testing.assert_allclose(measures.iou[:6], expected, rtol=0, atol=1e-12)
     by_class = oracle.eval["precision"][..., 0, -1].mean((0, 1))
@@ -71,11 +71,10 @@ def test_the_rule_that_makes_the_difference_is_named(tmp_path):
     far = (60, 60, 20, 20)
     detections = [found(0.9), found(0.8), found(0.7, far)]
     *data, _ = evaluate_files.read(*write(tmp_path, [image(7)], [true(1), true(2, far)], detections))
-    table = evaluate_files.steps(*data)
+    measures, table, _ = evaluate_files.evaluate(*data)
     coco, voc_2010, voc_2007 = (51 + 50 * 2 / 3) / 101, (1 + 2 / 3) / 2, (6 + 5 * 2 / 3) / 11
     np.testing.assert_allclose(table.AP, [coco, coco, coco, voc_2010, voc_2007])
     assert evaluate_files.describe(table).endswith("The rule that changes it most, by +0.015: 11 recalls: VOC 2007.")
-    measures, _ = evaluate_files.side_by_side(*data)
     by_iou = dict(zip(measures.measure, measures.iou, strict=True))
     assert by_iou["mean IoU"] == 1 and by_iou["VOC 2007 AP"] == pytest.approx(voc_2007)
 
@@ -83,15 +82,24 @@ def test_the_rule_that_makes_the_difference_is_named(tmp_path):
 def test_a_difficult_object_counts_by_coco_and_not_by_voc(tmp_path):
     annotations = [true(1), true(2, (60, 60, 20, 20), ignore=1)]
     *data, _ = evaluate_files.read(*write(tmp_path, [image(7)], annotations, [found()]))
-    table = evaluate_files.steps(*data)
+    _, table, _ = evaluate_files.evaluate(*data)
     assert table.AP.tolist() == pytest.approx([51 / 101, 51 / 101, 51 / 101, 1, 1, 1])
     assert "difficult objects are ignored" in evaluate_files.describe(table)
+
+
+def test_more_than_a_hundred_detections_of_a_class_are_told(tmp_path):
+    """The 101st by score is the right one: COCO does not look at it, VOC does."""
+    wrong = [found(0.9, (60, 60, 5, 5))] * 100
+    *data, _ = evaluate_files.read(*write(tmp_path, [image(7)], [true(1)], [*wrong, found(0.1)]))
+    _, table, _ = evaluate_files.evaluate(*data)
+    assert table.AP[:3].tolist() == pytest.approx([0, 0, 1 / 101])
+    assert "and all 101 of a class in an image count, not 100" in table.rule[2]
 
 
 def test_a_match_by_giou_needs_more_than_one_by_iou(tmp_path):
     """Squares of 20 moved by (5, 5): IoU 225/575 = .39, and by (3, 3): IoU 289/511 = .57, GIoU .57 − 18/529 = .53."""
     near = write(tmp_path, [image(7)], [true(1)], [found(bbox=(13, 13, 20, 20))])
-    measures, _ = evaluate_files.side_by_side(*evaluate_files.read(*near)[:3])
+    measures, *_ = evaluate_files.evaluate(*evaluate_files.read(*near)[:3])
     first = measures.set_index("measure").loc["COCO AP"]
     assert (first.iou, first.giou) == pytest.approx((0.2, 0.1))  # thresholds .5 and .55, and .5 alone
 

@@ -29,14 +29,14 @@ def test_a_planted_gain_is_found_and_noise_is_not(tmp_path):
 def test_the_least_gain_is_shown_four_times_in_five():
     """Of normal noise; by the two t tests exactly, by the sign flips beside them a little less often."""
     rng = np.random.default_rng(0)
-    runs = rng.normal(size=(2, 10))
+    runs = rng.normal(size=(2, 8))
     runs -= runs.mean(1, keepdims=True)
     runs[1] -= runs[0] * (runs[0] @ runs[1]) / (runs[0] @ runs[0])
     runs /= runs.std(1, ddof=1, keepdims=True)  # both of variance 1, uncorrelated, as what is drawn below
     gain = statistics.least_gain(*runs)
-    draws = statistics.difference(rng.normal(size=(1000, 10)) + gain, rng.normal(size=(1000, 10)))
+    draws = statistics.difference(rng.normal(size=(600, 8)) + gain, rng.normal(size=(600, 8)))
     verdicts = statistics.verdicts(draws, np.maximum(draws["p"], draws["p_unpaired"]))
-    assert (verdicts == "better").mean() == pytest.approx(0.78, abs=0.04)
+    assert (verdicts == "better").mean() == pytest.approx(0.77, abs=0.05)
     assert statistics.least_gain(*runs, comparisons=4) > gain > statistics.least_gain(*runs / 2) > 0
 
 
@@ -69,7 +69,7 @@ def test_the_command_says_what_the_verdicts_rest_on(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("columns", "named"), [(dict(seed=1), "two runs of seed 1"), (dict(AP=np.nan), "every run needs a finite value")]
+    ("columns", "named"), [(dict(seed=1), "two runs of mine with seed 1"), (dict(AP=np.nan), "AP is missing in a row")]
 )
 def test_a_table_that_cannot_be_paired_is_refused(columns, named, tmp_path):
     with pytest.raises(ValueError, match=named):

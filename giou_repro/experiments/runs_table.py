@@ -32,7 +32,16 @@ def compare(path, against=None, measures=None, unpaired: bool = True) -> pd.Data
     pairs = [(loss, against) for loss in losses if loss != against]
     if not pairs or not measures:
         raise ValueError(f"{path} needs two losses and a measure; it has {', '.join(losses)} and {', '.join(measures)}")
+    for again in runs[runs.duplicated(list(KEYS[:2]))].itertuples():
+        raise ValueError(
+            f"{path} has two runs of {again.loss} with seed {again.seed}; a table holds one setting, keep one"
+        )
     runs = runs.assign(setting=str(path))
+    incomplete = [name for name in measures if runs[name].isna().any()]
+    if incomplete:
+        raise ValueError(
+            f"{path}: {', '.join(incomplete)} is missing in a row; fill it, or name the others in --measures"
+        )
     rows = pd.concat([statistics.compare(runs, measure, pairs) for measure in measures])
     rows = statistics.judged(rows, unpaired)
     values = {key: part.set_index("seed") for key, part in runs.groupby("loss")}

@@ -13,6 +13,7 @@ from giou_repro.training import average_precision
 
 OUTSIDE = 0.05  # share of an image's side by which a box may reach out of it before its format is doubted
 COCO = (*average_precision.NAMES, "APs", "APm", "APl")
+DIFFICULT = "difficult objects are ignored"
 MANY = 0.2  # share of the boxes beyond which a doubt is told
 
 
@@ -125,50 +126,47 @@ def _doubts(rows, images):
 
 
 def report(truth: str | Path, found: str | Path, per_class: bool = False) -> str:
-    """The tables of `side_by_side` and `steps`, what makes the difference, and the notes, of two files."""
+    """The tables of `evaluate`, which rule makes the difference, and the notes, of two files."""
     *data, notes = read(truth, found)
-    (measures, classes), rules = side_by_side(*data), steps(*data)
+    measures, rules, classes = evaluate(*data)
     tables = [measures, rules, *([classes] if per_class else [])]
     texts = [table.to_string(index=False, na_rep="–", float_format="{:.4f}".format) for table in tables]
     return "\n\n".join([*texts, "\n".join([describe(rules), *(f"NOTE: {note}" for note in notes)])])
 
 
-def side_by_side(truths, detections, classes) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(measures, classes): AP by the rules of COCO and VOC and mean IoU, with IoU and with GIoU as the criterion; and
-    the AP of each class by IoU. `difficult` counts in VOC's rules alone, as in the two tools."""
-    columns, by_class = {}, pd.DataFrame({"class": classes})
-    for overlap in average_precision.OVERLAPS:
-        coco = average_precision.coco(_without_difficult(truths), detections, classes, overlap)
+def evaluate(truths, detections, classes) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """(measures, rules, classes). Measures: AP by COCO's rules and by VOC's, with IoU and with GIoU as the criterion,
+    and mean IoU. Rules: the way from COCO's AP to VOC 2007's by IoU, one rule at a time. Classes: the AP of each, by
+    IoU. `difficult` counts in VOC's rules alone, as in the two tools."""
+    plain = [{key: value for key, value in image.items() if key != "difficult"} for image in truths]
+    columns = {}
+    for overlap in ("giou", "iou"):
+        coco = average_precision.coco(plain, detections, classes, overlap)
+        eleven, area = (average_precision.voc(truths, detections, classes, overlap, points=n) for n in (11, "all"))
         columns[overlap] = {f"COCO {name}": coco.summary[name] for name in COCO}
-        for year, points in (("2007", 11), ("2010", "all")):
-            voc = average_precision.voc(truths, detections, classes, overlap, points=points)
-            columns[overlap][f"VOC {year} AP"] = voc.summary["AP"]
-            if overlap == "iou":
-                by_class[f"VOC {year} AP"] = voc.classes["AP"]
-        if overlap == "iou":
-            by_class.insert(1, "COCO AP", coco.classes["AP"])
+        columns[overlap] |= {"VOC 2007 AP": eleven.summary["AP"], "VOC 2010 AP": area.summary["AP"]}
     columns["iou"]["mean IoU"] = average_precision.mean_iou(truths, detections, classes)
-    return pd.DataFrame(columns).rename_axis("measure").reset_index(), by_class
-
-
-def steps(truths, detections, classes) -> pd.DataFrame:
-    """From COCO's AP to VOC 2007's, one rule at a time: rule, AP (by IoU), change."""
-    plain = _without_difficult(truths)
-    coco = average_precision.coco(plain, detections, classes).summary
-    rows = [("COCO: mean over thresholds .5 to .95, 101 recalls", coco["AP"])]
-    rows.append(("threshold .5 alone: COCO's AP50", coco["AP50"]))
-    most = max((max(Counter(image["labels"]).values(), default=0) for image in detections), default=0)
-    matching = "a detection is compared with the truth it overlaps most, taken or not"
-    if most > average_precision.MAX_DETECTIONS[-1]:
-        matching += f", and all count, up to {most} of a class in an image, not 100"
-    rows.append((matching, average_precision.voc(plain, detections, classes, points=101).summary["AP"]))
+    rows = [("COCO: mean over thresholds .5 to .95, 101 recalls", coco), ("threshold .5 alone: COCO's AP50", coco)]
+    rows.append((_matching(detections), average_precision.voc(plain, detections, classes, points=101)))
     if any(any(image["difficult"]) for image in truths):
-        easy = average_precision.voc(truths, detections, classes, points=101).summary["AP"]
-        rows.append(("difficult objects are ignored", easy))
-    for rule, points in (("area under the curve, no recalls: VOC 2010", "all"), ("11 recalls: VOC 2007", 11)):
-        rows.append((rule, average_precision.voc(truths, detections, classes, points=points).summary["AP"]))
-    table = pd.DataFrame(rows, columns=["rule", "AP"])
-    return table.assign(change=table.AP.diff().round(12) + 0.0)  # no −0.0000
+        rows.append((DIFFICULT, average_precision.voc(truths, detections, classes, points=101)))
+    rows += [("area under the curve, no recalls: VOC 2010", area), ("11 recalls: VOC 2007", eleven)]
+    rules = pd.DataFrame(dict(rule=[rule for rule, _ in rows], AP=[result.summary["AP"] for _, result in rows]))
+    rules.loc[1, "AP"] = coco.summary["AP50"]
+    by_class = {"COCO AP": coco, "VOC 2007 AP": eleven, "VOC 2010 AP": area}
+    return (
+        pd.DataFrame(columns)[["iou", "giou"]].rename_axis("measure").reset_index(),
+        rules.assign(change=rules.AP.diff().round(12) + 0.0),  # no −0.0000
+        pd.DataFrame({"class": classes} | {name: result.classes["AP"] for name, result in by_class.items()}),
+    )
+
+
+def _matching(detections):
+    """VOC's way to match, and its limit of detections where that matters."""
+    rule = "a detection is compared with the truth it overlaps most, taken or not"
+    most = max((max(Counter(image["labels"]).values(), default=0) for image in detections), default=0)
+    limit = average_precision.MAX_DETECTIONS[-1]
+    return f"{rule}, and all {most} of a class in an image count, not {limit}" if most > limit else rule
 
 
 def describe(table: pd.DataFrame) -> str:
@@ -183,7 +181,3 @@ def describe(table: pd.DataFrame) -> str:
         f"At threshold .5 VOC 2007's AP is COCO's AP50 {total:+.3f}. The rule that changes it most, by "
         f"{largest.change:+.3f}: {largest.rule}."
     )
-
-
-def _without_difficult(truths):
-    return [{key: value for key, value in image.items() if key != "difficult"} for image in truths]
