@@ -312,16 +312,19 @@ def _losses(options):
 
 @command(
     "data check",
-    argument("path", metavar="PATH", help="a Pascal VOC folder, a COCO JSON or a folder of such, or a data set's name"),
+    argument("path", metavar="PATH", help="a Pascal VOC folder, a COCO JSON or its folder, a YOLO data.yaml, a name"),
     argument("--split", help="one of its splits; all of it by default"),
     argument("--classes", type=_listed, help="comma-separated; any other is unknown"),
+    argument("--exif", choices=("follow", "ignore"), help="photographs' orientation; else as the annotated sizes are"),
+    argument("--background", action="store_true", help="an image without a file of boxes has no objects, and is kept"),
 )
 def _data_check(options):
     """list every defect of a data set, and what is done about each; exit status 1 where something is lost, 3 where all
     is kept or converted"""
     from giou_repro.data.report import report
 
-    return report(options.path, options.split, options.classes and tuple(options.classes))
+    classes = options.classes and tuple(options.classes)
+    return report(options.path, options.split, classes, options.exif, options.background)
 
 
 @command("data download", argument("name", help="voc2007 or voc2012"))

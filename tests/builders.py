@@ -53,6 +53,17 @@ SOUND = ("cell", 11, 6, 30, 25)
 LAUGHS = '<!DOCTYPE lolz [<!ENTITY a "lol"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]>' + xml(("&b;", 1, 1, 5, 5))
 
 
+def yolo(folder, texts, settings="names: [cell, dog]\ntrain: images/train\n"):
+    """A YOLO folder: data.yaml, images/train, and labels/train with the lines of each id; None for no file."""
+    (folder / "labels" / "train").mkdir(parents=True)
+    (folder / "data.yaml").write_text(settings)
+    for id, lines in texts.items():
+        picture(folder / "images" / "train" / f"{id}.jpg")
+        if lines is not None:
+            (folder / "labels" / "train" / f"{id}.txt").write_text(lines)
+    return folder
+
+
 def polygon(x1, y1, x2, y2):
     return [[x1, y1, x2, y1, x2, y2, x1, y2]]
 

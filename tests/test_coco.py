@@ -248,6 +248,26 @@ def test_an_area_that_the_box_cannot_have_is_told_and_replaced(tmp_path, area, t
     assert ds[0][1]["area"].tolist() == [400 if told or area is None else area]
 
 
+CORNER = dict(size=[HEIGHT, WIDTH], counts=[405, *[20, 20] * 9, 20, 1615])  # the left half of the box
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "area", "own"),
+    [
+        *((polygon(10, 5, 30, 25), 400, 400), (polygon(10, 5, 30, 25), 380, 380), ([[10, 5, 30, 5, 10, 25]], 200, 200)),
+        *(([[10, 5, 30, 5, 10, 25]], 400, 200), (polygon(10, 5, 30, 25), 100, 400), (CORNER, 400, 200)),
+        *((CORNER, 200, 200), ([[10, 5, 20, 5, 20, 25, 10, 25], [20, 5, 30, 5, 30, 25, 20, 25]], 400, 400)),
+    ],
+)
+def test_an_area_that_is_not_of_the_mask_is_told_and_replaced(tmp_path, segmentation, area, own):
+    """A polygon of all or half of a box of 20 x 20, and runs of half of it; w·h is no area of a triangle."""
+    item = entry(bbox=(10, 5, 20, 20), area=area, segmentation=segmentation)
+    ds = datasets.load(coco(tmp_path / "a.json", [item]), "all")
+    told = [one for one in ds.defects if one.kind != "mask apart"]
+    assert kinds(told) == ["area not of the mask"] * (own != area)
+    assert ds[0][1]["area"].tolist() == [own]
+
+
 @pytest.mark.parametrize("segmentation", [polygon(40, 5, 58, 25), dict(size=[HEIGHT, WIDTH], counts=[2000, 30, 370])])
 def test_a_mask_apart_from_its_box_is_told(tmp_path, segmentation):
     ds = datasets.load(coco(tmp_path / "a.json", [entry(segmentation=segmentation)]), "all")

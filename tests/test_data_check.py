@@ -114,7 +114,6 @@ def test_other_json_files_beside_are_no_splits_and_a_split_named_all_hides_no_ot
 LABELS = '<annotations><image name="a.jpg"><box label="cell" xtl="1"/></image></annotations>'
 FOREIGN = {
     "labels/train/a.txt": ("0 0.5 0.5 0.1 0.2\n1 0.25 0.5 1e-2 1\n", "YOLO text"),
-    "data.yaml": ("train: images\nnames: [cell]\n", "YOLO settings"),
     "json/a.json": ('{"version": "5.0", "shapes": [], "imagePath": "a.jpg"}', "labelme"),
     "a.json": ('{"imagePath": "a.jpg", "shapes": []}', "labelme"),
     "annotations.xml": (LABELS, "CVAT XML"),

@@ -57,6 +57,20 @@ def test_exif_is_followed_where_the_annotated_size_is_the_turned_one(tmp_path, o
         assert torch.equal(seen[0][0], turned)
 
 
+@pytest.mark.parametrize("orientation", [1, 2, 3, 6])
+def test_exif_is_followed_or_ignored_where_the_user_says_so(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture(voc(tmp_path, {"a": xml(SOUND)}) / "JPEGImages" / "a.jpg", exif=exif)
+    ignored, followed = (datasets.load(tmp_path, "all", exif=choice) for choice in ("ignore", "follow"))
+    left, size = ignored[0][0], ["size mismatch"] * (orientation == 6)
+    assert kinds(ignored.defects) == ["EXIF not followed"] * (orientation > 1)
+    assert kinds(followed.defects) == ["turned by EXIF"] * (orientation > 1) + size
+    turned = {1: left, 2: left.flip(2), 3: left.flip(1, 2), 6: left.flip(1).mT}[orientation]
+    assert torch.equal(followed[0][0], turned)
+    assert (ignored.stamp == followed.stamp) == (orientation == 1)  # their resized copies are apart
+
+
 def chunk(kind, content):
     """One chunk of a PNG, with its checksum."""
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))

@@ -15,6 +15,14 @@ REAL = Path(__file__).parents[2] / "shared" / "data"
 real = pytest.mark.skipif(not REAL.is_dir(), reason="no real data sets beside the checkout")
 
 
+def test_an_image_without_an_xml_is_background_where_the_user_says_so(tmp_path):
+    voc(tmp_path, {"a": xml(SOUND), "b": ""}, train="abc")
+    picture(tmp_path / "JPEGImages" / "c.jpg")
+    ds = datasets.load(tmp_path, "train", background=True)
+    assert kinds(ds.defects) == ["malformed annotation"]
+    assert [len(target["labels"]) for _, target in ds] == [1, 0]
+
+
 def test_inclusive_integers_from_one_become_continuous_edges(tmp_path):
     """(1, 1, 60, 40) is all of a 60x40 image, and one pixel more or less is one pixel of the box."""
     voc(tmp_path, {"a": xml(("cell", 1, 1, 60, 40), ("cell", 11, 6, 30, 25, 1), ("door", 2, 2, 3, 3))})

@@ -1,5 +1,5 @@
-"""What the readers of Pascal VOC and COCO share: annotated images and objects, and text, numbers and paths from files
-that others wrote."""
+"""What the readers share: annotated images and objects, and text, numbers, names and paths from files that others
+wrote."""
 
 import contextlib
 import math
@@ -38,7 +38,8 @@ class Object(NamedTuple):
 class Picture:
     """One image file with its annotations.
 
-    name: in reports;  stated: the annotated width and height, NaN or 0 where there is none. Set when the set is opened:
+    name: in reports;  stated: the annotated width and height, NaN or 0 where there is none, None in a format that has
+    none. Set when the set is opened:
     width, height, `turned`, whether EXIF's orientation is followed, `state`, the file's size and time, and, for a file
     of more than 8 bits, `levels`, see `pictures.decode`.
     """
@@ -46,7 +47,7 @@ class Picture:
     file: Path
     name: str
     id: int | None
-    stated: tuple
+    stated: tuple | None
     objects: list
     width: int = 0
     height: int = 0
@@ -62,6 +63,23 @@ def similar_classes(names: list[str], file: str) -> list[Defect]:
         groups[re.sub(r"[\s_-]", "", unicodedata.normalize("NFKC", name)).casefold()].append(name)
     alike = [", ".join(map(repr, group)) for group in groups.values() if len(group) > 1]
     return [Defect("similar classes", file, f"({names})") for names in alike]
+
+
+def class_names(pairs: Iterable, file: str, defects: list[Defect]) -> dict:
+    """id → name of (id, name) pairs, by id, without ids of two names; two ids of one name are one class."""
+    names, ids = defaultdict(set), defaultdict(list)
+    for id, name in pairs:
+        names[id].add(name.strip())
+    for id in sorted(names, key=lambda id: (isinstance(id, str), id)):
+        if len(names[id]) > 1:
+            defects.append(Defect("ambiguous category", file, f"({', '.join(sorted(names[id]))})", f"category {id}"))
+        else:
+            ids[names[id].pop()].append(id)
+    for name, several in ids.items():
+        if len(several) > 1:
+            defects.append(Defect("repeated class", file, f"({name!r} is category {', '.join(map(str, several))})"))
+    defects += similar_classes(ids, file)
+    return {id: name for name, several in ids.items() for id in several}
 
 
 def number(value: object) -> float:
@@ -123,7 +141,7 @@ def missing_files(kind: str, root: Path, looked: Iterable, missing: list[tuple])
     Unicode form or suffix.
     """
     looked = ", ".join(str(place) for place in looked if (root / place).is_dir())
-    near, suffixes = defaultdict(list), IMAGES if kind == "missing image" else (".xml",)
+    near, suffixes = defaultdict(list), IMAGES if kind == "missing image" else (".xml", ".txt")
     for path in files_below(root) if missing else ():
         if path.suffix.lower() in suffixes:
             near[_alike(utf8_name(path))].append(path.relative_to(root).as_posix())

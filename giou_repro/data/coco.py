@@ -14,10 +14,10 @@ from pathlib import Path
 from giou_repro.data.annotations import (
     Object,
     Picture,
+    class_names,
     missing_files,
     number,
     read_text,
-    similar_classes,
     utf8_name,
     within,
 )
@@ -34,7 +34,7 @@ SAMPLE = 50  # images by which their folder is identified
 def sources(path: Path) -> dict:
     """split → its reader, from classes (or None) to a `Folder`, of a folder or of one file; "all" is one file's
     content."""
-    if path.is_file():
+    if path.is_file() and path.suffix.lower() not in (".yaml", ".yml"):
         return {"all": partial(_read, path), _split(path): partial(_read, path)}
     places = ("annotations/*.json", "*.json", "*/_annotations*.json")
     files = [file for place in places for file in sorted(path.glob(place)) if file.name[0] != "."]
@@ -69,15 +69,16 @@ def _split(file):
     return utf8_name(file).removesuffix(file.suffix).removeprefix("instances_")
 
 
-def _read(file: Path, classes: tuple | None = None) -> Folder:
-    """The annotations of a JSON. classes: the names to take, or None for all categories by id.
+def _read(file: Path, classes: tuple | None = None, background: bool = False) -> Folder:
+    """The annotations of a JSON. classes: the names to take, or None for all categories by id; `background` changes
+    nothing, for an image that is listed without an annotation is that.
 
     Raises Unreadable where it is not an object with lists of images, annotations and categories.
     """
     text, defects = read_text(file, "malformed JSON")
     name = utf8_name(file)
     lists = _lists(text, name, defects)
-    names = _names(lists["categories"], name, defects)
+    names = class_names([(category["id"], category["name"]) for category in lists["categories"]], name, defects)
     classes = tuple(classes or dict.fromkeys(names.values()))
     inside = file.parent.name == "annotations" or file.name.startswith("_annotations")
     whole = utf8_name(file.resolve().parents[1]) if inside else name.removesuffix(file.suffix)
@@ -105,23 +106,6 @@ def _lists(text, file, defects):
             else:
                 defects.append(Defect("malformed entry", file, f"in {name}: {entry!r:.80}"))
     return lists
-
-
-def _names(categories, file, defects):
-    """id → name of the categories, by id, without ids of two names; two ids of one name are one class."""
-    names, ids = defaultdict(set), defaultdict(list)
-    for category in categories:
-        names[category["id"]].add(category["name"].strip())
-    for id in sorted(names, key=lambda id: (isinstance(id, str), id)):
-        if len(names[id]) > 1:
-            defects.append(Defect("ambiguous category", file, f"({', '.join(sorted(names[id]))})", f"category {id}"))
-        else:
-            ids[names[id].pop()].append(id)
-    for name, several in ids.items():
-        if len(several) > 1:
-            defects.append(Defect("repeated class", file, f"({name!r} is category {', '.join(map(str, several))})"))
-    defects += similar_classes(ids, file)
-    return {id: name for name, several in ids.items() for id in several}
 
 
 def _pictures(images, file, defects):

@@ -1,5 +1,5 @@
-"""Images with boxes: generated scenes, Pascal VOC folders and COCO JSON, opened by `load` and checked as they are
-opened.
+"""Images with boxes: generated scenes, Pascal VOC folders, COCO JSON and YOLO text, opened by `load` and checked as
+they are opened.
 
 A data set has `name`, `classes`, `split`, `has_masks`, `defects` (a list of `Defect`), `checksum` (sha256 over
 annotations, image names and sizes), `len(ds)`, and `ds[i]` gives (image, target):
@@ -22,7 +22,7 @@ import re
 from pathlib import Path
 
 from giou_repro.checkout import project_folder
-from giou_repro.data import coco, foreign, generated, voc
+from giou_repro.data import coco, foreign, generated, voc, yolo
 from giou_repro.data.defects import Defect, Unreadable
 from giou_repro.data.folder import Folder
 
@@ -30,15 +30,15 @@ DOWNLOADS = {
     "voc2007": {"trainval": "2007", "test": "2007-test"},  # split → torchvision's year
     "voc2012": {"trainval": "2012"},
 }
-FORMATS = (voc, coco)  # each has LAYOUT, sources(path): split → its reader, from classes to a Folder, and files(path)
+FORMATS = (voc, yolo, coco)  # each has LAYOUT, sources(path): split → its reader, which gives a Folder, and files(path)
 
 
 class Source:
     """A data set in files: path, format, and `readers`, split → what gives its annotations, "all" first where there is
-    one. Raises FileNotFoundError."""
+    one; `exif` and `background` as in `load`. Raises FileNotFoundError."""
 
-    def __init__(self, dataset: str | Path):
-        self.path = find(dataset)
+    def __init__(self, dataset: str | Path, exif: str | None = None, background: bool = False):
+        self.path, self.exif, self.background = find(dataset), exif, background
         for self.format in FORMATS:
             self.readers = self.format.sources(self.path)
             if self.readers:
@@ -59,7 +59,8 @@ class Source:
         close = [name for name in self.readers if synonyms & set(re.findall("[a-z]+", name.lower()))]
         if split in self.readers or len(close) == 1:
             return self.readers[split if split in self.readers else close[0]]
-        remedy = "; name the folder of the JSON files to reach others" if self.path.is_file() else ""
+        in_json = self.format is coco and self.path.is_file()
+        remedy = "; name the folder of the JSON files to reach others" if in_json else ""
         if split in ("train", "val") and not close:
             whole = next(iter(self.readers))
             remedy += f'; or divide it: train_split "{whole}[:80%]", val_split "{whole}[80%:]"'
@@ -70,7 +71,7 @@ class Source:
         name, first, last = _part(split)
         reader = self.pick(name)
         try:
-            ds = reader(classes and tuple(dict.fromkeys(classes)))
+            ds = reader(classes and tuple(dict.fromkeys(classes)), self.background)
         except Unreadable as error:
             raise Unreadable(*error.defects, *self._other_format()) from None
         count = len(ds)
@@ -78,7 +79,7 @@ class Source:
         if count and not len(ds):
             remedy = f"take a larger part, as {name}[:80%] or {name}[80%:]"
             raise ValueError(f"{self.path}: {split!r} holds none of the {count} images of {name!r}; {remedy}")
-        ds.open(split, self.files)
+        ds.open(split, self.files, self.exif)
         if any(picture.objects for picture in ds.pictures):
             return ds
         if ds.pictures or not ds.defects:
@@ -88,7 +89,7 @@ class Source:
         raise Unreadable(*ds.defects, *self._other_format(), about=about)
 
     def _other_format(self):
-        known = foreign.recognise(self.path)
+        known = self.format is not yolo and foreign.recognise(self.path)
         return [Defect("another format", self.path.name, f"({known})")] if known else []
 
 
@@ -99,14 +100,21 @@ def load(
     images: int = 1000,
     image_size: int = 128,
     classes: tuple[str, ...] | None = None,
+    exif: str | None = None,
+    background: bool = False,
 ) -> "Folder | generated.Scenes":
     """Open a split of a data set.
 
     dataset: "shapes" (generated: `images` scenes of `image_size` px from `seed`; see `generated`), "voc2007" or
     "voc2012" (see `download`), a Pascal VOC folder (VOC20xx, a VOCdevkit of several, or any folder of XML files), a
-    COCO JSON, or a folder of COCO JSON files, one a split. Images in files keep their own size, and all of them are
-    taken. classes: the names to take, in this order; by default the VOC 20 where there is no other name, else the
-    names of all annotations of the folder in alphabetical order, or COCO's categories by id.
+    COCO JSON, a folder of COCO JSON files, one a split, or a YOLO data.yaml or its folder. Images in files keep their
+    own size, and all of them are taken. classes: the names to take, in this order; by default the VOC 20 where there is
+    no other name, else the names of all annotations of the folder in alphabetical order, or COCO's categories and
+    YOLO's names by id.
+
+    exif: "follow" or "ignore" the orientation that photographs name, or None: by the annotated sizes, and where the
+    format has none, as in YOLO text, follow. background: whether an image without a file of boxes (XML, text) is one
+    without objects; by default it is skipped.
 
     split: a name that `splits` lists, or a part of it in files: "train[:80%]" are the first 80 % of its images,
     "train[80%:]" the rest.
@@ -116,7 +124,7 @@ def load(
     """
     if dataset == "shapes":
         return generated.Scenes(split, seed, images, image_size)
-    return Source(dataset).open(split, classes)
+    return Source(dataset, exif, background).open(split, classes)
 
 
 def check_splits(dataset: str | Path, *names: str) -> None:
@@ -151,7 +159,7 @@ def find(dataset: str | Path) -> Path:
     if dataset in DOWNLOADS:
         path = project_folder() / "data" / "VOCdevkit" / dataset.upper()
     if not path.exists():
-        formats = f"give shapes, {', '.join(DOWNLOADS)}, a Pascal VOC folder or a COCO JSON"
+        formats = f"give shapes, {', '.join(DOWNLOADS)}, a Pascal VOC folder, a COCO JSON or a YOLO data.yaml"
         remedy = f"fetch it: giou-repro data download {dataset}" if dataset in DOWNLOADS else formats
         raise FileNotFoundError(f"no data set at {path}; {remedy}")
     return path

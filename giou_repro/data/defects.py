@@ -13,6 +13,7 @@ ACTIONS = {
     # of one object
     "not a number": "dropped",
     "normalised box": "dropped",
+    "not a share": "dropped",
     "missing tag": "dropped",
     "malformed entry": "dropped",
     "unknown class": "dropped",
@@ -29,6 +30,7 @@ ACTIONS = {
     "fractional coordinate": "kept",
     "repeated id": "kept",
     "area mismatch": "area of the box used",
+    "area not of the mask": "area of the mask used",
     "missing mask": "its box is the mask",
     "malformed mask": "its box is the mask",
     "mask apart": "kept",
@@ -47,7 +49,7 @@ ACTIONS = {
     "listed twice": "taken once",
     "missing size": "size of the image used",
     "size mismatch": "size of the image used",
-    "turned by EXIF": "turned, as annotated",
+    "turned by EXIF": "turned",
     "EXIF not followed": "left as stored",
     "not RGB": "converted",
     "more than 8 bits": "scaled to 8",
@@ -61,6 +63,7 @@ ACTIONS = {
     "smaller than a test split": "kept",
     "no object": "not opened",
     "empty list": "not opened",
+    "missing folder": "not opened",
     "malformed JSON": "not opened",
     "another format": "not opened",
 }
@@ -68,6 +71,7 @@ LOST = ("dropped", "image skipped", "not opened")  # actions after which somethi
 
 NEAR_DUPLICATE_IOU = 0.9  # above it two boxes of a class are near-duplicates
 ROUNDING = 0.01  # px out of the image that are clipped and not reported
+SHARES_ROUNDING = 8e-7  # of the image's longer side, the same for shares of six digits
 NORMALISED = 2  # px; boxes in shares of the image end before it, whatever pair of corners, centre and size they are
 LARGEST_AREA = 1.1  # of the box's, for a mask drawn in whole pixels around it
 
@@ -122,16 +126,16 @@ def summary(defects: list[Defect]) -> str:
     return "\n".join(lines)
 
 
-def repair_objects(objects: list, width: int, height: int, file: str, inclusive: bool = False) -> tuple[list, list]:
+def repair_objects(objects: list, width: int, height: int, file: str, unit: str = "pixels") -> tuple[list, list]:
     """(the usable objects of an image, their boxes within it in continuous pixels; the defects of all objects).
 
-    inclusive: boxes are Pascal VOC's integers, pixels counted from 1 with the last one part of the box, so that
-    (1, 1, w, h) is the whole image; (xmin, ymin, xmax, ymax) becomes (xmin − 1, ymin − 1, xmax, ymax). A box with
-    xmin = xmax has no area in either convention.
+    unit: "pixels"; "shares" where they are made of shares of the image; or "inclusive", Pascal VOC's integers, pixels
+    counted from 1 with the last one part of the box, so that (1, 1, w, h) is the whole image: (xmin, ymin, xmax, ymax)
+    becomes (xmin − 1, ymin − 1, xmax, ymax). A box with xmin = xmax has no area in either convention.
     """
     usable, defects, firsts = [], [], {}
     for item in objects:
-        box, kinds = _repaired(item.box, width, height, inclusive)
+        box, kinds = _repaired(item.box, width, height, unit)
         corners = ", ".join(f"{value:.10g}" for value in item.box)
         defects += [Defect(kind, file, f"({corners})", item.title) for kind in kinds]
         if box and item.area is not None and not _can_be_area(item.area, *item.box):
@@ -145,7 +149,7 @@ def repair_objects(objects: list, width: int, height: int, file: str, inclusive:
     return usable, defects + _near_duplicates(usable, file)
 
 
-def _repaired(box, width, height, inclusive):
+def _repaired(box, width, height, unit):
     """(the box within the image, or None where nothing of it is left; the kinds of its defects)."""
     with np.errstate(over="ignore"):
         x1, y1, x2, y2 = np.float32(box).tolist()  # the precision of the tensors
@@ -155,14 +159,16 @@ def _repaired(box, width, height, inclusive):
     x1, y1, x2, y2 = min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
     if x1 == x2 or y1 == y2:
         return None, [*kinds, "zero area"]
-    if min(x1, y1) >= 0 and max(x2, y2) <= NORMALISED < min(width, height) / 4:
+    if unit != "shares" and min(x1, y1) >= 0 and max(x2, y2) <= NORMALISED < min(width, height) / 4:
         return None, [*kinds, "normalised box"]
+    inclusive = unit == "inclusive"
     if inclusive and any(value % 1 for value in box):
         kinds.append("fractional coordinate")
     x1, y1 = x1 - inclusive, y1 - inclusive
     if x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
         return None, [*kinds, "wholly outside"]
-    if min(x1, y1) < -ROUNDING or x2 > width + ROUNDING or y2 > height + ROUNDING:
+    rounding = SHARES_ROUNDING * max(width, height) if unit == "shares" else ROUNDING
+    if min(x1, y1) < -rounding or x2 > width + rounding or y2 > height + rounding:
         kinds.append("partly outside")
     return (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))), kinds
 

@@ -11,7 +11,7 @@ import torch
 from giou_repro.boxes import area
 from giou_repro.data.annotations import Picture
 from giou_repro.data.defects import Defect, Unreadable, repair_objects
-from giou_repro.data.masks import apart, checked_segmentation, mask
+from giou_repro.data.masks import apart, checked_segmentation, mask, other_area
 from giou_repro.data.pictures import decode, header, levels_of
 from giou_repro.data.units import boxes_in_one_corner, read_corners
 
@@ -20,14 +20,14 @@ from giou_repro.data.units import boxes_in_one_corner, read_corners
 class Folder:
     """A split of a data set in files; `datasets` describes what `ds[i]` gives.
 
-    A format's reader fills it with annotations, `open` checks their images. inclusive: whether boxes are Pascal VOC's
-    integers, see `defects.repair_objects`;  content: sha256 over the annotations, and by `open` over the images' names
-    and sizes.
+    A format's reader fills it with annotations, `open` checks their images. unit: "pixels", or "inclusive" for Pascal
+    VOC's, see `defects.repair_objects`, or "shares" of the image, which `open` makes pixels;  content: sha256 over the
+    annotations, and by `open` over the images' names and sizes.
     """
 
     name: str
     classes: tuple
-    inclusive: bool = False
+    unit: str = "pixels"
     pictures: list = field(default_factory=list)
     defects: list = field(default_factory=list)
     content: "hashlib._Hash" = field(default_factory=hashlib.sha256, repr=False)
@@ -43,20 +43,21 @@ class Folder:
 
     @property
     def stamp(self) -> str:
-        """sha256 over the checksum, the time of each image file and how it is scaled: it identifies copies of the
-        pixels."""
-        read = [(picture.state.st_mtime_ns, picture.levels) for picture in self.pictures]
+        """sha256 over the checksum, the time of each image file and how it is scaled and turned: it identifies copies
+        of the pixels."""
+        read = [(picture.state.st_mtime_ns, picture.levels, picture.turned) for picture in self.pictures]
         return hashlib.sha256(repr((self.checksum, read)).encode()).hexdigest()
 
-    def open(self, split: str, files: Callable) -> None:
+    def open(self, split: str, files: Callable, exif: str | None = None) -> None:
         """Keep the pictures whose file can be read, and repair their objects.
 
-        files: gives the files of all splits, so that images of more than 8 bits are scaled alike in each.
+        exif: "follow" or "ignore" the orientation that it names, or None, see `_measure`;  files: gives the files of
+        all splits, so that images of more than 8 bits are scaled alike in each.
         """
         annotated, self.pictures, self.split = self.pictures, [], split
         for picture in annotated:
             try:
-                self.defects += _measure(picture)
+                self.defects += _measure(picture, exif)
                 self.pictures.append(picture)
             except Unreadable as error:
                 self.defects += error.defects
@@ -65,11 +66,13 @@ class Folder:
         for picture in deep:
             picture.levels = levels
             self.defects.append(Defect("more than 8 bits", picture.name, "(from {:g} to {:g})".format(*levels)))
-        self.defects += [] if self.inclusive else read_corners(self.pictures, self.name)
+        for picture in self.pictures if self.unit == "shares" else ():
+            picture.objects = [_in_pixels(item, picture.width, picture.height) for item in picture.objects]
+        self.defects += read_corners(self.pictures, self.name) if self.unit == "pixels" else []
         without_mask = []
         for picture in self.pictures:
             size = picture.width, picture.height
-            picture.objects, defects = repair_objects(picture.objects, *size, picture.name, self.inclusive)
+            picture.objects, defects = repair_objects(picture.objects, *size, picture.name, self.unit)
             self.defects += defects + _check_masks(picture, without_mask)
             self.content.update(f"{picture.name} {picture.state.st_size}\n".encode(errors="replace"))
         self.content.update(repr(self.classes).encode(errors="replace"))
@@ -107,23 +110,32 @@ def _target(picture, has_masks):
     return target
 
 
-def _measure(picture: Picture) -> list[Defect]:
+def _in_pixels(item, width, height):
+    """An object whose box and polygons were in shares of its image."""
+    box, polygons = np.multiply(item.box, 2 * (width, height)), item.segmentation or []
+    polygons = [np.multiply(polygon, len(polygon) // 2 * (width, height)).tolist() for polygon in polygons]
+    return item._replace(box=tuple(box.tolist()), segmentation=polygons or None)
+
+
+def _measure(picture: Picture, exif: str | None) -> list[Defect]:
     """Set the state, size and orientation of a picture from its file and its annotated size; the defects of them.
 
-    EXIF's orientation is followed only where the annotated size is that of the turned picture: that is how its
-    annotator saw it.
+    Unless `exif` says "follow" or "ignore", EXIF's orientation is followed where the annotated size is that of the
+    turned picture, which is how its annotator saw it, or where the format has no sizes.
     """
     width, height, mode, deep, orientation = header(picture.file)
     picture.state, picture.levels = picture.file.stat(), (0, 255) if deep else None
-    picture.turned = orientation >= 5 and width != height and picture.stated == (height, width)
-    size = picture.width, picture.height = (height, width) if picture.turned else (width, height)
-    stated = all(0 < side < math.inf for side in picture.stated)
-    sizes = "(annotated {:g}x{:g}, it is {}x{})".format(*picture.stated, *size)
+    as_stated = picture.stated is None or (orientation >= 5 and width != height and picture.stated == (height, width))
+    picture.turned = orientation != 1 and {"follow": True, "ignore": False, None: as_stated}[exif]
+    size = picture.width, picture.height = (height, width) if picture.turned and orientation >= 5 else (width, height)
+    annotated = picture.stated or size
+    stated = all(0 < side < math.inf for side in annotated)
+    sizes = "(annotated {:g}x{:g}, it is {}x{})".format(*annotated, *size)
     kinds = [
         ("turned by EXIF", picture.turned, f"(orientation {orientation})"),
         ("EXIF not followed", orientation != 1 and not picture.turned, f"(orientation {orientation})"),
         ("missing size", not stated, "(it is {}x{})".format(*size)),
-        ("size mismatch", stated and picture.stated != size, sizes),
+        ("size mismatch", stated and annotated != size, sizes),
         ("not RGB", mode != "RGB" and not deep, f"(mode {mode})"),
     ]
     return [Defect(kind, picture.name, detail) for kind, applies, detail in kinds if applies]
@@ -140,6 +152,10 @@ def _check_masks(picture, missing):
             missing += [] if item.segmentation else [Defect("missing mask", picture.name, object=item.title)]
         except ValueError as error:
             item, kind, detail = item._replace(segmentation=None), "malformed mask", error
-        picture.objects[index] = item
         defects += [Defect(kind, picture.name, f"({detail})", item.title)] if detail else []
+        if item.segmentation and (own := other_area(item)):
+            detail = f"({item.area:.10g} px², its mask has {own:.10g})"
+            defects.append(Defect("area not of the mask", picture.name, detail, item.title))
+            item = item._replace(area=own)
+        picture.objects[index] = item
     return defects

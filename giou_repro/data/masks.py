@@ -8,6 +8,8 @@ from giou_repro.data.annotations import Object, number
 
 APART = 0.25  # of the box's longer side, and 2 px: an edge of the mask is farther from the box's
 
+OFF = 0.1  # of a mask's area: an annotated one is farther off, pixels on the outline left aside
+
 
 def checked_segmentation(segmentation, width: int, height: int) -> list | dict | None:
     """A COCO segmentation as `mask` takes it: polygons, arrays (2k,) of x, y in turn, or compressed run lengths.
@@ -56,6 +58,18 @@ def apart(item: Object, width: int, height: int) -> str:
     x1, y1, x2, y2 = item.box
     distance = np.abs(np.subtract(item.box, extent)).max()
     return ", ".join(f"{value:.10g}" for value in extent) if distance > 2 + APART * max(x2 - x1, y2 - y1) else ""
+
+
+def other_area(item: Object) -> float | None:
+    """The area in px² of an object's checked segmentation, where the annotated area is another; polygons are added."""
+    if isinstance(item.segmentation, dict):
+        own = float(_coco_mask().area(item.segmentation))
+    else:
+        sides = [(polygon[::2], polygon[1::2]) for polygon in item.segmentation]
+        own = sum(abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2 for x, y in sides)
+    x1, y1, x2, y2 = item.box
+    margin = OFF * own + x2 - x1 + y2 - y1  # the pixels on its outline
+    return own if item.area is not None and abs(item.area - own) > margin else None
 
 
 def mask(item: Object, width: int, height: int) -> np.ndarray:

@@ -56,17 +56,23 @@ def check(ds: Folder | Scenes) -> pd.DataFrame:
     return table
 
 
-def report(dataset: str | Path, split: str | None = None, classes: tuple[str, ...] | None = None) -> int:
+def report(
+    dataset: str | Path,
+    split: str | None = None,
+    classes: tuple[str, ...] | None = None,
+    exif: str | None = None,
+    background: bool = False,
+) -> int:
     """Print every defect of a data set with what is done about it, then counts and classes; returns the exit status: 0
     where there is no defect, 1 where something is lost, ONLY_KEPT where all is taken as it is or converted.
 
     Without a split all of it: every annotation, image and list of a Pascal VOC folder, every JSON of a COCO folder, and
-    what its splits have in common. Raises as `load` does for a wrong path or split; a set of which nothing can be used
-    is reported like any other.
+    what its splits have in common. exif, background: see `load`. Raises as `load` does for a wrong path or split; a set
+    of which nothing can be used is reported like any other.
     """
-    source = None if dataset == "shapes" else Source(dataset)
+    source = None if dataset == "shapes" else Source(dataset, exif, background)
     available, defects, opened = splits(dataset), [], {}
-    in_one = source and (source.format is voc or source.path.is_file())  # and the first split is all of it
+    in_one = source and (source.format is voc or (source.path.is_file() and "all" in available))  # the first split
     for name in [split] if split else available[:1] if in_one else available:
         try:
             ds = opened[name] = source.open(name, classes) if source else load(dataset, name)
@@ -86,7 +92,7 @@ def report(dataset: str | Path, split: str | None = None, classes: tuple[str, ..
 
 def _pictures(source, split, opened):
     try:
-        return (opened.get(split) or source.readers[split]()).pictures
+        return (opened.get(split) or source.readers[split](background=source.background)).pictures
     except Unreadable:  # which is reported already
         return []
 

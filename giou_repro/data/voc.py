@@ -175,33 +175,34 @@ def _parsed(file):
         return None, text, [Defect("malformed annotation", name, f"({error})")]
 
 
-def _read(years: list[Year], part: list[tuple], classes: tuple | None = None) -> Folder:
+def _read(years: list[Year], part: list[tuple], classes: tuple | None = None, background: bool = False) -> Folder:
     """The annotations of a split.
 
     years: all years;  part: the split's (year, list of ids, or None for all there is);  classes: the names to take, or
     None for the VOC 20 where all names in all years are of them, and else those names in order, so that every split has
-    the same.
+    the same;  background: whether an image without an XML has no objects.
     """
     roots = [root for year in years for root, _, _ in year.parsed.values() if root is not None]
     names = sorted({name for root in roots for item in root.iter("object") if (name := _text(item, "name"))})
     split = Folder(
         "+".join(dict.fromkeys(year.folder.resolve().name for year, _ in part)),
         tuple(classes or (CLASSES if set(names) <= set(CLASSES) else names)),
-        inclusive=True,
+        unit="inclusive",
         defects=similar_classes(names, years[0].folder.name),
     )
+    empty = ElementTree.Element("annotation") if background else None
     for year, listing in part:
         unannotated, missing = [], []
         for id in year.ids(listing, split.defects):
-            root, text, defects = year.parsed.get(id, (None, "", []))
+            root, text, defects = year.parsed.get(id, (empty, "", []))
             split.defects += defects
-            unannotated += [] if id in year.parsed else [(f"{id}.xml", "", f"{id}.xml")]
+            unannotated += [] if id in year.parsed or background else [(f"{id}.xml", "", f"{id}.xml")]
             file = None if root is None else year.image(id, _text(root, "filename"), split.defects, missing)
             if file:
                 split.content.update(text.encode(errors="replace"))
                 size, name = [number(root.findtext(f"size/{side}")) for side in ("width", "height")], utf8_name(file)
                 objects = _objects(root, split.classes, name, split.defects)
-                split.pictures.append(Picture(file, name, None, tuple(size), objects))
+                split.pictures.append(Picture(file, name, None, None if root is empty else tuple(size), objects))
         split.defects += missing_files("missing annotation", year.folder, XML_FOLDERS, unannotated)
         split.defects += missing_files("missing image", year.folder, IMAGE_FOLDERS, missing)
     return split

@@ -92,6 +92,7 @@ def open_sets(config: Config):
     on."""
     datasets.check_splits(config.dataset, config.train_split, config.val_split)
     options = {"seed": config.seed, "image_size": config.image_size}
+    options |= {"exif": config.exif, "background": config.background}
     train_set = datasets.load(config.dataset, config.train_split, images=config.images, **options)
     if config.detector == "mask_rcnn" and not train_set.has_masks:
         remedy = "take faster_rcnn, or a COCO JSON with segmentations"
