@@ -1,6 +1,7 @@
 """The site, built offline by `make site`: the pages beside this file, the README, docstrings, and the newest executed
 copy of each notebook under results/."""
 
+import sys
 from pathlib import Path
 
 import nbformat
@@ -9,6 +10,9 @@ from latex2mathml import converter
 
 from giou_repro import explore
 from giou_repro.runs import pages, store
+
+sys.path.insert(0, str(Path(__file__).parent))
+import loss_pages
 
 PROJECT = Path(__file__).parents[1]
 NOTEBOOKS = Path(__file__).with_name("notebooks")  # made anew by each build
@@ -72,5 +76,6 @@ def verbatim(app, what, name, obj, options, lines):
 
 def setup(app):
     app.connect("config-inited", copy_notebooks)
+    app.connect("source-read", loss_pages.expand)
     app.connect("autodoc-process-docstring", verbatim)
     app.add_html_math_renderer("mathml", (mathml, None), (mathml, None))

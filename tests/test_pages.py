@@ -26,8 +26,17 @@ ELSEWHERE = re.compile(r"""(?:src|href)=["']?(?:https?:)?//|url\(["']?(?:https?:
 
 def test_pages_stand_alone(tmp_path):
     path = tmp_path / "notebook.ipynb"
+    printed = nbformat.v4.new_output("stream", text=f"results in {tmp_path}")
     widgets = {"application/vnd.jupyter.widget-state+json": {"version_major": 2, "version_minor": 0, "state": {}}}
-    nbformat.write(nbformat.v4.new_notebook(cells=CELLS, metadata={"widgets": widgets}), path)
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "a.pdf").touch()
+    nbformat.write(
+        nbformat.v4.new_notebook(
+            cells=[*CELLS, nbformat.v4.new_code_cell("3", outputs=[printed])], metadata={"widgets": widgets}
+        ),
+        path,
+    )
+    assert str(tmp_path) not in pages.exported(path)
     for text, has_code in ((pages.exported(path), True), (page.exported(path), False)):
         soup = BeautifulSoup(text, "html.parser")
         assert (soup.title.text, soup.html["lang"]) == ("A question?", "en")
@@ -38,8 +47,16 @@ def test_pages_stand_alone(tmp_path):
             "\u2217", "*"
         )
         assert block.text.count("*") + block.text.count("\u2217") == 2
+        contents, *files = soup.find_all("nav")
+        (link,) = contents.find_all("a")
+        assert (link.text, soup.find(id=link["href"].removeprefix("#")).text) == ("Part", "Part")
+        assert [link["href"] for nav in files for link in nav.find_all("a")] == [
+            "../../latest.html",
+            "figures/a.pdf",
+        ] * has_code
+        contents.decompose()
         folded = [part.find("pre").text.strip() for part in soup.find_all("details")]
-        assert folded == (["1", "2"] if has_code else [])
+        assert folded == (["1", "2", "3"] if has_code else [])
         assert "$HOME and $PATH" in soup.text and "$$" not in soup.text
 
 

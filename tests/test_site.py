@@ -1,11 +1,16 @@
 """The site as `make site` builds it, of what is committed and of the runs that are there."""
 
+import re
 import shutil
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
+from bs4 import BeautifulSoup
+
+from giou_repro import LOSSES
 
 PROJECT = Path(__file__).parents[1]
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -25,6 +30,20 @@ def test_every_notebook_and_page_is_on_the_site(site):
     sources = {f"notebooks/{path.stem}" for path in (PROJECT / "notebooks").glob("*.ipynb")}
     assert sources | {path.stem for path in (PROJECT / "docs").glob("*.md")} <= pages
     assert sum(path.stat().st_size for path in site.rglob("*") if path.is_file()) < 30e6
+
+
+def letters(text):
+    return re.findall(r"[^\W_]", unicodedata.normalize("NFKD", text))
+
+
+def test_every_loss_has_its_formula_and_its_figure(site):
+    soup = BeautifulSoup((site / "each_loss.html").read_text(), "html.parser")
+    sections = soup.select("section section")
+    assert [part.h2.contents[0] for part in sections] == [loss.label for loss in LOSSES.values()]
+    for part, loss in zip(sections, LOSSES.values(), strict=True):
+        typeset = "".join(formula.text for formula in part.find_all("math"))
+        assert letters(typeset) == letters(loss.formula.replace("e-", "10").replace("Σ", "")) and "\\" not in typeset
+        assert (site / part.img["src"]).is_file() and "Costs." in part.text
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs chromium or google-chrome")

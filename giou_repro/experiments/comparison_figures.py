@@ -1,6 +1,7 @@
-"""Notebook 06, the figures: every run, differences, curves, thresholds and weights."""
+"""Notebook 06, the figures and what they show: every run, differences, curves, thresholds and weights."""
 
 import textwrap
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -26,6 +27,33 @@ def plot_every_run(runs: pd.DataFrame):
             axis.set(ylabel=measure_label(measure))
             axis.set_xticks(range(len(losses)), map(registry.label, losses), **turned)
     return figure
+
+
+def describe_every_run(runs: pd.DataFrame) -> str:
+    """How far the means of losses and the runs of one loss are apart, and of how many pairs of losses the runs mix."""
+
+    def words(part):
+        of = part.groupby("loss", sort=False).AP.agg(["mean", "min", "max"])
+        pairs = list(combinations(of.itertuples(), 2))
+        mixed = sum(a.min <= b.max and b.min <= a.max for a, b in pairs)
+        widest = (of["max"] - of["min"]).idxmax()
+        return (
+            f"mean AP is {of['mean'].min():.3f} ({registry.label(of['mean'].idxmin())}) to {of['mean'].max():.3f} "
+            f"({registry.label(of['mean'].idxmax())}); runs of one loss differ by up to "
+            f"{of['max'][widest] - of['min'][widest]:.3f} ({registry.label(widest)}); the ranges of the runs of "
+            f"{mixed} of {len(pairs)} pairs of losses overlap"
+        )
+
+    return _told(runs, words)
+
+
+def _told(table, words, least=2):
+    """The sentences on a figure: `words` of the part of each setting that has at least so many losses."""
+    lines = [
+        f"- {setting}: {words(part) if part.loss.nunique() >= least else 'only one loss was run'}."
+        for setting, part in table.groupby("setting", sort=False)
+    ]
+    return "\n".join(["**What we see.**\n", *lines])
 
 
 def _row_a_setting(table, columns, width=3.2, height=2.6, **options):
@@ -70,13 +98,28 @@ def plot_paired(table: pd.DataFrame):
 @style.styled
 def plot_curves(table: pd.DataFrame):
     """Classification loss, mean IoU of positives and AP by epoch, mean over seeds; a row a setting."""
-    labels = {"classification": "classification loss", "mean_iou": "mean IoU of positives", "AP": "AP (validation)"}
+    labels = {"classification": "classification loss", "mean_iou": "mean IoU", "AP": "AP (validation)"}
     figure, rows = _row_a_setting(table, len(labels))
     for axes, part in rows:
         means = part.groupby(["loss", "epoch"], sort=False, as_index=False)[list(labels)].mean()
         detector.draw_curves(axes, means, labels)
     style.legend_below(figure, figure.axes)
     return figure
+
+
+def describe_curves(table: pd.DataFrame) -> str:
+    """Which loss ends highest in mean IoU of the positives and in AP, and how far above the lowest."""
+
+    def words(part):
+        ends = part.sort_values("epoch").groupby(["run", "loss"])[["mean_iou", "AP"]].last().groupby("loss").mean()
+        return "; ".join(
+            f"{name} ends highest with {registry.label(values.idxmax())} ({values.max():.3f}) and lowest with "
+            f"{registry.label(values.idxmin())} ({values.min():.3f})"
+            for name, values in (("mean IoU of the positives", ends.mean_iou.dropna()), ("AP", ends.AP.dropna()))
+            if len(values)
+        )
+
+    return _told(table, words)
 
 
 @style.styled
@@ -96,6 +139,24 @@ def plot_thresholds(table: pd.DataFrame):
     return figure
 
 
+def describe_thresholds(table: pd.DataFrame) -> str:
+    """The gain in AP of GIoU, or else of every loss, over the baseline at the lowest and highest threshold, and where
+    it is largest."""
+
+    def words(part):
+        means = part[part.criterion == "iou"].pivot_table(index="threshold", columns="loss", values="AP")
+        base = baseline(part.loss.unique())
+        gains = means.drop(columns=base).sub(means[base], axis=0)
+        shown = gains[["giou"]] if "giou" in gains else gains
+        return "; ".join(
+            f"{registry.label(loss)} − {registry.label(base)} is {gain.iloc[0]:+.3f} at {gain.index[0]:.2f}, "
+            f"{gain.iloc[-1]:+.3f} at {gain.index[-1]:.2f}, and largest at {gain.idxmax():.2f} ({gain.max():+.3f})"
+            for loss, gain in shown.items()
+        )
+
+    return _told(table, words)
+
+
 @style.styled
 def plot_weights(table: pd.DataFrame):
     """AP against the weight of the box loss, mean and 95 % CI; a row a setting."""
@@ -107,3 +168,18 @@ def plot_weights(table: pd.DataFrame):
         axis.minorticks_off()
     style.legend_below(figure, figure.axes)
     return figure
+
+
+def describe_weights(table: pd.DataFrame) -> str:
+    """The weight of each loss's highest mean AP, and whether it is an end of its grid."""
+
+    def words(part):
+        best = part.loc[part.groupby("loss", sort=False)["mean"].idxmax()]
+        ends = part.groupby("loss").weight.agg(["min", "max"])
+        return "best weights are " + ", ".join(
+            f"{row.weight:g} for {registry.label(row.loss)} (AP {row.AP:.3f}"
+            f"{', the end of its grid' if row.weight in ends.loc[row.loss].tolist() else ''})"
+            for row in best.rename(columns={"mean": "AP"}).itertuples()
+        )
+
+    return _told(table, words, least=1)

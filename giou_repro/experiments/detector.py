@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from giou_repro import boxes
 from giou_repro.experiments import style
 from giou_repro.runs import outputs, store
 
@@ -23,6 +24,19 @@ def plot_curves(table: pd.DataFrame, loss: str):
         axis.set_ylim(bottom=0)
     style.legend_below(figure, axes)
     return figure
+
+
+def describe_curves(table: pd.DataFrame) -> str:
+    """Where the box loss and AP began and ended."""
+    scores = table.dropna(subset="AP")
+    words = f"The weighted box loss went from {table.box.iloc[0]:.3g} in the first epoch to {table.box.iloc[-1]:.3g}"
+    if len(scores):
+        best = scores.loc[scores.AP.idxmax()]
+        words += (
+            f", AP from {scores.AP.iloc[0]:.3f} after epoch {scores.epoch.iloc[0]:.0f} to {scores.AP.iloc[-1]:.3f}; "
+            f"AP was highest ({best.AP:.3f}) after epoch {best.epoch:.0f}"
+        )
+    return f"**What we see.** {words}."
 
 
 def draw_curves(axes, table: pd.DataFrame, labels: dict[str, str]):
@@ -47,6 +61,22 @@ def plot_detections(images, detections, class_names, rows: int = 2, columns: int
             style.draw_box(axis, corners, "#00E05A", linewidth=2.4)
         _draw_found(axis, detections[index], class_names, score)
     return figure
+
+
+def describe_detections(truths, detections, score: float = 0.3) -> str:
+    """How many of the true boxes of all validation images have a detection above `score` of their class with an IoU of
+    0.5 or more."""
+    found = total = shown = 0
+    for truth, detection in zip(truths, detections, strict=True):
+        kept = detection["scores"] > score
+        pairs = boxes.iou(truth["boxes"][:, None], detection["boxes"][kept][None].to(truth["boxes"]))
+        same = truth["labels"][:, None] == detection["labels"][kept][None].to(truth["labels"])
+        found += ((pairs >= 0.5) & same).any(1).sum().item()
+        total, shown = total + len(truth["boxes"]), shown + kept.sum().item()
+    return (
+        f"**What we see.** Of the {total:,} true boxes of all {len(truths):,} validation images, {found:,} have a "
+        f"detection of their class with an IoU of 0.5 or more, among {shown:,} detections above a score of {score}."
+    )
 
 
 @style.styled

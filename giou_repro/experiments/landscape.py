@@ -110,23 +110,29 @@ def plot_field(table: pd.DataFrame):
     columns = min(4, len(names))
     figure, axes = style.panels(-(-len(names) // columns), columns, 3.0, 3.15, sharex=True, sharey=True)
     table = table.assign(size=np.hypot(table.dx, table.dy))
-    moving = table[(table["size"] > FLAT) & np.isfinite(table["size"])]
-    norm = LogNorm(moving["size"].quantile(0.02), moving["size"].max()) if len(moving) else None
+    sizes = table["size"][(table["size"] > FLAT) & np.isfinite(table["size"])]
+    norm = LogNorm(sizes.quantile(0.02), sizes.max()) if len(sizes) else None
     for axis, name in zip(axes.flat, names, strict=False):
-        arrows, zero = moving[moving.loss == name], table[table.loss == name].drop(moving.index, errors="ignore")
-        look = dict(norm=norm, cmap="viridis_r", scale=22, width=0.006, pivot="mid")
-        size = arrows["size"]
-        colored = axis.quiver(arrows.x, arrows.y, arrows.dx / size, arrows.dy / size, size, **look)
-        axis.plot(zero.x, zero.y, "x", color=style.NO_GRADIENT, markersize=3.5, markeredgewidth=0.8)
-        style.draw_box(axis, TARGET.tolist(), style.TRUE)
-        share = len(zero) / (len(zero) + len(arrows))
-        axis.set_title(f"{registry.label(name)}\nzero gradient: {100 * share:.1f} %")
-        axis.set_aspect("equal")
-        axis.grid(False)
+        colored = draw_field(axis, table[table.loss == name], norm)
     for axis in axes.flat[len(names) :]:
         axis.set_visible(False)
     figure.colorbar(colored, ax=axes, label="size of the gradient by x and y", shrink=0.8)
     return figure
+
+
+def draw_field(axis, table: pd.DataFrame, norm=None):
+    """The panel of one loss's field; `norm` maps the gradient's size to a colour. Returns the arrows."""
+    size = np.hypot(table.dx, table.dy)
+    moving = (size > FLAT) & np.isfinite(size)
+    arrows, zero, size = table[moving], table[~moving], size[moving]
+    look = dict(norm=norm, cmap="viridis_r", scale=22, width=0.006, pivot="mid")
+    colored = axis.quiver(arrows.x, arrows.y, arrows.dx / size, arrows.dy / size, size, **look)
+    axis.plot(zero.x, zero.y, "x", color=style.NO_GRADIENT, markersize=3.5, markeredgewidth=0.8)
+    style.draw_box(axis, TARGET.tolist(), style.TRUE)
+    axis.set_title(f"{registry.label(table.loss.iloc[0])}\nzero gradient: {100 * len(zero) / len(table):.1f} %")
+    axis.set_aspect("equal")
+    axis.grid(False)
+    return colored
 
 
 def describe_field(table: pd.DataFrame) -> str:

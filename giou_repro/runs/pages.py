@@ -14,6 +14,8 @@ TEMPLATE = """{%- extends 'lab/index.html.j2' -%}
 {%- block html_head_css -%}<style>
 img { max-width: 100%; height: auto; background: #fff }
 summary { cursor: pointer; color: gray; font-size: small }
+nav { padding: 0 var(--jp-notebook-padding); font-family: var(--jp-content-font-family) }
+nav, nav a { color: var(--jp-content-font-color1) } nav a { text-decoration: underline }
 @media (prefers-color-scheme: dark) { :root {
   --jp-layout-color0: #16181c; --jp-layout-color1: #16181c; --jp-layout-color2: #24272d;
   --jp-content-font-color0: #ddd; --jp-content-font-color1: #ddd; --jp-ui-font-color0: #ddd; --jp-ui-font-color1: #ddd;
@@ -27,6 +29,9 @@ summary { cursor: pointer; color: gray; font-size: small }
 <div class="jp-RenderedImage jp-OutputArea-output" tabindex="0">
 <img src="data:image/png;base64,{{ output.data['image/png'] }}" alt="{{ alt | escape_html }}"></div>
 {%- endblock -%}
+{%- block body_footer -%}<nav aria-label="files"><p><a href="../../latest.html">The newest run of every notebook</a></p>
+<p>Figures as PDF:{% for name in resources.pdfs %} <a href="figures/{{ name }}.pdf">{{ name }}</a>{% endfor %}</p></nav>
+{{ super() }}{%- endblock -%}
 """
 MATH = re.compile(r"`[^`]*`|\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$\n]+)\$", re.S)
 
@@ -34,8 +39,8 @@ MATH = re.compile(r"`[^`]*`|\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$\n]+)\$", re.
 def exported(notebook: Path, **options) -> str:
     """nbconvert's page of an executed notebook; `options` are HTMLExporter's.
 
-    Its title is the notebook's first line, formulae are MathML, and a picture's text is the caption, or the heading,
-    above it.
+    Its title is the notebook's first line, the parts are listed below it, formulae are MathML, and a picture's text is
+    the caption, or the heading, above it.
     """
     book = nbformat.read(notebook, as_version=4)
     text = ""
@@ -46,13 +51,31 @@ def exported(notebook: Path, **options) -> str:
             cell.source = MATH.sub(_mathml, cell.source)
             book.metadata.setdefault("title", text)
         cell.metadata["alt"] = text
-    return HTMLExporter(**{"raw_template": TEMPLATE} | options).from_notebook_node(book)[0]
+        for part, text_of in [(cell, "source"), *((output, "text") for output in cell.get("outputs", ()))]:
+            if text_of in part:  # paths count from the results folder on, not from a machine's root
+                part[text_of] = part[text_of].replace(f"{notebook.absolute().parents[2]}/", "")
+    exporter = HTMLExporter(**{"raw_template": TEMPLATE, "exclude_anchor_links": True} | options)
+    pdfs = sorted(path.stem for path in notebook.parent.glob("figures/*.pdf"))
+    return _with_contents(exporter.from_notebook_node(book, {"pdfs": pdfs})[0])
 
 
 def caption(markdown: str) -> str:
     """The caption of a figure in a cell's text, or else its first line, without markup."""
     figure = re.search(r"\*\*Figure.*", markdown)
     return re.sub(r"[#*$`\\]", "", figure[0] if figure else markdown.strip().split("\n")[0]).strip()
+
+
+def _with_contents(page):
+    """The page with a list of links to its parts below its title."""
+    parts = []
+
+    def named(heading):
+        parts.append(f'<li><a href="#part-{len(parts) + 1}">{re.sub("<[^>]*>", "", heading[1])}</a></li>')
+        return f'<h2 id="part-{len(parts)}">{heading[1]}</h2>'
+
+    page = re.sub("<h2>(.*?)</h2>", named, page)
+    contents = f"<details><summary>Contents</summary><ol>{''.join(parts)}</ol></details>"
+    return page.replace("</h1>", f'</h1><nav aria-label="contents">{contents}</nav>', 1)
 
 
 def _mathml(match):

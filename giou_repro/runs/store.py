@@ -31,7 +31,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from giou_repro.checkout import project_folder
-from giou_repro.runs import outputs
+from giou_repro.runs import latest, outputs
 from giou_repro.runs.address import address, notebook_name
 from giou_repro.runs.files import describe, is_full, lock, write_atomic
 from giou_repro.runs.machine import git_commit, hardware, versions
@@ -158,6 +158,9 @@ class Run:
         seconds = sum(part["seconds"] for part in record.get("earlier", [])) + _seconds(record["started"], time.time())
         self._write_record(record | dict(status=status, wall_seconds=round(seconds, 1), outputs=hashes) | entries)
         self._release()
+        if status == "complete" and self.folder.parent.name == record["notebook"]:
+            with suppress(OSError):  # the run is complete all the same
+                latest.write(self.folder.parents[1])
 
     def _check_outputs(self):
         missing = [name for name in self.record.get("declared_outputs", []) if not (self.folder / name).is_file()]
