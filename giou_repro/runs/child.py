@@ -1,7 +1,8 @@
-"""The process of one run of a sweep. It does without Dask, so that it starts faster."""
+"""The process that carries out runs of a sweep, one after the other. It does without Dask, so that it starts faster."""
 
 import json
 import os
+import queue
 import sys
 import threading
 from pathlib import Path
@@ -20,14 +21,18 @@ def outcome(status: str, run: store.Run | None = None, error: str = "", **entrie
 
 
 def main() -> None:
-    """The process of one run: take the order from standard input, print its outcome as JSON; end when that does."""
-    order = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    print(f"\n{json.dumps(_carry_out(order))}", flush=True)
+    """Take orders from standard input, a line of JSON each, and answer each with its outcome on standard output; end
+    when that input does. What runs print goes to standard error."""
+    orders, answers = queue.SimpleQueue(), os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    threading.Thread(target=_read, args=(orders,), daemon=True).start()
+    while True:
+        print(json.dumps(_carry_out(orders.get())), file=answers, flush=True)
 
 
-def _end_with_parent():
-    os.read(0, 1)
+def _read(orders):
+    for line in sys.stdin:
+        orders.put(json.loads(line))
     os._exit(1)
 
 
