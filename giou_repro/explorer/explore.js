@@ -19,6 +19,7 @@ const relu = (a) => (a.v > 0 ? a : dual(0));
 const abs = (a) => scaled(a, Math.sign(a.v), Math.abs(a.v));
 const square = (a) => mul(a, a);
 const atan = (a) => scaled(a, 1 / (1 + a.v * a.v), Math.atan(a.v));
+const log = (a) => scaled(a, 1 / a.v, Math.log(a.v));
 const sum = (terms) => terms.reduce(add);
 
 // ---- the losses
@@ -47,6 +48,7 @@ const differences = (p, t) => p.map((x, k) => sub(x, t[k]));
 
 const OVERLAP_LOSSES = {
   iou: (p, t) => sub(1, overlap(p, t).iou),
+  iou_log: (p, t) => { const { iou } = overlap(p, t); return sub(0, log(iou.v < 1e-7 ? lift(1e-7) : iou)); },
   giou: (p, t) => { const o = overlap(p, t); return add(sub(1, o.iou), sub(1, o.union)); },
   diou: (p, t) => { const o = overlap(p, t); return add(sub(1, o.iou), centreDistance(p, t, o)); },
   ciou: (p, t) => {
@@ -79,7 +81,13 @@ export function evaluate(name, state, target, encoding = "xyxy") {
   return { value: loss.v, gradient: loss.d };
 }
 
-export const iouOf = (p, t) => overlap(p.map((v) => dual(v)), t.map((v) => dual(v))).iou.v;
+const sorted = ([a, b, c, d]) => [Math.min(a, c), Math.min(b, d), Math.max(a, c), Math.max(b, d)];
+export function iouOf(p, t) {
+  [p, t] = [sorted(p), sorted(t)];
+  const shared = (k) => Math.max(0, Math.min(p[k + 2], t[k + 2]) - Math.max(p[k], t[k]));
+  const area = (b) => (b[2] - b[0]) * (b[3] - b[1]), both = shared(0) * shared(1);
+  return both / (area(p) + area(t) - both) || 0;
+}
 
 // ---- the directions of the DIoU authors' code; state and target as x, y, w, h
 
@@ -141,7 +149,8 @@ function publishedIou(box, target) {
 }
 
 const PUBLISHED = {
-  iou: (box, target) => fromEdges(iouByEdges(box, target)), giou: giouDirection, diou: diouDirection, ciou: ciouDirection,
+  iou: (box, target) => fromEdges(iouByEdges(box, target)),
+  giou: giouDirection, diou: diouDirection, ciou: ciouDirection,
 };
 
 /** One step of the simulation: state moved by rate · (2 − IoU) · direction; all boxes in `encoding`.
@@ -158,9 +167,11 @@ export function step(name, state, target, { encoding, gradients, rate }) {
 
 // ---- the picture
 
-const WIDTH = 8, HEIGHT = 5.2, STEPS = 200; // of the plane, in units of a box's side; and of a descent
+const WIDTH = 8, STEPS = 200; // of the plane, in units of a box's side; of a descent
+const RAMP = [[253, 232, 167], [246, 167, 92], [212, 82, 110], [118, 42, 131], [45, 17, 82]]; // light to dark
 const figure1 = (degrees, turn = (degrees * Math.PI) / 180) => // the paper's, a ninth as large
-  [[-1, -1, 10 + 7 * Math.cos(turn), 20 + 7 * Math.sin(turn)], [0, 0, 10, 20]].map((box) => box.map((x, k) => 3 - 2 * (k % 2) + x / 9));
+  [[-1, -1, 10 + 7 * Math.cos(turn), 20 + 7 * Math.sin(turn)], [0, 0, 10, 20]]
+    .map((box) => box.map((x, k) => 3 - 2 * (k % 2) + x / 9));
 const PRESETS = {
   "figure 1, IoU .26": figure1(188.6),
   ".49": figure1(-44),
@@ -172,8 +183,8 @@ const PRESETS = {
 };
 const CSS = `
 .giou { font: 14px system-ui, sans-serif; color: var(--ink); background: var(--paper); display: flex; flex-wrap: wrap;
-  gap: 12px; padding: 8px; --ink: #222; --paper: #fff; --line: #bbb; --gap: #c5512d; }
-@media (prefers-color-scheme: dark) { .giou { --ink: #ddd; --paper: #16181c; --line: #555; --gap: #e08a5f; } }
+  gap: 12px; padding: 8px; --ink: light-dark(#222, #ddd); --paper: light-dark(#fff, #16181c);
+  --line: light-dark(#bbb, #555); --gap: light-dark(#c5512d, #e08a5f); }
 .giou > * { flex: 1 1 340px; min-width: 0; }
 .giou svg { width: 100%; display: block; touch-action: none; border: 1px solid var(--line); }
 .giou svg.curves { touch-action: auto; }
@@ -181,7 +192,8 @@ const CSS = `
 .giou td:nth-child(2), .giou td:first-child, .giou th:nth-child(2) { text-align: left; } .giou td.bar { width: 34%; }
 .giou td.bar div { height: 10px; } .giou button, .giou select { font: inherit; margin: 2px; }
 .giou .box:focus { outline: none; } .giou .box:focus rect { stroke-dasharray: .1 .04; }
-.giou label { white-space: nowrap; margin-right: 8px; } .giou p { margin: 4px 0; }`;
+.giou label { white-space: nowrap; margin-right: 8px; } .giou p { margin: 4px 0; } .giou .stale { opacity: .5; }
+.giou code { overflow-wrap: anywhere; } .giou image { image-rendering: pixelated; }`;
 
 const svg = (parent, tag, attributes = {}) => {
   const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
@@ -195,34 +207,55 @@ const html = (parent, tag, attributes = {}, text = "") => {
   return parent.appendChild(node);
 };
 const set = (node, attributes) => { for (const [k, v] of Object.entries(attributes)) node.setAttribute(k, v); };
-const sorted = ([a, b, c, d]) => [Math.min(a, c), Math.min(b, d), Math.max(a, c), Math.max(b, d)];
+const middle = (box) => [0, 1].map((k) => (box[k] + box[k + 2]) / 2);
 const rectangle = (box) => {
   const [x, y, x2, y2] = sorted(box);
   return { x, y, width: x2 - x, height: y2 - y };
 };
 const distance = (p, t) => Math.hypot(...p.map((x, k) => x - t[k]));
 
-/** Put the explorer into `element`. options: losses [{name, label, color}], pred, target. */
-export function mount(element, { losses, pred, target }) {
-  losses = losses.map((loss) => ({ ...loss, color: loss.color === "#000000" ? "var(--ink)" : loss.color })); // black, in the dark too
-  const state = { pred: [...pred], target: [...target], rate: 0.1, gradients: "exact", encoding: "cxcywh",
-    first: losses.some(({ name }) => name === "giou") ? "giou" : losses[0].name, second: "", at: 0 };
-  Object.assign(state, readAddress());
+/** The address of a picture of side × side bytes: 0 is nothing, 1 the light end of RAMP and 255 the dark one. */
+function painted(bytes, side) {
+  const canvas = document.createElement("canvas"), pixels = new ImageData(side, side);
+  canvas.width = canvas.height = side;
+  bytes.forEach((byte, n) => {
+    const at = (Math.max(0, byte - 1) / 254) * (RAMP.length - 1), k = Math.min(Math.floor(at), RAMP.length - 2);
+    const rgb = RAMP[k].map((low, c) => low + (at - k) * (RAMP[k + 1][c] - low));
+    pixels.data.set([...rgb, byte ? 160 : 0], 4 * n);
+  });
+  canvas.getContext("2d").putImageData(pixels, 0, 0);
+  return canvas.toDataURL();
+}
+
+/** Put the explorer into `element`. options: losses [{name, label, color, top}], view (what KEPT lists), and, where
+ *  there are any: answer (Python's, of losses that are not here), wire (by which to ask for more), surface. */
+export function mount(element, { losses, view, answer, wire, surface }) {
+  const lighter = (color) => `light-dark(${color}, color-mix(in srgb, ${color}, white 45%))`; // in the dark
+  losses = losses.map((loss) => ({ ...loss, color: lighter(loss.color) }));
+  const state = { ...view, ...readAddress(view), at: 0 }, height = surface ? 8 : 5.2;
+  const named = losses.map(({ name, label }) => [name, label]);
+  const choices = { first: named, second: [["", "none"], ...named],
+    gradients: [["exact", "exact"], ["published", "published"], ["repaired", "published, GIoU repaired"]],
+    encoding: [["cxcywh", "centre and size"], ["xyxy", "corners"]] };
+  for (const key in choices) if (!choices[key].some(([value]) => value === state[key])) state[key] = view[key];
+  const distant = named.map(([name]) => name).filter((name) => !OVERLAP_LOSSES[name] && !COORDINATE_LOSSES[name]);
   html(document.head, "style", {}, CSS);
   const root = html(element, "div", { class: "giou" });
   const left = html(root, "div"), right = html(root, "div");
-  const scene = svg(left, "svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}` });
+  const scene = svg(left, "svg", { viewBox: `0 0 ${WIDTH} ${height}` });
+  const ground = svg(scene, "image");
   const area = svg(scene, "rect", { fill: "var(--gap)", "fill-opacity": 0.3, stroke: "var(--gap)",
     "stroke-width": 0.02, "stroke-dasharray": ".12 .08" });
   const cuts = [0, 1].map(() => svg(scene, "rect", { fill: "var(--paper)" }));
   const common = svg(scene, "rect", { fill: "#0072B2", "fill-opacity": 0.3 });
   const trails = [0, 1].map(() => svg(scene, "polyline", { fill: "none", "stroke-width": 0.025 }));
-  const ghosts = [0, 1].map(() => svg(scene, "rect", { fill: "none", "stroke-width": 0.035, "stroke-dasharray": ".08 .04" }));
+  const dashed = { fill: "none", "stroke-width": 0.035, "stroke-dasharray": ".08 .04" };
+  const ghosts = [0, 1].map(() => svg(scene, "rect", dashed));
   const outlines = Object.fromEntries(["target", "pred"].map((which) => {
     const what = which === "pred" ? "prediction" : "target";
-    const group = svg(scene, "g", { class: "box", tabindex: 0, role: "group",
-      "aria-label": `${what}: arrow keys move it, with shift they move its lower right corner` });
+    const group = svg(scene, "g", { class: "box", tabindex: 0, role: "application" });
     group.addEventListener("keydown", (event) => onKey(event, which));
+    group.dataset.help = `${what}: arrow keys move it, with shift they move its lower right corner`;
     return [which, svg(group, "rect", { fill: "transparent", "stroke-width": 0.04,
       stroke: which === "pred" ? "var(--ink)" : "#2CA02C" })];
   }));
@@ -237,34 +270,40 @@ export function mount(element, { losses, pred, target }) {
 
   const table = html(right, "table");
   const head = html(table, "tr");
-  for (const text of ["", "loss", "", "value", "gradient"]) html(head, "th", {}, text);
-  const rows = losses.map(({ name, label, color }) => {
+  const columns = ["", "loss", "", "value", "gradient", ...(surface ? ["final error"] : [])];
+  for (const text of columns) html(head, "th", { scope: "col" }, text);
+  const rows = losses.map(({ name, label, color, top }) => {
     const row = html(table, "tr");
     const shown = html(html(row, "td"), "input", { type: "checkbox", "aria-label": `arrows of ${label}` });
     shown.checked = true;
     shown.onchange = () => draw();
     html(row, "td", {}, label);
     const bar = html(html(row, "td", { class: "bar" }), "div", { style: `background: ${color}` });
-    return { name, color, shown, bar, value: html(row, "td"), gradient: html(row, "td") };
+    const [value, gradient, end] = [0, 1, 2].map((k) => (k < 2 || surface) && html(row, "td"));
+    return { name, color, top, row, shown, bar, value, gradient, end };
   });
-  html(right, "p", {}, "Arrows: where each loss pulls each edge (length: logarithm of the gradient); a dot: no gradient. " +
-    "Bars: overlap losses to 2, coordinate losses to 16.");
+  const note = html(right, "p", { role: "status" });
+  html(right, "p", {}, "Arrows: where each loss pulls each edge (length: logarithm of the gradient); a dot: no " +
+    "gradient. Bars end at 2; those of ℓ1, ℓ2, smooth ℓ1 and −ln IoU at 16.");
 
   const controls = html(right, "p");
-  const names = losses.map(({ name, label }) => [name, label]);
-  select(controls, "let go under", "first", names);
-  select(controls, "beside", "second", [["", "none"], ...names]);
-  select(controls, "gradients", "gradients", [["exact", "exact"], ["published", "published"], ["repaired", "published, GIoU repaired"]]);
-  select(controls, "regressing", "encoding", [["cxcywh", "centre and size"], ["xyxy", "corners"]]);
-  const rate = range(controls, "rate", 0.01, 0.4, 0.01, state.rate, (value) => change({ rate: value }));
+  select(controls, "let go under", "first");
+  select(controls, "beside", "second");
+  select(controls, "gradients", "gradients");
+  select(controls, "regressing", "encoding");
+  const rate = range(controls, "step size", 0.01, 0.4, 0.01, state.rate, (value) => change({ rate: value }));
   const play = html(controls, "button", {}, "▶ let go");
   const scrub = range(controls, "step", 0, STEPS, 1, state.at, (value) => { stop(); state.at = value; draw(); });
-  const curves = svg(right, "svg", { viewBox: "0 0 200 60", class: "curves", role: "img", "aria-label": "IoU against step" });
+  const curves = svg(right, "svg", { viewBox: "0 0 200 60", class: "curves", role: "img" });
+  set(curves, { "aria-label": "IoU against step" });
   const lines = [0, 1].map(() => svg(curves, "polyline", { fill: "none", "stroke-width": 1.2 }));
   const now = svg(curves, "line", { y1: 0, y2: 60, stroke: "var(--ink)", "stroke-width": 0.4 });
   const legend = html(right, "p");
+  const share = html(right, "details");
+  html(share, "summary", {}, "this view in Python");
+  const inPython = html(share, "code");
 
-  let ways = [], timer = null, pending = false;
+  let ways = [], timer = null, pending = false, asked = -1e9, writing = null;
 
   function checkbox(parent, text) {
     const label = html(parent, "label");
@@ -272,9 +311,9 @@ export function mount(element, { losses, pred, target }) {
     label.append(` ${text}`);
     return box;
   }
-  function select(parent, text, key, choices) {
+  function select(parent, text, key) {
     const label = html(parent, "label", {}, `${text} `), node = html(label, "select");
-    for (const [value, shown] of choices) html(node, "option", { value }, shown);
+    for (const [value, shown] of choices[key]) html(node, "option", { value }, shown);
     node.value = state[key];
     node.onchange = () => change({ [key]: node.value });
   }
@@ -289,24 +328,65 @@ export function mount(element, { losses, pred, target }) {
   function change(changes) {
     stop();
     Object.assign(state, changes, { at: 0 });
-    ways = [state.first, state.second].filter(Boolean).map(descent);
-    writeAddress(state);
+    const kept = KEPT.map((key) => `${key}=${JSON.stringify(state[key])}`);
+    inPython.textContent = `explore(${JSON.stringify(named.map(([name]) => name))}, ${kept.join(", ")})`;
+    clearTimeout(writing);
+    writing = setTimeout(() => writeAddress(state), 100); // browsers refuse many in a short time
+    ask();
+    walk();
+  }
+  function walk() {
+    ways = [state.first, state.second].filter(Boolean).map(descent).filter(Boolean);
+    for (const way of ways) way.ious = way.boxes.map((box) => iouOf(box, state.target));
     draw();
   }
+
+  // what explore.js does not have, Python answers, one question at a time, while a kernel lives
+  function question() {
+    const { pred, target, encoding, rate } = state, chosen = drag ? [] : [state.first, state.second];
+    return { pred, target, encoding, rate, names: distant, ways: distant.filter((name) => chosen.includes(name)) };
+  }
+  const isAnswered = () => answer && JSON.stringify(answer.question) === JSON.stringify(question());
+  const isAwaited = () => performance.now() - asked < PATIENCE;
+  function ask() {
+    if (!distant.length || isAnswered() || isAwaited()) return;
+    asked = performance.now();
+    window.parent.postMessage({ explorer: wire, question: question() }, "*");
+    setTimeout(walk, PATIENCE + 10);
+  }
+  window.addEventListener("message", ({ data }) => {
+    if (!wire || data?.explorer !== wire || !data.losses) return;
+    [answer, asked] = [data, -1e9];
+    ask();
+    walk();
+  });
+  /** Of a loss at the boxes shown: value, gradient, stale (of boxes a moment ago), error; {} where none is known. */
+  function measured(name) {
+    if (!distant.includes(name)) return evaluate(name, state.pred, state.target);
+    const found = answer?.losses[name];
+    const now = found && ["pred", "target"].every((key) => `${answer.question[key]}` === `${state[key]}`);
+    return found && (now || isAwaited()) ? { ...found, stale: !now } : {};
+  }
   function descent(name) {
+    const { label, color } = losses.find((loss) => loss.name === name);
+    if (distant.includes(name)) {
+      const boxes = isAnswered() && answer.losses[name].way;
+      return boxes && { boxes, label, color };
+    }
     const goal = encode(state.target, state.encoding), path = [encode(state.pred, state.encoding)];
     for (let k = 0; k < STEPS; k++) { // the paper's schedule
       const decay = k < 0.8 * STEPS ? 1 : k < 0.9 * STEPS ? 0.1 : 0.01;
       path.push(step(name, path[k], goal, { ...state, rate: state.rate * decay }));
     }
-    return { name, boxes: path.map((box) => decode(box, state.encoding)), color: losses.find((l) => l.name === name).color };
+    return { boxes: path.map((box) => decode(box, state.encoding)), label, color };
   }
 
   // dragging: what is near the pointer (within `reach`) moves, an edge, a corner or the whole box
   let drag = null;
   const point = (event) => {
     const frame = scene.getBoundingClientRect();
-    return [((event.clientX - frame.left) / frame.width) * WIDTH, ((event.clientY - frame.top) / frame.height) * HEIGHT];
+    const [x, y] = [event.clientX - frame.left, event.clientY - frame.top];
+    return [(x / frame.width) * WIDTH, (y / frame.height) * height];
   };
   const parts = (box, [x, y], reach) => {
     const [x1, y1, x2, y2] = box;
@@ -318,6 +398,8 @@ export function mount(element, { losses, pred, target }) {
   };
   scene.addEventListener("pointerdown", (event) => {
     const at = point(event), reach = event.pointerType === "touch" ? 0.32 : 0.16;
+    const misses = ["pred", "target"].every((which) => !parts(state[which], at, reach));
+    if (surface && misses) move("pred", state.pred.map((v, k) => v + at[k % 2] - middle(state.pred)[k % 2]));
     for (const which of ["pred", "target"]) {
       const moving = parts(state[which], at, reach);
       if (moving) {
@@ -333,7 +415,7 @@ export function mount(element, { losses, pred, target }) {
     const [x, y] = point(event), by = [x - drag.at[0], y - drag.at[1]];
     move(drag.which, drag.box.map((v, k) => v + (drag.moving[k] ? by[k % 2] : 0)));
   });
-  for (const end of ["pointerup", "pointercancel"]) scene.addEventListener(end, () => { drag = null; });
+  for (const end of ["pointerup", "pointercancel"]) scene.addEventListener(end, () => { drag = null; ask(); });
 
   function onKey(event, which) {
     const by = { ArrowLeft: [-0.05, 0], ArrowRight: [0.05, 0], ArrowUp: [0, -0.05], ArrowDown: [0, 0.05] }[event.key];
@@ -372,6 +454,10 @@ export function mount(element, { losses, pred, target }) {
 
   function draw() {
     const { pred, target } = state;
+    for (const which of ["pred", "target"]) {
+      const group = outlines[which].parentNode, at = state[which].map((x) => x.toFixed(2)).join(", ");
+      set(group, { "aria-label": `${group.dataset.help}; now at ${at}` });
+    }
     set(outlines.pred, rectangle(pred));
     set(outlines.target, rectangle(target));
     set(area, rectangle([0, 1, 2, 3].map((k) => (k < 2 ? Math.min : Math.max)(pred[k], target[k]))));
@@ -381,34 +467,64 @@ export function mount(element, { losses, pred, target }) {
     const meet = shared[0] < shared[2] && shared[1] < shared[3];
     set(common, meet ? rectangle(shared) : { width: 0, height: 0 });
     arrows.replaceChildren();
-    const visible = rows.filter((row) => row.shown.checked);
+    const visible = rows.filter((row) => row.shown.checked), problems = [];
     for (const row of rows) {
-      const { value, gradient } = evaluate(row.name, pred, target);
-      row.value.textContent = value.toFixed(3);
-      row.gradient.textContent = Math.hypot(...gradient).toFixed(3);
-      row.bar.style.width = `${Math.min(100, (value / (OVERLAP_LOSSES[row.name] ? 2 : 16)) * 100)}%`;
+      const { value, gradient, stale, error } = measured(row.name), known = Number.isFinite(value);
+      row.value.textContent = known ? value.toFixed(3) : "–";
+      row.gradient.textContent = known ? Math.hypot(...gradient).toFixed(3) : "–";
+      row.bar.style.width = `${known ? Math.max(0, Math.min(100, (value / row.top) * 100)) : 0}%`;
+      row.row.className = stale ? "stale" : "";
+      if (error) problems.push(`${row.name}: ${error}`);
       const place = (visible.indexOf(row) + 1) / (visible.length + 1);
-      if (row.shown.checked) gradient.forEach((slope, k) => arrow(pred, k, -slope, place, row.color));
+      if (known && row.shown.checked) gradient.forEach((slope, k) => arrow(pred, k, -slope, place, row.color));
     }
+    const silent = distant.length && !isAnswered() && !isAwaited() && !drag;
+    if (silent) problems.push(`${distant.join(", ")}: computed by Python, and no kernel answers here`);
+    note.textContent = problems.join("; ");
     for (const k of [0, 1]) {
       const way = ways[k];
       const show = way ? "inline" : "none";
-      for (const node of [trails[k], ghosts[k], lines[k]]) set(node, { display: show, stroke: way ? way.color : "none" });
+      const stroke = way ? way.color : "none";
+      for (const node of [trails[k], ghosts[k], lines[k]]) set(node, { display: show, stroke });
       if (!way) continue;
       set(ghosts[k], rectangle(way.boxes[state.at]));
       const centres = way.boxes.slice(0, state.at + 1).map((b) => `${(b[0] + b[2]) / 2},${(b[1] + b[3]) / 2}`);
       set(trails[k], { points: centres.join(" ") });
-      const curve = way.boxes.map((box, n) => `${n},${58 - 56 * iouOf(box, target)}`);
+      const curve = way.ious.map((iou, n) => `${n},${58 - 56 * iou}`);
       set(lines[k], { points: curve.join(" ") });
     }
     set(now, { x1: state.at, x2: state.at });
     scrub.set(state.at);
     rate.set(state.rate);
-    const shown = ways.map((way) => `${way.name} ${iouOf(way.boxes[state.at], target).toFixed(2)}`);
+    const shown = ways.map((way) => `${way.label} ${way.ious[state.at].toFixed(2)}`);
     legend.textContent = `IoU at step ${state.at}: ${shown.join(", ")}`;
     const giou = 1 - evaluate("giou", pred, target).value;
     spoken.textContent = `IoU ${iouOf(pred, target).toFixed(3)}, GIoU ${giou.toFixed(3)}, ` +
-      `ℓ2 distance ${distance(pred, target).toFixed(2)}`;
+      `ℓ2 distance ${distance(pred, target).toFixed(2)}${surface ? drawSurface() : ""}`;
+  }
+
+  // where the simulation of 03 leaves its errors: a picture under the boxes, and the losses in order at the step size
+  function drawSurface() {
+    const { pred, target, first, gradients, encoding } = state, { side, low, high, sizes } = surface;
+    const cells = encoding === "cxcywh" && surface.cells[gradients]?.[first], origin = middle(target).map((x) => x - 3);
+    set(ground, { display: cells ? "inline" : "none", x: origin[0], y: origin[1], width: 6, height: 6 });
+    const nearest = sizes.reduce((a, b) => (Math.abs(b - state.rate) < Math.abs(a - state.rate) ? b : a));
+    const [size, ends] = gradients === "exact" ? [nearest, surface.ends[encoding][sizes.indexOf(nearest)]]
+      : [surface.size, gradients === "published" && encoding === "cxcywh" ? surface.published : {}];
+    const end = (row) => ends[row.name] ?? Infinity;
+    for (const row of rows) row.end.textContent = Number.isFinite(end(row)) ? end(row).toPrecision(2) : "–";
+    const sorted = [...rows].sort((a, b) => end(a) - end(b) || rows.indexOf(a) - rows.indexOf(b));
+    if (sorted.some(({ row }, n) => table.children[n + 1] !== row)) table.append(...sorted.map(({ row }) => row));
+    const order = `. Final error: mean of the simulation at step size ${size}`;
+    if (!cells) return order;
+    const { label } = losses.find(({ name }) => name === first);
+    const bytes = Uint8Array.from(atob(cells), (c) => c.charCodeAt(0)), key = gradients + first;
+    if (ground.dataset.key !== key) set(ground, { href: painted(bytes, side), "data-key": key });
+    const [column, line] = middle(pred).map((x, k) => Math.floor(((x - origin[k]) / 6) * side));
+    const here = column >= 0 && column < side && line >= 0 && line < side ? bytes[line * side + column] : 0;
+    const error = (byte) => (low * (high / low) ** ((byte - 1) / 254)).toPrecision(2);
+    return `${order}. Ground: by the box's centre, with ${label} at step size ${surface.size}, ${error(1)} light, ` +
+      `${error(255)} dark${here ? `; from here ${error(here)}` : ""}`;
   }
   function arrow([x1, y1, x2, y2], k, pull, place, color) {
     const along = k % 2 === 0, edge = [x1, y1, x2, y2][k];
@@ -420,22 +536,43 @@ export function mount(element, { losses, pred, target }) {
     const wings = along
       ? [[end[0] - back, end[1] - 0.05], [end[0] - back, end[1] + 0.05]]
       : [[end[0] - 0.05, end[1] - back], [end[0] + 0.05, end[1] - back]];
-    svg(arrows, "path", { d: `M${start}L${end}M${wings[0]}L${end}L${wings[1]}`, fill: "none", stroke: color, "stroke-width": 0.03 });
+    const d = `M${start}L${end}M${wings[0]}L${end}L${wings[1]}`;
+    svg(arrows, "path", { d, fill: "none", stroke: color, "stroke-width": 0.03 });
     return null;
   }
 
   change({});
-  const frame = window.frameElement; // of a notebook: as tall as what it holds
-  if (frame) new ResizeObserver(() => { frame.style.height = `${root.offsetHeight + 4}px`; }).observe(root);
+  const frame = window.frameElement; // in a notebook or page: as tall as what it holds, dark where its text is light
+  if (!frame) return;
+  new ResizeObserver(() => { frame.style.height = `${root.offsetHeight + 4}px`; }).observe(root);
+  const scheme = () => {
+    const [r, g, b] = frame.ownerDocument.defaultView.getComputedStyle(frame).color.match(/[\d.]+/g);
+    document.documentElement.style.colorScheme = +r + +g + +b > 384 ? "dark" : "light";
+  };
+  new MutationObserver(scheme).observe(frame.ownerDocument.body, { attributes: true });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", scheme);
+  scheme();
 }
 
-// the view is in the address where the explorer is a page of its own
-const KEPT = ["pred", "target", "rate", "gradients", "encoding", "first", "second"];
-const isPage = () => location.protocol !== "about:";
-function readAddress() {
-  return isPage() && location.hash.length > 1 ? JSON.parse(decodeURIComponent(location.hash.slice(1))) : {};
+const PATIENCE = 2500; // ms that an answer may take
+// the view is in the address of the page, but for that of JupyterLab
+const KEPT = ["pred", "target", "first", "second", "gradients", "encoding", "rate"];
+function page() {
+  const host = window.frameElement ? window.parent : window;
+  return host.location.protocol === "about:" || host.document.getElementById("jupyter-config-data") ? null : host;
+}
+/** What the address says in place of `view`, as far as it is of the same kind. */
+function readAddress(view) {
+  try {
+    const given = JSON.parse(decodeURIComponent(page().location.hash.slice(1)));
+    const fits = (key) => (Array.isArray(view[key]) ? given[key].length === 4 && given[key].every(Number.isFinite)
+      : typeof given[key] === typeof view[key]);
+    return Object.fromEntries(KEPT.filter((key) => key in given && fits(key)).map((key) => [key, given[key]]));
+  } catch {
+    return {}; // another anchor, or none
+  }
 }
 function writeAddress(state) {
   const kept = JSON.stringify(Object.fromEntries(KEPT.map((key) => [key, state[key]])));
-  if (isPage()) history.replaceState(null, "", `#${encodeURIComponent(kept)}`);
+  page()?.history.replaceState(null, "", `#${encodeURIComponent(kept)}`);
 }
