@@ -10,7 +10,18 @@ PAGE = "each_loss"
 ROW = re.compile(r"^\| `(\w+)` \| (.+) \| (.+) \| (.+) \|$", re.M)
 ATOM = r"(?:[A-Za-z]{2,})?\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)[²³]?|\|[^|]*\||(?!e-)[\w*]+"
 FRACTION = re.compile(rf"({ATOM}) ?/ ?({ATOM})")
-SIGNS = {"²": "^2", "³": "^3", "ᵢ": "_i", "₁": "_1", "₂": "_2", "−": "-", "∖": r"\smallsetminus ", "·": r"\cdot "}
+SIGNS = {
+    "²": "^2",
+    "³": "^3",
+    "⁴": "^4",
+    "½": r"\tfrac12 ",
+    "ᵢ": "_i",
+    "₁": "_1",
+    "₂": "_2",
+    "−": "-",
+    "∖": r"\smallsetminus ",
+    "·": r"\cdot ",
+}
 SIGNS |= {"Σ": r"\sum ", "*": "^*"}
 CAPTION = (
     "*How to read the figures*: left, the loss as a unit square slides along x over the target, a unit square at 0; in "

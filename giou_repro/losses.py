@@ -10,12 +10,12 @@ diagonal c, ρ the distance of the centres. `boxes.overlap` measures areas in un
 """
 
 import math
-import numbers
 
 import torch
 from torch import Tensor
 
 from giou_repro import _fast, boxes
+from giou_repro import _terms as terms
 
 
 def l1(pred: Tensor, target: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ def l1(pred: Tensor, target: Tensor) -> Tensor:
     range: [0, ∞)
     space: coordinates
     """
-    return sum(_distances(pred, target))
+    return sum(terms.distances(pred, target))
 
 
 def l2(pred: Tensor, target: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def l2(pred: Tensor, target: Tensor) -> Tensor:
     space: coordinates
     paper: the MSE of the GIoU paper's tables, up to a factor
     """
-    return sum(d.square() for d in _distances(pred, target))
+    return sum(d.square() for d in terms.distances(pred, target))
 
 
 def smooth_l1(pred: Tensor, target: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ def smooth_l1(pred: Tensor, target: Tensor) -> Tensor:
     space: coordinates
     paper: Girshick, Fast R-CNN, ICCV 2015, eq. 3
     """
-    return sum(torch.where(d < 1, d.clamp(max=1).square() / 2, d - 0.5) for d in _distances(pred, target))
+    return sum(torch.where(d < 1, d.clamp(max=1).square() / 2, d - 0.5) for d in terms.distances(pred, target))
 
 
 def balanced_l1(pred: Tensor, target: Tensor, *, alpha: float = 0.5, gamma: float = 1.5) -> Tensor:
@@ -58,9 +58,9 @@ def balanced_l1(pred: Tensor, target: Tensor, *, alpha: float = 0.5, gamma: floa
     space: coordinates
     paper: Pang et al., Libra R-CNN, CVPR 2019, L_b; α = 0.5, γ = 1.5
     """
-    gamma, alpha = _positive("gamma", gamma), _positive("alpha", alpha)
+    gamma, alpha = terms.number("gamma", gamma), terms.number("alpha", alpha)
     b = math.expm1(gamma / alpha)
-    distances = _distances(pred, target)
+    distances = terms.distances(pred, target)
     near = [alpha / b * (b * d + 1) * torch.log1p(b * d) - alpha * d for d in (d.clamp(max=1) for d in distances)]
     far = [gamma * d + gamma / b - alpha for d in distances]
     return sum(map(torch.where, (d < 1 for d in distances), near, far))
@@ -105,21 +105,25 @@ def diou(pred: Tensor, target: Tensor) -> Tensor:
     paper: Zheng et al., DIoU, AAAI 2020, eq. 7
     """
     o = boxes.overlap(pred, target)
-    return 1 - o.iou + _centre_distance(pred, target, o.enclosing)
+    return 1 - o.iou + terms.centre_distance(pred, target, o.enclosing)
 
 
-def ciou(pred: Tensor, target: Tensor) -> Tensor:
+def ciou(pred: Tensor, target: Tensor, *, gate: float = 0) -> Tensor:
     """1 − IoU + ρ²/c² + α v; v = 4/π² (atan w*/h* − atan w/h)², α = v / (1 − IoU + v + 1e-7),
     constant in the gradient
+
+    `gate`: α is 0 where IoU is below it, ValueError unless 0 to 1; 0.5 is the journal's form, which mmdetection has.
 
     label: CIoU
     range: [0, 3)
     paper: Zheng et al., DIoU, AAAI 2020, eqs. 8 to 11; the 1e-7 is that of the authors' simulation code
     """
+    gate = terms.number("gate", gate, least=0, most=1)
     o = boxes.overlap(pred, target)
-    v = 4 / math.pi**2 * (_aspect_angle(target) - _aspect_angle(pred)).square()
+    v = 4 / math.pi**2 * (terms.aspect_angle(target) - terms.aspect_angle(pred)).square()
     alpha = (v / (torch.relu(1 - o.iou) + v + 1e-7)).detach()
-    return 1 - o.iou + _centre_distance(pred, target, o.enclosing) + alpha * v
+    alpha = alpha * (o.iou >= gate) if gate else alpha
+    return 1 - o.iou + terms.centre_distance(pred, target, o.enclosing) + alpha * v
 
 
 def eiou(pred: Tensor, target: Tensor) -> Tensor:
@@ -131,7 +135,13 @@ def eiou(pred: Tensor, target: Tensor) -> Tensor:
     """
     o = boxes.overlap(pred, target)
     (w, h), (wt, ht), (wc, hc) = boxes.sides(pred), boxes.sides(target), o.enclosing
-    return 1 - o.iou + _centre_distance(pred, target, o.enclosing) + ((w - wt) / wc).square() + ((h - ht) / hc).square()
+    return (
+        1
+        - o.iou
+        + terms.centre_distance(pred, target, o.enclosing)
+        + ((w - wt) / wc).square()
+        + ((h - ht) / hc).square()
+    )
 
 
 def focal_eiou(pred: Tensor, target: Tensor, *, gamma: float = 0.5) -> Tensor:
@@ -142,7 +152,7 @@ def focal_eiou(pred: Tensor, target: Tensor, *, gamma: float = 0.5) -> Tensor:
     paper: Zhang et al., Focal and Efficient IOU Loss, 2021, L_Focal-EIOU; γ = 0.5; the weight held constant in the
         gradient is our choice
     """
-    return boxes.overlap(pred, target).iou.detach() ** _positive("gamma", gamma) * eiou(pred, target)
+    return boxes.overlap(pred, target).iou.detach() ** terms.number("gamma", gamma) * eiou(pred, target)
 
 
 def siou(pred: Tensor, target: Tensor, *, theta: float = 4) -> Tensor:
@@ -153,14 +163,12 @@ def siou(pred: Tensor, target: Tensor, *, theta: float = 4) -> Tensor:
     range: [0, 3)
     paper: Gevorgyan, SIoU, 2022, L_box; Λ is 1 − 2 sin²(arcsin(Δy/ρ) − π/4) without its arcsin; θ = 4
     """
-    theta = _positive("theta", theta, least=1)
+    theta = terms.number("theta", theta, least=1)
     o = boxes.overlap(pred, target)
     offset = boxes.centre_offset(pred, target)
-    angle = _angle_cost(*offset)
+    angle = terms.angle_cost(*offset)
     distance = sum(-torch.expm1((angle - 2) * (d / side).square()) for d, side in zip(offset, o.enclosing, strict=True))
-    shape = 0
-    for w, wt in zip(boxes.sides(pred), boxes.sides(target), strict=True):
-        shape += (-torch.expm1(-(w - wt).abs() / torch.maximum(w, wt).clamp(min=boxes.tiny(w)))) ** theta
+    shape = sum((-torch.expm1(-change)) ** theta for change in terms.side_changes(pred, target))
     return 1 - o.iou + (distance + shape) / 2
 
 
@@ -171,7 +179,19 @@ def alpha_iou(pred: Tensor, target: Tensor, *, alpha: float = 3) -> Tensor:
     range: [0, 1]
     paper: He et al., Alpha-IoU, NeurIPS 2021, L_α-IoU; α = 3
     """
-    return 1 - _power(boxes.overlap(pred, target).iou, alpha)
+    return 1 - terms.power(boxes.overlap(pred, target).iou, alpha)
+
+
+def iou_squared(pred: Tensor, target: Tensor) -> Tensor:
+    """1 − IoU²
+
+    Without a gradient for disjoint boxes, as IoU; it is alpha_iou with α = 2.
+
+    label: IoU²
+    range: [0, 1]
+    paper: the box loss of YOLOX, Ge et al., 2021, and of PP-YOLO
+    """
+    return 1 - boxes.overlap(pred, target).iou.square()
 
 
 def alpha_giou(pred: Tensor, target: Tensor, *, alpha: float = 3) -> Tensor:
@@ -182,7 +202,7 @@ def alpha_giou(pred: Tensor, target: Tensor, *, alpha: float = 3) -> Tensor:
     paper: He et al., Alpha-IoU, NeurIPS 2021, L_α-GIoU; α = 3
     """
     o = boxes.overlap(pred, target)
-    return 1 - _power(o.iou, alpha) + _power(1 - o.union, alpha)
+    return 1 - terms.power(o.iou, alpha) + terms.power(1 - o.union, alpha)
 
 
 def alpha_diou(pred: Tensor, target: Tensor, *, alpha: float = 3) -> Tensor:
@@ -193,7 +213,7 @@ def alpha_diou(pred: Tensor, target: Tensor, *, alpha: float = 3) -> Tensor:
     paper: He et al., Alpha-IoU, NeurIPS 2021, L_α-DIoU; α = 3
     """
     o = boxes.overlap(pred, target)
-    return 1 - _power(o.iou, alpha) + _power(_centre_distance(pred, target, o.enclosing), alpha)
+    return 1 - terms.power(o.iou, alpha) + terms.power(terms.centre_distance(pred, target, o.enclosing), alpha)
 
 
 def wiou(pred: Tensor, target: Tensor) -> Tensor:
@@ -204,7 +224,7 @@ def wiou(pred: Tensor, target: Tensor) -> Tensor:
     paper: Tong et al., Wise-IoU, 2023, L_WIoUv1 (v2 and v3 need a running mean over training and are left out)
     """
     o = boxes.overlap(pred, target)
-    return torch.exp(_centre_distance(pred, target, [side.detach() for side in o.enclosing])) * (1 - o.iou)
+    return torch.exp(terms.centre_distance(pred, target, [side.detach() for side in o.enclosing])) * (1 - o.iou)
 
 
 def mpdiou(pred: Tensor, target: Tensor, *, image_size=None) -> Tensor:
@@ -217,9 +237,9 @@ def mpdiou(pred: Tensor, target: Tensor, *, image_size=None) -> Tensor:
     paper: Ma and Xu, MPDIoU, 2023, algorithm 2; without image_size the enclosing box stands for the image
     """
     o = boxes.overlap(pred, target)
-    offsets = _distances(boxes.corners(pred), boxes.corners(target))
-    image = o.enclosing if image_size is None else _image_sides(image_size, o.union)
-    return 1 - o.iou + _squared_ratio(offsets, image)
+    offsets = terms.distances(boxes.corners(pred), boxes.corners(target))
+    image = o.enclosing if image_size is None else terms.image_sides(image_size, o.union)
+    return 1 - o.iou + terms.squared_ratio(offsets, image)
 
 
 def inner_iou(pred: Tensor, target: Tensor, *, ratio: float = 0.75) -> Tensor:
@@ -229,7 +249,7 @@ def inner_iou(pred: Tensor, target: Tensor, *, ratio: float = 0.75) -> Tensor:
     range: [0, 1]
     paper: Zhang et al., Inner-IoU, 2023, L_Inner-IoU; ratio = 0.75
     """
-    inner = boxes.overlap(*_scaled(pred, target, _positive("ratio", ratio)))
+    inner = boxes.overlap(*terms.scaled(pred, target, terms.number("ratio", ratio)))
     return (1 - inner.iou).to(boxes.columns(pred)[0].dtype)
 
 
@@ -250,83 +270,96 @@ def piou(pred: Tensor, target: Tensor) -> Tensor:
     range: [0, 2]
     paper: Liu et al., Powerful-IoU, Neural Networks 2024, L_PIoU (v1)
     """
-    left, top, right, bottom = _distances(boxes.corners(pred), boxes.corners(target))
-    w, h = (side.clamp(min=boxes.tiny(side)) for side in boxes.sides(target))
-    horizontal, vertical = torch.minimum(left + right, 40 * w), torch.minimum(top + bottom, 40 * h)
-    p = (horizontal / w + vertical / h) / 4  # at 40 sides exp(−P²) is 0 to the last digit
-    return 1 - boxes.overlap(pred, target).iou - torch.expm1(-p.square())
+    return 1 - boxes.overlap(pred, target).iou - torch.expm1(-terms.edge_distance(pred, target).square())
 
 
-def _distances(pred, target):
-    """|pᵢ − tᵢ| of the four coordinates."""
-    return [(p - t).abs() for p, t in zip(boxes.columns(pred), boxes.columns(target), strict=True)]
+def piou_v2(pred: Tensor, target: Tensor, *, lambda_: float = 1.3, detached: bool = True) -> Tensor:
+    """3 x exp(−x²) · PIoU; x = λ exp(−P), constant in the gradient
+
+    `detached` False gives the authors' gradient, in which x is not constant: it pushes far boxes away. For a unit
+    square shifted along x the slope is then −0.09 at two widths and −0.50 at three, though the loss should fall
+    towards the target.
+
+    label: PIoU v2
+    range: [0, 1.9)
+    paper: Liu et al., Powerful-IoU, Neural Networks 2024, L_PIoU v2; λ = 1.3
+    """
+    x = terms.number("lambda_", lambda_) * torch.exp(-terms.edge_distance(pred, target))
+    x = x.detach() if detached else x
+    return 3 * x * torch.exp(-x.square()) * piou(pred, target)
 
 
-def _centre_distance(pred, target, enclosing):
-    """ρ²/c², in [0, 1)."""
-    return _squared_ratio(boxes.centre_offset(pred, target), enclosing)
+def shape_iou(pred: Tensor, target: Tensor, *, scale: float = 0) -> Tensor:
+    """1 − IoU + (η_h Δx² + η_w Δy²)/c² + ½ Σ (1 − exp(−ω))⁴; η_w = 2/(1 + (h*/w*)^s), η_h = 2 − η_w,
+    ω = η_h |w − w*|/max(w, w*) and η_w |h − h*|/max(h, h*)
+
+    `scale` is s of at least 0. With its default, 0, both η are 1 and no shape is weighed. The authors' function takes
+    boxes as xywh, whatever its keyword says; this one takes xyxy.
+
+    label: Shape-IoU
+    range: [0, 2.2)
+    paper: Zhang and Zhang, Shape-IoU, 2023, L_Shape-IoU; s = 0, where the authors choose it by data set
+    """
+    o, scale = boxes.overlap(pred, target), terms.number("scale", scale, least=0)
+    wt, ht = (side.clamp(min=boxes.tiny(side)).log() for side in boxes.sides(target))
+    weights = [2 * torch.sigmoid(scale * difference) for difference in (ht - wt, wt - ht)]  # η_h, η_w
+    offset = [eta.sqrt() * d for eta, d in zip(weights, boxes.centre_offset(pred, target), strict=True)]
+    changes = zip(weights, terms.side_changes(pred, target), strict=True)
+    shape = sum(torch.expm1(-eta * change) ** 4 for eta, change in changes)
+    return 1 - o.iou + terms.squared_ratio(offset, o.enclosing) + shape / 2
 
 
-def _squared_ratio(lengths, sides):
-    """Σ lengths² / Σ sides², in units of the larger side, so that no square over- or underflows."""
-    unit = torch.maximum(*sides).detach()
-    return sum((length / unit).square() for length in lengths) / sum((side / unit).square() for side in sides)
+def bounded_iou(pred: Tensor, target: Tensor, *, beta: float = 0.2) -> Tensor:
+    """Σ d²/2β where d < β, else d − β/2; d = min(1, 4|Δx|/(w* + 2|Δx|)), 1 − min(w/w*, w*/w), the same for y and h
+
+    Each d is 1 minus the largest IoU that the box can have whose one coordinate is as wrong. One value a box, where
+    mmdetection has four, and no constant in the divisors, which there biases boxes in units of the image.
+
+    label: bounded IoU
+    range: [0, 4)
+    paper: Tychsen-Smith and Petersson, CVPR 2018, L_BIoU; β = 0.2 as in mmdetection
+    """
+    beta, dtype, total = terms.number("beta", beta), boxes.columns(pred)[0].dtype, 0
+    # in float64: near equal boxes the gradient is as small as the differences of their sides
+    pred, target = (tuple(column.double() for column in boxes.columns(box)) for box in (pred, target))
+    offset, sides = boxes.centre_offset(pred, target), boxes.sides(target)
+    shifts = [
+        4 * d.abs() / (w + 2 * d.abs() + boxes.SHORTEST * boxes.tiny(w)) for d, w in zip(offset, sides, strict=True)
+    ]
+    for d in (*(shift.clamp(max=1) for shift in shifts), *terms.side_changes(pred, target)):
+        total = total + torch.where(d < beta, d.square() / (2 * beta), d - beta / 2)
+    return total.to(dtype)
 
 
-def _aspect_angle(box):
-    """atan(width / height) of xyxy boxes, in [0, π/2]; 0 for a point."""
-    width, height = boxes.sides(box)
-    unit = torch.maximum(width, height).detach()
-    point = (unit == 0).to(unit.dtype)
-    return torch.atan2(width / (unit + point), height / (unit + point) + point)
+def nwd(pred: Tensor, target: Tensor, *, constant: float | str = 12.8) -> Tensor:
+    """1 − exp(−W/C); W² = ρ² + ((w − w*)² + (h − h*)²)/4
+
+    W is Wasserstein's distance of the boxes as Gaussians, also that of the corners over √2. `constant`, C, is in the
+    unit of the boxes, and 12.8 px of the training size is the mean size of AI-TOD's objects: for boxes in units of
+    the image the loss is then near 0 everywhere, and 100 px away it is flat. "auto" takes the targets' mean √(w h).
+
+    label: NWD
+    range: [0, 1]
+    paper: Wang et al., A Normalized Gaussian Wasserstein Distance for Tiny Object Detection, 2021, L_NWD; C = 12.8 px
+    """
+    if constant == "auto":
+        w, h = (side.detach() for side in boxes.sides(target))
+        constant = (w.sqrt() * h.sqrt()).mean().clamp(min=boxes.tiny(w))
+    else:
+        constant = terms.number("constant", constant)
+    return -torch.expm1(-terms.length(terms.distances(boxes.corners(pred), boxes.corners(target))) / 2**0.5 / constant)
 
 
-def _angle_cost(dx, dy):
-    """SIoU's Λ = 2 |Δx Δy| / (Δx² + Δy²), in [0, 1]: 1 on the diagonals; 0 for equal centres."""
-    unit = torch.maximum(dx.abs(), dy.abs()).detach().clamp(min=boxes.tiny(dx))
-    dx, dy = dx / unit, dy / unit
-    return 2 * (dx * dy).abs() / (dx.square() + dy.square()).clamp(min=boxes.tiny(dx))
+def mgiou(pred: Tensor, target: Tensor) -> Tensor:
+    """1 − ((w + w*)/w_c + (h + h*)/h_c)/4
 
+    Half of 1 minus the mean GIoU of the boxes' projections on x and y: that of two intervals is what they share, or
+    minus the gap, over the length around both, and what they share is |a| + |b| − |c|. `polygons.polygon_mgiou` is that
+    of convex polygons.
 
-def _scaled(pred, target, ratio):
-    """Columns of both boxes scaled by `ratio` about their centres, counted from the target's first corner and in
-    float64: in float32 scaling would round some near-equal edges to equal ones."""
-    pred, target = boxes.columns(pred), boxes.columns(target)
-    x, y = (column.detach().double() for column in target[:2])
-    for columns in (pred, target):
-        x1, y1, x2, y2 = (column.double() - origin for column, origin in zip(columns, (x, y, x, y), strict=True))
-        dx, dy = (1 - ratio) / 2 * (x2 - x1), (1 - ratio) / 2 * (y2 - y1)
-        yield x1 + dx, y1 + dy, x2 - dx, y2 - dy
-
-
-def _power(share, alpha):
-    """share^α of a number in [0, 1], with a finite slope at 0 for α below 1 too."""
-    return torch.where(share > 0, share.clamp(min=boxes.tiny(share)) ** _positive("alpha", alpha), 0)
-
-
-def _image_sides(image_size, like):
-    """Width and height of the image, in the type of `like`; tensors are looked at where they have values to look at."""
-    if not hasattr(image_size, "__len__") or len(image_size) != 2:
-        raise ValueError(f"image_size must be (width, height), got {image_size!r}")
-    sides = []
-    for side in image_size:
-        if isinstance(side, numbers.Real):
-            _positive("image_size", side)
-        try:
-            sides.append(torch.as_tensor(side, dtype=like.dtype, device=like.device))
-        except (TypeError, ValueError):
-            raise ValueError(f"image_size must be (width, height) in pixels, got {image_size!r}") from None
-    if not isinstance(image_size, tuple) and all(side.shape == (2,) for side in sides):
-        reason = "two rows of two may be two images' sizes, or widths and heights; give (widths, heights) as a tuple"
-        raise ValueError(f"image_size must be (width, height): {reason}")
-    hidden = type(like) is not Tensor or like.is_meta or _fast.is_traced()
-    if not hidden and not all(((side > 0) & side.isfinite()).all() for side in sides):
-        raise ValueError(f"image_size must be above 0, got {image_size!r}")
-    return sides
-
-
-def _positive(keyword, value, least=0):
-    """A keyword's value as a float; ValueError naming it where it is not a number above 0 (or of at least `least`)."""
-    if not isinstance(value, numbers.Real) or not (0 < value < math.inf and value >= least):
-        raise ValueError(f"{keyword} must be a number {f'of at least {least}' if least else 'above 0'}, got {value!r}")
-    return float(value)
+    label: MGIoU
+    range: [0, 1]
+    paper: Le et al., Marginalized Generalized IoU, 2025, L_MGIoU
+    """
+    _, first, second, _ = _fast.along_axes(boxes.interval_overlap, *boxes.comparable(pred, target))
+    return 1 - (first[0] + first[1] + second[0] + second[1]) / 4

@@ -73,6 +73,29 @@ def polygon_giou(a: Tensor, b: Tensor) -> Tensor:
     return both / union - (hull - union) / hull
 
 
+def polygon_mgiou(a: Tensor, b: Tensor) -> Tensor:
+    """Marginalized generalized IoU (...) of convex polygons (..., k, 2) and (..., m, 2), in [-1, 1]: the mean of the
+    generalized IoUs of their projections on the normals of all edges of both; half of 1 minus it is a loss.
+
+    Le et al., Marginalized Generalized IoU, 2025. That of two intervals is what they share, or minus the gap, over the
+    length around both. Edges without length do not count; of two points it is 1 or -1.
+    """
+    a, b, unit = _comparable(a, b)
+    x, y = torch.cat([polygon.roll(-1, -2) - polygon for polygon in (a, b)], -2).unbind(-1)
+    return _mean_overlap(a, b, torch.stack((y, -x), -1), torch.where(unit[..., 0, 0] > 0, -1, 1))
+
+
+def _mean_overlap(a, b, normals, without):
+    """The mean generalized IoU (...) of the projections of `a` and `b` on `normals` (..., n, 2), leaving out those on
+    which both are one point; `without` where that is all."""
+    (low, high), (other_low, other_high) = ((normals @ polygon.mT).aminmax(dim=-1) for polygon in (a, b))
+    around = torch.maximum(high, other_high) - torch.minimum(low, other_low)
+    common = torch.minimum(high, other_high) - torch.maximum(low, other_low)
+    counted = around > 0
+    overlap = torch.where(counted, common / torch.where(counted, around, 1), 0).sum(-1)
+    return torch.where(counted.any(-1), overlap / counted.sum(-1).clamp(min=1), without)
+
+
 def intersection_area(a: Tensor, b: Tensor) -> Tensor:
     """Area (...) of the intersection of convex polygons: `a` (..., k, 2) is cut along each edge of `b` (..., m, 2).
 
@@ -109,18 +132,22 @@ def hull_area(points: Tensor) -> Tensor:
 
 
 def _polygon_areas(a, b):
+    a, b, _ = _comparable(a, b)
+    first, second, hull = polygon_area(a), polygon_area(b), hull_area(torch.cat((a, b), -2))
+    # a point's or segment's edges cut nothing
+    both = torch.minimum(intersection_area(a, b), torch.minimum(first, second))
+    return both, (first + second - both).clamp(min=tiny(both)), hull.clamp(min=tiny(both))
+
+
+def _comparable(a, b):
+    """Two polygons about one origin and in one unit, so that no area over- or underflows, and the unit (..., 1, 1)."""
     a, b = _vertices(a), _vertices(b)
     shape = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     a, b = a.expand(*shape, *a.shape[-2:]), b.expand(*shape, *b.shape[-2:])
     origin = torch.cat((a, b), -2).mean(-2, keepdim=True).detach()  # near both, so that far-off ones lose no digits
     a, b = a - origin, b - origin
-    # in units of their size no area over- or underflows
     unit = torch.cat((a, b), -2).abs().amax((-2, -1), keepdim=True).detach()
-    a, b = (polygon / torch.where(unit > 0, unit, 1) for polygon in (a, b))
-    first, second, hull = polygon_area(a), polygon_area(b), hull_area(torch.cat((a, b), -2))
-    # a point's or segment's edges cut nothing
-    both = torch.minimum(intersection_area(a, b), torch.minimum(first, second))
-    return both, (first + second - both).clamp(min=tiny(both)), hull.clamp(min=tiny(both))
+    return *(polygon / torch.where(unit > 0, unit, 1) for polygon in (a, b)), unit
 
 
 def _vertices(polygon):

@@ -112,9 +112,52 @@ def piou(pair):
     sides = ((0, 2, pair.wt), (1, 3, pair.ht))
     distances = [(abs(pair.p[low] - pair.t[low]) + abs(pair.p[high] - pair.t[high]), side) for low, high, side in sides]
     if any(distance and not side for distance, side in distances):
-        return 2 - pair.iou()
+        return 2 - pair.iou(), mpf("inf")
     p = _mpf(sum(share(distance, side) for distance, side in distances) / 4)
-    return _mpf(1 - pair.iou()) + 1 - mp.exp(-p * p)
+    return _mpf(1 - pair.iou()) + 1 - mp.exp(-p * p), p
+
+
+def piou_v2(pair):
+    value, p = piou(pair)
+    x = mpf("1.3") * mp.exp(-p)
+    return 3 * x * mp.exp(-x * x) * _mpf(value)
+
+
+def shape_iou(pair, scale=0):
+    weight = mpf(1)
+    if scale:
+        wt, ht = (_mpf(side) ** scale for side in (pair.wt, pair.ht))
+        weight = 2 * wt / (wt + ht)
+    across = 2 - weight
+    diagonal = pair.cw**2 + pair.ch**2
+    distance = (across * _mpf(pair.dx) ** 2 + weight * _mpf(pair.dy) ** 2) / _mpf(diagonal) if diagonal else 0
+    sides = ((across, pair.w, pair.wt), (weight, pair.h, pair.ht))
+    changes = (eta * _mpf(share(abs(a - b), max(a, b))) for eta, a, b in sides)
+    return _mpf(1 - pair.iou()) + distance + sum((1 - mp.exp(-change)) ** 4 for change in changes) / 2
+
+
+def bounded_iou(pair, beta=Fraction(1, 5)):
+    total = Fraction(0)
+    for offset, a, b in ((abs(pair.dx), pair.w, pair.wt), (abs(pair.dy), pair.h, pair.ht)):
+        moved = max(0, (b - 2 * offset) / (b + 2 * offset)) if b + offset else 1
+        resized = min(a / b, b / a) if a and b else int(a == b)
+        total += sum(d * d / (2 * beta) if d < beta else d - beta / 2 for d in (1 - moved, 1 - resized))
+    return total
+
+
+def nwd(pair):
+    squared = pair.dx**2 + pair.dy**2 + (pair.w - pair.wt) ** 2 / 4 + (pair.h - pair.ht) ** 2 / 4
+    return 1 - mp.exp(-mp.sqrt(_mpf(squared)) / mpf("12.8"))
+
+
+def mgiou(pair):
+    giou = []
+    for low, high in ((0, 2), (1, 3)):
+        a, b, hull = (pair.p[high] - pair.p[low], pair.t[high] - pair.t[low], [pair.cw, pair.ch][low])
+        common = max(Fraction(0), min(pair.p[high], pair.t[high]) - max(pair.p[low], pair.t[low]))
+        union = a + b - common
+        giou.append(share(common, union) - (hull - union) / hull if hull else Fraction(1))
+    return (1 - sum(giou) / 2) / 2
 
 
 ORACLE = {
@@ -137,7 +180,13 @@ ORACLE = {
     "mpdiou": mpdiou,
     "inner_iou": lambda pair: 1 - inner(pair),
     "inner_giou": lambda pair: 1 - inner(pair) + pair.empty(),
-    "piou": piou,
+    "piou": lambda pair: piou(pair)[0],
+    "piou_v2": piou_v2,
+    "shape_iou": shape_iou,
+    "iou_squared": lambda pair: 1 - pair.iou() ** 2,
+    "bounded_iou": bounded_iou,
+    "nwd": nwd,
+    "mgiou": mgiou,
 }
 
 

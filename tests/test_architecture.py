@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 from giou_repro.runs import doctor
 
 ROOT = Path(__file__).parents[1]
-ORDER = ["checkout", "devices", "spelling", "_fast", "boxes", "polygons", "losses", "registry"]
+ORDER = ["checkout", "devices", "spelling", "_fast", "boxes", "_terms", "polygons", "losses", "registry"]
 ORDER += [
     "data",
     "runs",

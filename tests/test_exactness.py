@@ -19,7 +19,7 @@ from giou_repro.registry import LOSSES
 every_loss = pytest.mark.parametrize("name", LOSSES)
 # of others a factor is held constant, by their papers' definition: test_what_the_papers_hold_constant_has_no_gradient
 derivative_losses = pytest.mark.parametrize(
-    "name", [name for name in LOSSES if name not in ("ciou", "wiou", "focal_eiou")]
+    "name", [name for name in LOSSES if name not in ("ciou", "wiou", "focal_eiou", "piou_v2")]
 )
 both_dtypes = pytest.mark.parametrize(
     ("dtype", "bound"), [(torch.float32, 1e-6), (torch.float64, 1e-14)], ids=["float32", "float64"]
@@ -222,9 +222,12 @@ def test_what_the_papers_hold_constant_has_no_gradient():
     ratio = [torch.atan((box[:, 2] - box[:, 0]) / (box[:, 3] - box[:, 1])) for box in (target, pred)]
     v = 4 / math.pi**2 * (ratio[0] - ratio[1]) ** 2
     alpha = v / (1 - iou + v + 1e-7)
+    size = (target[:, 2:] - target[:, :2]).repeat(1, 2)
+    x = 1.3 * torch.exp(-((pred - target).abs() / size).sum(-1) / 4)
     written = {
         "ciou": LOSSES["diou"](pred, target) + alpha.detach() * v,
         "wiou": torch.exp(centre / diagonal.detach()) * (1 - iou),
+        "piou_v2": 3 * x.detach() * torch.exp(-(x.detach() ** 2)) * LOSSES["piou"](pred, target),
         "focal_eiou": iou.detach().sqrt() * LOSSES["eiou"](pred, target),
     }
     for name, value in written.items():
@@ -248,6 +251,7 @@ BOUNDS = {
     "alpha_giou": 2,
     "alpha_diou": 2,
 }
+BOUNDS |= {"iou_squared": 1, "piou_v2": 1.9, "shape_iou": 2.2, "bounded_iou": 4, "nwd": 1, "mgiou": 1}
 BOUNDS |= {"wiou": math.e, "mpdiou": 3, "inner_iou": 1, "inner_giou": 2, "piou": 2, "iou_log": -math.log(1e-7)}
 
 
@@ -265,7 +269,7 @@ def test_bounds_hold_for_any_boxes(a, b):
 @settings(max_examples=200, deadline=None)
 def test_symmetry_and_scale(a, b):
     a, b = tensor(a, dtype=torch.float64), tensor(b, dtype=torch.float64)
-    for name in ("iou", "giou", "diou", "eiou", "siou", "inner_iou", "alpha_giou"):
+    for name in ("iou", "giou", "diou", "eiou", "siou", "inner_iou", "alpha_giou", "mgiou", "iou_squared"):
         value = LOSSES[name](a, b)
         torch.testing.assert_close(value, LOSSES[name](b, a), rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(value, LOSSES[name](4 * a, 4 * b), rtol=1e-9, atol=1e-12)

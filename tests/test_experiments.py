@@ -92,6 +92,8 @@ def test_slope_is_the_difference_quotient():
 
 
 def test_field_points_at_the_target_from_afar():
+    slopes = landscape.far_slopes([2.0, 3.0])  # the authors' factor pushes far boxes away
+    assert (slopes.constant > 0).all() and slopes.authors.round(2).tolist() == [-0.09, -0.5]
     table = landscape.field(["giou"], 5)
     left = table[(table.x == -2) & (table.y == 0)].iloc[0]
     assert left.dx > 0

@@ -6,6 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from oracle import Pair, shape_iou
 from torch import tensor
 
 from giou_repro.registry import LOSSES
@@ -22,6 +23,9 @@ QUARTER = tensor([0.0, 0, 1, 1]), tensor([0.5, 0.5, 1.5, 1.5])
         ("focal_eiou", "gamma"),
         ("siou", "theta"),
         ("balanced_l1", "alpha"),
+        ("piou_v2", "lambda_"),
+        ("bounded_iou", "beta"),
+        ("nwd", "constant"),
     ],
 )
 def test_keywords_out_of_range_are_named(name, keyword):
@@ -33,6 +37,40 @@ def test_keywords_out_of_range_are_named(name, keyword):
         value = LOSSES[name](moving, QUARTER[1], **{keyword: number})
         assert value == LOSSES[name](*QUARTER, **{keyword: 2})
         assert torch.autograd.grad(value, moving)[0].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("ciou", dict(gate=2), "gate must be a number from 0 to 1"),
+        ("shape_iou", dict(scale=-1), "scale must be a number of at least 0"),
+        ("nwd", dict(constant="mean"), "constant must be a number above 0, got 'mean'"),
+    ],
+)
+def test_keywords_with_bounds_of_their_own_are_named(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        LOSSES[name](*QUARTER, **options)
+
+
+def test_ciou_without_its_aspect_term_below_the_gate():
+    square, tall = tensor([0.0, 0, 1, 1]), tensor([0.0, 0, 1, 3])  # IoU 1/3
+    assert LOSSES["ciou"](square, tall, gate=0.5) == LOSSES["diou"](square, tall) < LOSSES["ciou"](square, tall)
+    assert LOSSES["ciou"](square, tall, gate=0.3) == LOSSES["ciou"](square, tall)
+
+
+def test_the_constant_of_nwd_is_in_the_boxes_unit():
+    pred, target = tensor([[0.0, 0, 4, 4], [0, 0, 4, 4]]), tensor([[3.0, 4, 7, 8], [0, 0, 8, 8]])  # sizes 4 and 8
+    assert LOSSES["nwd"](pred, target)[0].item() == pytest.approx(1 - math.exp(-5 / 12.8))
+    assert LOSSES["nwd"](pred, target, constant="auto")[0].item() == pytest.approx(1 - math.exp(-5 / 6))
+    scaled = (LOSSES["nwd"](pred * s, target * s, constant="auto") for s in (1, 640))
+    torch.testing.assert_close(*scaled)
+
+
+def test_shape_iou_with_a_scale_agrees_with_its_paper(random_boxes):
+    pred, target = random_boxes(20, seed=1), random_boxes(20, seed=2)
+    pairs = zip(pred.tolist(), target.tolist(), strict=True)
+    truth = [float(shape_iou(Pair(*pair), scale=1)) for pair in pairs]
+    assert LOSSES["shape_iou"](pred, target, scale=1).tolist() == pytest.approx(truth, abs=1e-12)
 
 
 @pytest.mark.parametrize("given", [tuple, list, tensor, np.array])

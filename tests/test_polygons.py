@@ -10,6 +10,7 @@ from scipy.spatial import ConvexHull, HalfspaceIntersection
 from torch import tensor
 
 from giou_repro import boxes, polygons
+from giou_repro.registry import LOSSES
 
 SQUARE = tensor([[0.0, 0], [1, 0], [1, 1], [0, 1]], dtype=torch.float64)
 
@@ -49,6 +50,40 @@ def test_a_square_and_a_diamond():
     assert polygons.intersection_area(SQUARE, diamond).item() == pytest.approx(0.5)
     assert polygons.polygon_iou(SQUARE, diamond).item() == pytest.approx(0.5)
     assert polygons.polygon_giou(SQUARE, diamond).item() == pytest.approx(0.5)  # contained: nothing between
+
+
+def test_mgiou_by_hand_and_of_boxes(random_boxes):
+    aside = SQUARE + tensor([0.5, 0])  # along x 1/2 of 3/2 in common, along y all: 2/3
+    assert polygons.polygon_mgiou(SQUARE, aside).item() == pytest.approx(2 / 3)
+    assert polygons.polygon_mgiou(SQUARE, SQUARE + tensor([2, 0])).item() == pytest.approx(1 / 3)  # a gap of 1 in 3
+    diamond = tensor([[0.5, 0.0], [1, 0.5], [0.5, 1], [0, 0.5]], dtype=torch.float64)
+    assert polygons.polygon_mgiou(SQUARE, diamond).item() == pytest.approx(
+        3 / 4
+    )  # 1 on its sides, 1/2 on the diagonals
+    a, b = random_boxes(100, seed=1), random_boxes(100, seed=2)
+    loss = (1 - polygons.polygon_mgiou(corners(a), corners(b).flip(-2))) / 2
+    torch.testing.assert_close(loss, LOSSES["mgiou"](a, b), atol=1e-14, rtol=0)
+
+
+def test_mgiou_of_polygons_against_projections_on_each_normal():
+    generator = torch.Generator().manual_seed(0)
+    a, b = convex(generator, 20, 5), convex(generator, 20, 3)
+    for p, q, value in zip(a.numpy(), b.numpy(), polygons.polygon_mgiou(a, b), strict=True):
+        gious = []
+        for x, y in np.concatenate([np.roll(polygon, -1, 0) - polygon for polygon in (p, q)]):
+            (low, high), (start, end) = (((polygon @ [y, -x]).min(), (polygon @ [y, -x]).max()) for polygon in (p, q))
+            hull, common = max(high, end) - min(low, start), max(0, min(high, end) - max(low, start))
+            union = high - low + end - start - common
+            gious.append(common / union - (hull - union) / hull)
+        assert value.item() == pytest.approx(np.mean(gious), abs=1e-14)
+
+
+def test_mgiou_of_polygons_is_defined_where_edges_have_no_length():
+    triangle, point = SQUARE[[0, 1, 2, 2]], SQUARE[[0, 0, 0]]
+    torch.testing.assert_close(polygons.polygon_mgiou(SQUARE, triangle), polygons.polygon_mgiou(SQUARE, SQUARE[:3]))
+    assert polygons.polygon_mgiou(point, point) == 1 and polygons.polygon_mgiou(point, point + 1) == -1
+    moving = (point + 0.5).requires_grad_()  # a point in the square's middle is pulled to its sides
+    assert torch.autograd.grad(polygons.polygon_mgiou(moving, SQUARE), moving)[0].isfinite().all()
 
 
 def test_the_hull_of_diagonal_neighbours_is_smaller_than_their_box():

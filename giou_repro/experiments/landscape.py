@@ -87,6 +87,15 @@ def describe_flat_parts(table: pd.DataFrame) -> str:
     )
 
 
+def far_slopes(shifts: list[float]) -> pd.DataFrame:
+    """The slope of PIoU v2 as a unit square is shifted along x by `shifts` widths, above 0 where descent brings it
+    back: its factor constant in the gradient, and as its authors have it. Columns: shift, constant, authors."""
+    shift = torch.tensor(shifts, dtype=torch.float64, requires_grad=True)
+    pairs = [(LOSSES["piou_v2"](_square(shift, 0 * shift, 1), TARGET, detached=detached)) for detached in (True, False)]
+    slopes = (torch.autograd.grad(value.sum(), shift, retain_graph=True)[0].numpy() for value in pairs)
+    return pd.DataFrame(dict(zip(("shift", "constant", "authors"), (shifts, *slopes), strict=True)))
+
+
 def field(losses: list[str], n: int, side: float = 0.5) -> pd.DataFrame:
     """The descent direction −∂loss/∂(x, y, w, h) with a square of `side` centred on an n x n grid: loss, x, y, iou, dx,
     dy, dw, dh."""

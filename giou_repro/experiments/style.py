@@ -39,6 +39,12 @@ LOOKS = {  # colour, line, marker: the first eight of unlike lightness, and told
     "inner_iou": ("#B8860B", ":", "^"),
     "inner_giou": ("#4477AA", ":", "o"),
     "piou": ("#AA3377", "--", "D"),
+    "iou_squared": ("#E0B84C", "-.", "^"),
+    "piou_v2": ("#7B1FA2", "-", "D"),
+    "shape_iou": ("#C2185B", "-.", "*"),
+    "bounded_iou": ("#5F9EA0", "--", "P"),
+    "nwd": ("#8C564B", "-", "v"),
+    "mgiou": ("#17A2D6", "-.", "o"),
     "5l1 + 2giou": ("#D81B60", LONG, "P"),
 }
 COLORS = ("#E7298A", "#5D3A9B", "#1B9E77", "#A50026", "#80796B", "#3F6FD8", "#B35806", "#01665E")  # of a user's losses,
