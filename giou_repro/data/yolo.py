@@ -5,6 +5,7 @@ A line is a class and a box (centre, width, height) or a polygon (x, y in turn; 
 shares of the image. The text of images/train/a.jpg is labels/train/a.txt, or a.txt beside it.
 """
 
+import os
 from collections import Counter
 from contextlib import suppress
 from functools import partial
@@ -22,7 +23,6 @@ from giou_repro.data.annotations import (
     number,
     read_text,
     utf8_name,
-    within,
 )
 from giou_repro.data.defects import Defect, Unreadable
 from giou_repro.data.folder import Folder
@@ -45,7 +45,7 @@ def files(path: Path) -> list[Path]:
     found = [file, *(place for split in SPLITS for place in _places(file, settings, split))]
     for place in found[1:]:
         with suppress(Unreadable):
-            found += [way for _, image in _images(place) if image for way in (image, _text_of(image))]
+            found += [file for image in _images(place) for file in (image, _text_of(image))]
     return found
 
 
@@ -66,23 +66,22 @@ def _places(file, settings, split):
     entries, root = settings.get(split) or [], str(settings.get("path") or "")
     for entry in map(str, entries if isinstance(entries, list) else [entries]):
         ways = [file.parent / folder / way for folder in (root, "") for way in (entry, entry.removeprefix("../"))]
-        yield next((way for way in ways if way.exists()), ways[0])
+        yield next((way for way in ways if os.path.exists(way)), ways[0])
 
 
 def _images(place):
-    """(name, path) of the images in a folder, or of a list's lines; None for the path of a line that leads out of the
-    list's folder."""
+    """The images in a folder, or of the lines of a list, as they lie from there."""
     if place.is_dir():
-        return [(utf8_name(file), file) for file in files_below(place) if file.suffix.lower() in IMAGES]
-    lines = map(str.strip, read_text(place, "empty list")[0].splitlines())
-    return [(line, within(place.parent, line)) for line in lines if line]
+        return [file for file in files_below(place) if file.suffix.lower() in IMAGES]
+    lines = map(str.strip, read_text(place, "empty list")[0].replace("\\", "/").splitlines())
+    return [place.parent / line for line in lines if Path(line).name]
 
 
 def _text_of(image):
     beside = image.absolute().with_suffix(".txt")
     head, _, tail = beside.as_posix().rpartition("/images/")
     mirrored = Path(head, "labels", tail)
-    return mirrored if mirrored.is_file() else beside
+    return mirrored if os.path.isfile(mirrored) else beside
 
 
 def _read(file: Path, settings: dict, split: str, classes: tuple | None = None, background: bool = False) -> Folder:
@@ -93,25 +92,28 @@ def _read(file: Path, settings: dict, split: str, classes: tuple | None = None, 
     """
     ds = Folder(utf8_name(file.resolve().parent), (), "shares")
     names = settings["names"] if isinstance(settings["names"], dict) else dict(enumerate(settings["names"]))
-    pairs = [(number(id), str(name)) for id, name in names.items() if isinstance(name, str | int)]
+    pairs = [
+        (id if isinstance(id, int) else number(id), str(name))
+        for id, name in names.items()
+        if isinstance(name, str | int)
+    ]
     names = class_names(pairs, utf8_name(file), ds.defects)
     ds.classes = tuple(classes or dict.fromkeys(names.values()))
     places = list(_places(file, settings, split))
-    if gone := [str(place) for place in places if not place.exists()]:
+    if gone := [str(place) for place in places if not os.path.exists(place)]:
         raise Unreadable(Defect("missing folder", utf8_name(file), f"({', '.join(gone)})"))
-    missing, unannotated, texts = [], [], {None}
-    for (name, image), count in Counter(entry for place in places for entry in _images(place)).items():
-        kinds = {"listed twice": count > 1, "path out of the folder": image is None}
-        ds.defects += [Defect(kind, utf8_name(file), f"({name!r})") for kind, applies in kinds.items() if applies]
-        texts.add(text := image and _text_of(image))
-        if image and not image.is_file():
-            missing.append((name, "", name))
-        elif image and (text.is_file() or background):
+    listed, missing, unannotated = Counter(image for place in places for image in _images(place)), [], []
+    ds.defects += [Defect("listed twice", utf8_name(image)) for image, count in listed.items() if count > 1]
+    texts = {image: _text_of(image) for image in listed}
+    for image, text in texts.items():
+        if not os.path.isfile(image):
+            missing.append((utf8_name(image), "", image.name))
+        elif os.path.isfile(text) or background:
             _add(image, text, names, "kpt_shape" in settings, ds)
-        elif image:
-            unannotated.append((name, "", text.name))
-    folders = {text.parent for text in texts - {None} if "labels" in text.parts and all(map(Path.is_dir, places))}
-    alone = sorted({text for folder in folders for text in folder.glob("*.txt")} - texts)  # of a list's, others may be
+        else:
+            unannotated.append((utf8_name(image), "", text.name))
+    folders = {text.parent for text in texts.values() if "labels" in text.parts and all(map(Path.is_dir, places))}
+    alone = sorted({text for folder in folders for text in folder.glob("*.txt")} - {*texts.values()})
     missing += [(text.name, "", text.stem) for text in alone]
     ds.defects += missing_files("missing annotation", file.parent, ("labels", *places), unannotated)
     ds.defects += missing_files("missing image", file.parent, places, missing)
@@ -121,7 +123,7 @@ def _read(file: Path, settings: dict, split: str, classes: tuple | None = None, 
 def _add(image, text, names, has_keypoints, ds):
     """Add an image to a set, with the objects of its text, where there is one."""
     try:
-        has_lines = text.is_file() and text.stat().st_size
+        has_lines = os.path.isfile(text) and os.path.getsize(text)
         content, defects = read_text(text, "malformed annotation", LARGEST) if has_lines else ("", [])
     except Unreadable as error:
         ds.defects += error.defects
