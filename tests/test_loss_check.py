@@ -29,6 +29,10 @@ def upside_down(pred, target):
 def held(pred, target):
     return (1 - boxes.giou(pred, target)) * (2 - boxes.iou(pred, target).detach())
 
+def repels(pred, target):
+    offset = (pred[..., :2] + pred[..., 2:] - target[..., :2] - target[..., 2:]).abs().sum(-1)
+    return torch.where(boxes.iou(pred, target) > 0, 0 * offset, 10 - offset)
+
 def stays(pred, target):
     raise RuntimeError("no boxes today")
 """
@@ -77,6 +81,12 @@ def test_what_one_has_to_know_is_noted_and_fails_nothing(verdicts):
     assert found["median gradient of unit boxes at IoU 0, .5 to .6, .9 to 1"][1].startswith("ℓ1 2, 2, 2; GIoU ")
     status, found = verdicts("iou")
     assert found["zero gradient disjoint from the target"] == ("note", "100.0% of the boxes: such boxes are not moved")
+
+
+def test_a_loss_that_pushes_far_boxes_away_is_noted(verdicts):
+    title = "moved away from the target, disjoint boxes"
+    assert verdicts("repels")[1][title] == ("note", "100.0% of the boxes: their centre goes farther off")
+    assert verdicts("giou")[1][title] == ("ok", "0.0% of the boxes")
 
 
 def test_a_loss_that_is_not_least_at_its_target_fails(verdicts):

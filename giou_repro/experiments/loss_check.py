@@ -120,7 +120,7 @@ def _properties(name, n, generator):
         yield title, *_verdict(value <= ROUNDING * size, value, meaning)
     lowest = min(row.lowest, row.at_equal)
     words = f"{lowest:.3g} to {row.highest:.3g} on random boxes"
-    yield "range", "ok" if lowest >= -ROUNDING else "note" if lowest == lowest else "fails", words
+    yield "range", *_verdict(lowest >= -ROUNDING, lowest, "a reward, below 0 for some boxes", words)
 
 
 def _least(name, n, generator):
@@ -139,14 +139,17 @@ def _flat(name, n, generator):
     inside = target[:, :2].repeat(1, 2) + shares * (target[:, 2:] - target[:, :2]).repeat(1, 2)
     disjoint, gradient = boxes.iou(pred, target) == 0, _value_and_gradient(name, pred, target)[1]
     within = _value_and_gradient(name, inside, target)[1]
+    flat = [part.abs().amax(-1) < ROUNDING**2 for part in (gradient, within[:, :2] + within[:, 2:])]
+    outwards = ((gradient[:, :2] + gradient[:, 2:]) * boxes.convert(target - pred, "xyxy", "cxcywh")[:, :2]).sum(-1)
     for title, some, meaning in (
-        ("disjoint from the target", gradient[disjoint], "such boxes are not moved"),
-        ("overlapping it", gradient[~disjoint], "such boxes are not moved"),
-        ("inside it, by the centre", within[:, :2] + within[:, 2:], "such boxes grow, but are not centred"),
+        ("zero gradient disjoint from the target", flat[0][disjoint], "such boxes are not moved"),
+        ("zero gradient overlapping it", flat[0][~disjoint], "such boxes are not moved"),
+        ("zero gradient inside it, by the centre", flat[1], "such boxes grow, but are not centred"),
+        ("moved away from the target, disjoint boxes", outwards[disjoint] > ROUNDING, "their centre goes farther off"),
     ):
-        flat = (some.abs().amax(-1) < ROUNDING**2).double().mean().item()
-        words = f"{flat:.1%} of the boxes" + (f": {meaning}" if flat > SHARE else "")
-        yield f"zero gradient {title}", "note" if flat > SHARE else "ok", words
+        share = some.double().mean().item()
+        words = f"{share:.1%} of the boxes" + (f": {meaning}" if share > SHARE else "")
+        yield title, "note" if share > SHARE else "ok", words
 
 
 def _steepness(name, n, generator):
@@ -160,8 +163,9 @@ def _steepness(name, n, generator):
     yield "median gradient of unit boxes at IoU 0, .5 to .6, .9 to 1", "ok" if alike else "note", words
 
 
-def _verdict(holds, value, meaning):
-    return "ok" if holds else "note" if value == value else "fails", f"{value:.2g}" + ("" if holds else f": {meaning}")
+def _verdict(holds, value, meaning, words=None):
+    words = words or f"{value:.2g}"
+    return "ok" if holds else "note" if value == value else "fails", words if holds else f"{words}: {meaning}"
 
 
 def _value_and_gradient(name, pred, target):
