@@ -51,4 +51,5 @@ lock:  ## pin the newest versions that fit pyproject.toml (needs uv)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@git config filter.nbstripout.clean $(BIN)/nbstripout || true  # see .gitattributes
 	@touch $@

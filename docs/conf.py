@@ -46,7 +46,8 @@ def copy_notebooks(app, config):
     for source in sorted((PROJECT / "notebooks").glob("*.ipynb")):
         run = newest.get(source.stem)
         notebook = nbformat.read(run.folder / "notebook.ipynb" if run else source, as_version=4)
-        notebook.cells = [c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+        left_out = {"install", "injected-parameters"}
+        notebook.cells = [c for c in notebook.cells if not left_out & set(c.metadata.get("tags", []))]
         caption = source.stem
         for cell in notebook.cells:
             if cell.cell_type == "code":

@@ -200,6 +200,10 @@ def test_lock_and_conda_give_one_environment():
         assert all(requirement.specifier.contains(str(pin.specifier)[2:]) for pin in locked[requirement.name])
     conda = yaml.safe_load((ROOT / "environment.yml").read_text())
     assert {"pip": ["-r requirements.lock", "-e .[all]"]} in conda["dependencies"]
+    names = {"torch": "pytorch-cpu", "jupyter-client": "jupyter_client"}  # of conda-forge
+    lines = map(Requirement, [*project["dependencies"], *extras["notebooks"]])
+    binder = yaml.safe_load((ROOT / ".binder" / "environment.yml").read_text())["dependencies"]
+    assert {f"{names.get(one.name, one.name)}{one.specifier}" for one in lines} <= set(binder)
     assert f"python={project['requires-python'].removeprefix('>=')}" <= next(
         d for d in conda["dependencies"] if str(d).startswith("python=")
     )

@@ -11,6 +11,7 @@ from giou_repro.runs import pages, store
 
 DOT = base64.b64encode(b"not looked at").decode()
 CELLS = [
+    nbformat.v4.new_code_cell("0", metadata={"tags": ["install"]}),
     nbformat.v4.new_markdown_cell(
         "# A question?\n\nWith $w^* < \\frac{1}{2}$, and `$HOME and $PATH` as it is:\n\n$$a*b*c$$"
     ),

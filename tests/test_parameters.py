@@ -94,13 +94,13 @@ def test_a_wrong_value_ends_the_set_up_cell_before_there_is_a_run(path, tmp_path
     shell = InteractiveShell.instance()
     try:
         shell.run_cell(
-            "".join(cells[0]["source"]) + f"\nscale = 'large'\nrun_dir = {str(tmp_path / 'run')!r}"
+            "".join(cells[1]["source"]) + f"\nscale = 'large'\nrun_dir = {str(tmp_path / 'run')!r}"
         ).raise_error()
         with pytest.raises(
             parameters.ParameterError,
             match="parameter 'scale' is 'large', but input should be 'smoke', 'laptop' or 'paper'",
         ):
-            shell.run_cell("".join(cells[1]["source"])).raise_error()
+            shell.run_cell("".join(cells[2]["source"])).raise_error()
     finally:
         InteractiveShell.clear_instance()
     assert not (tmp_path / "run").exists()

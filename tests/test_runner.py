@@ -322,7 +322,7 @@ def test_cells_in_another_order_never_make_a_false_record(tmp_path, monkeypatch)
     monkeypatch.setattr(store, "project_folder", lambda: tmp_path)
     monkeypatch.setattr(store, "_begun", {})
     book = json.loads((tmp_path / "notebooks" / "01_metric.ipynb").read_text())
-    given, set_up, *cells = ["".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == "code"]
+    _, given, set_up, *cells = ["".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == "code"]
     shell = InteractiveShell.instance()
 
     def run_cells(*texts):
@@ -390,7 +390,7 @@ def test_sources_are_clean(name):
     book = nbformat.read(store.project_folder() / "notebooks" / f"{name}.ipynb", as_version=4)
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in book.cells)
     tags = [tag for cell in book.cells for tag in cell.metadata.get("tags", [])]
-    assert tags == ["parameters"]
+    assert tags == ["install", "parameters"]
     declared = parameters.declared(store.project_folder() / "notebooks" / f"{name}.ipynb")
     assert {"scale", "seed", "run_dir"} <= set(declared)
     assert all(parameter.help for parameter in declared.values())

@@ -1,5 +1,6 @@
 """Runs that a notebook begins by itself: in JupyterLab, by plain papermill, in a folder of one's own."""
 
+import json
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import pandas as pd
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
+from giou_repro.checkout import NOTEBOOKS
 from giou_repro.runs import store
 
 
@@ -98,3 +100,18 @@ def test_a_killed_run_in_a_folder_of_ones_own_is_resumed_with_the_same_parameter
     assert (run.record["status"], len(run.record["earlier"])) == ("running", 1)
     with pytest.raises(FileExistsError, match="running run of n;"):
         store._join(store.Run(run.folder), "n", dict(a=1))
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_the_install_cell_installs_where_the_package_is_missing_only(found, cell, monkeypatch):
+    books = [json.loads(path.read_text())["cells"] for path in NOTEBOOKS.glob("*.ipynb")]
+    (text,) = {
+        "".join(part["source"]) for book in books for part in book if "install" in part["metadata"].get("tags", [])
+    }
+    installed = []
+    InteractiveShell.instance().register_magic_function(installed.append, magic_name="pip")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: found or None)
+    monkeypatch.setattr("builtins.input", lambda prompt: "https://code.example/me/it")
+    cell(text)
+    wanted = 'install --quiet "giou-repro[notebooks,detection] @ git+https://code.example/me/it"'
+    assert installed == ([] if found else [wanted])

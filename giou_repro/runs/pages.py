@@ -45,6 +45,7 @@ def exported(notebook: Path, **options) -> str:
     book = nbformat.read(notebook, as_version=4)
     text = ""
     book.metadata.pop("widgets", None)  # for which nbconvert asks a host; a bar of progress shows as text
+    book.cells = [cell for cell in book.cells if "install" not in cell.metadata.get("tags", ())]
     for cell in book.cells:
         if cell.cell_type == "markdown":
             text = caption(cell.source)
