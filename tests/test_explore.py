@@ -1,6 +1,7 @@
 """The explorer in a browser: its numbers against Python's; mouse, touch and keys; a user's loss; the surface of 03."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -149,7 +150,7 @@ def test_touch_moves_the_target(page):
 def test_published_giou_stands_still_level_with_its_target_until_repaired(page):
     def ends_at():
         page.locator("input[type=range]").nth(1).fill("200")
-        return float(page.get_by_text("IoU at step").inner_text().rpartition(" ")[2])
+        return float(re.search(r"GIoU (\S+) \(error", page.get_by_text("IoU at step").inner_text())[1])
 
     page.get_by_label("gradients").select_option("published")
     assert ends_at() == 0
@@ -282,7 +283,7 @@ def test_surface_and_the_order_of_the_losses(show):
     page.mouse.click(frame["x"] + frame["width"] * 6 / 8, frame["y"] + frame["height"] * 4 / 8)
     np.testing.assert_allclose(view(page)["pred"], [5.5, 3.5, 6.5, 4.5], atol=0.02)
     assert page.locator("[aria-live]").inner_text().endswith("from here 4.0")
-    assert page.get_by_text("IoU at step 0: GIoU 0.00").is_visible()
+    assert page.get_by_text("IoU at step 0: GIoU 0.00 (error 2.00)").is_visible()
 
 
 @pytest.mark.parametrize(
@@ -290,6 +291,7 @@ def test_surface_and_the_order_of_the_losses(show):
     [
         (dict(losses=["giou", "siuo"]), "unknown loss 'siuo'; did you mean 'siou'"),
         (dict(pred=(1, 2, 3)), "pred must be four numbers"),
+        (dict(rate=0), "rate must be above 0"),
         (dict(gradients="exakt"), "gradients must be one of 'exact', 'published', 'repaired'"),
     ],
 )

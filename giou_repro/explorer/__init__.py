@@ -7,6 +7,7 @@ explore.js does not have, as a user's own, is computed by Python (answers.py), f
 
 import html
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,12 +39,14 @@ def explore(
 
     `losses` are as in `registry.select`; those that are not in SHOWN need a running kernel and anywidget. `surface`, of
     `experiments.surface.surface`, is drawn under the boxes, in a plane of 8 x 8. Raises ValueError for a loss that is
-    not known, a box that is not four numbers, a choice that there is not.
+    not known, a box that is not four numbers, a rate that is not above 0, a choice that there is not.
     """
     losses = registry.select(list(losses) if not isinstance(losses, str) else losses)
     first = first or ("giou" if "giou" in losses else losses[0])
     view = dict(pred=_box("pred", pred), target=_box("target", target), first=first, second=second)
     view |= dict(gradients=gradients, encoding=encoding, rate=float(rate))
+    if not 0 < view["rate"] < math.inf:
+        raise ValueError(f"explore: rate must be above 0, got {rate!r}")
     known = dict(first=losses, second=["", *losses], gradients=GRADIENTS, encoding=ENCODINGS)
     for name, choices in known.items():
         if view[name] not in choices:
@@ -99,6 +102,6 @@ class Explorer:
 
 def _box(name, box):
     box = [float(x) for x in box]
-    if len(box) != 4:
+    if len(box) != 4 or not all(map(math.isfinite, box)):
         raise ValueError(f"explore: {name} must be four numbers x1, y1, x2, y2, got {box}")
     return box

@@ -5,8 +5,9 @@
 
 const dual = (v, d = [0, 0, 0, 0]) => ({ v, d });
 const lift = (x) => (typeof x === "number" ? dual(x) : x);
-const scaled = (a, slope, v) => dual(v, a.d.map((x) => slope * x));
-const mixed = (a, p, b, q, v) => dual(v, a.d.map((x, k) => p * x + q * b.d[k]));
+const scaled = ({ d: [a, b, c, e] }, slope, v) => dual(v, [slope * a, slope * b, slope * c, slope * e]);
+const mixed = ({ d: a }, p, { d: b }, q, v) =>
+  dual(v, [p * a[0] + q * b[0], p * a[1] + q * b[1], p * a[2] + q * b[2], p * a[3] + q * b[3]]);
 const binary = (rule) => (a, b) => rule(lift(a), lift(b));
 const add = binary((a, b) => mixed(a, 1, b, 1, a.v + b.v));
 const sub = binary((a, b) => mixed(a, 1, b, -1, a.v - b.v));
@@ -212,6 +213,7 @@ const rectangle = (box) => {
   const [x, y, x2, y2] = sorted(box);
   return { x, y, width: x2 - x, height: y2 - y };
 };
+const offset = (p, t) => p.reduce((total, x, k) => total + Math.abs(x - t[k]), 0);
 const distance = (p, t) => Math.hypot(...p.map((x, k) => x - t[k]));
 
 /** The address of a picture of side × side bytes: 0 is nothing, 1 the light end of RAMP and 255 the dark one. */
@@ -295,8 +297,10 @@ export function mount(element, { losses, view, answer, wire, surface }) {
   const play = html(controls, "button", {}, "▶ let go");
   const scrub = range(controls, "step", 0, STEPS, 1, state.at, (value) => { stop(); state.at = value; draw(); });
   const curves = svg(right, "svg", { viewBox: "0 0 200 60", class: "curves", role: "img" });
-  set(curves, { "aria-label": "IoU against step" });
+  set(curves, { "aria-label": "IoU and error against step" });
   const lines = [0, 1].map(() => svg(curves, "polyline", { fill: "none", "stroke-width": 1.2 }));
+  const thin = { fill: "none", "stroke-width": 0.6, "stroke-dasharray": "2 1" };
+  const errors = [0, 1].map(() => svg(curves, "polyline", thin));
   const now = svg(curves, "line", { y1: 0, y2: 60, stroke: "var(--ink)", "stroke-width": 0.4 });
   const legend = html(right, "p");
   const share = html(right, "details");
@@ -337,7 +341,11 @@ export function mount(element, { losses, view, answer, wire, surface }) {
   }
   function walk() {
     ways = [state.first, state.second].filter(Boolean).map(descent).filter(Boolean);
-    for (const way of ways) way.ious = way.boxes.map((box) => iouOf(box, state.target));
+    const goal = encode(state.target, "cxcywh"), error = (box) => offset(encode(box, "cxcywh"), goal);
+    for (const way of ways) {
+      way.ious = way.boxes.map((box) => iouOf(box, state.target));
+      way.errors = way.boxes.map(error);
+    }
     draw();
   }
 
@@ -485,19 +493,21 @@ export function mount(element, { losses, view, answer, wire, surface }) {
       const way = ways[k];
       const show = way ? "inline" : "none";
       const stroke = way ? way.color : "none";
-      for (const node of [trails[k], ghosts[k], lines[k]]) set(node, { display: show, stroke });
+      for (const node of [trails[k], ghosts[k], lines[k], errors[k]]) set(node, { display: show, stroke });
       if (!way) continue;
       set(ghosts[k], rectangle(way.boxes[state.at]));
       const centres = way.boxes.slice(0, state.at + 1).map((b) => `${(b[0] + b[2]) / 2},${(b[1] + b[3]) / 2}`);
       set(trails[k], { points: centres.join(" ") });
-      const curve = way.ious.map((iou, n) => `${n},${58 - 56 * iou}`);
-      set(lines[k], { points: curve.join(" ") });
+      const curve = (values) => values.map((value, n) => `${n},${58 - 56 * Math.min(1, value)}`).join(" ");
+      set(lines[k], { points: curve(way.ious) });
+      set(errors[k], { points: curve(way.errors.map((error) => error / (way.errors[0] || 1))) });
     }
     set(now, { x1: state.at, x2: state.at });
     scrub.set(state.at);
     rate.set(state.rate);
-    const shown = ways.map((way) => `${way.label} ${way.ious[state.at].toFixed(2)}`);
-    legend.textContent = `IoU at step ${state.at}: ${shown.join(", ")}`;
+    const reading = (way) => `${way.label} ${way.ious[state.at].toFixed(2)} (error ${way.errors[state.at].toFixed(2)})`;
+    legend.textContent = `IoU at step ${state.at}: ${ways.map(reading).join(", ")}. ` +
+      "Dashed: the summed error of x, y, w and h, in units of that of the start.";
     const giou = 1 - evaluate("giou", pred, target).value;
     spoken.textContent = `IoU ${iouOf(pred, target).toFixed(3)}, GIoU ${giou.toFixed(3)}, ` +
       `ℓ2 distance ${distance(pred, target).toFixed(2)}${surface ? drawSurface() : ""}`;
