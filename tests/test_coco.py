@@ -283,6 +283,7 @@ def test_a_set_without_an_object_is_refused_and_normalised_boxes_are_none(tmp_pa
         with pytest.raises(Unreadable, match="no object of split 'all' can be used") as error:
             datasets.load(coco(tmp_path / "a.json", annotations), "all")
         assert kinds(error.value.defects) == [*kind, "no object"]
+        assert not kind or "multiply shares of the image by its width and height)" in str(error.value)
 
 
 @pytest.mark.parametrize("lies", ["photos/a.jpg", "images/train/a.jpg", "A.JPG", "a.png", "train/deep/a.jpeg"])

@@ -69,6 +69,8 @@ ACTIONS = {
 }
 LOST = ("dropped", "image skipped", "not opened")  # actions after which something that was annotated is not there
 
+REMEDIES = {"normalised box": ": multiply shares of the image by its width and height"}
+
 NEAR_DUPLICATE_IOU = 0.9  # above it two boxes of a class are near-duplicates
 ROUNDING = 0.01  # px out of the image that are clipped and not reported
 SHARES_ROUNDING = 8e-7  # of the image's longer side, the same for shares of six digits
@@ -137,7 +139,7 @@ def repair_objects(objects: list, width: int, height: int, file: str, unit: str 
     for item in objects:
         box, kinds = _repaired(item.box, width, height, unit)
         corners = ", ".join(f"{value:.10g}" for value in item.box)
-        defects += [Defect(kind, file, f"({corners})", item.title) for kind in kinds]
+        defects += [Defect(kind, file, f"({corners}{REMEDIES.get(kind, '')})", item.title) for kind in kinds]
         if box and item.area is not None and not _can_be_area(item.area, *item.box):
             defects.append(Defect("area mismatch", file, f"({item.area:.10g} px², box {corners})", item.title))
             item = item._replace(area=None)
