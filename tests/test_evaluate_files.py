@@ -111,24 +111,35 @@ def test_the_command_prints_both_tables_and_what_was_left_out(foreign, capsys):
     text = capsys.readouterr().out
     assert "VOC 2010 AP" in text and "11 recalls: VOC 2007" in text and "cow" in text
     assert (
-        f"NOTE: found.json: 1 of {len(entries) + 1} entries left out, of categories 1; the truth has 3, 17, 90" in text
+        f"NOTE: found.json: 1 of {len(entries) + 1} entries left out: the truth does not list category 1; its" in text
     )
 
 
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [
-        (found(image_id="7"), "entry 0: image_id '7' is none of the truth's, as 7"),
-        (found(category_id=1), "of categories 1; the truth has 3, 17, 90"),
+        (found(image_id="8"), "entry 0: image_id '8' is none of the truth's, an id as 7 or a file's name as '7'"),
+        (found(category_id=1), "does not list category 1; its categories are 3, 17, 90"),
+        (found(file_name="b/8.jpg"), "file_name of 7, 3 is b/8.jpg here, 7.jpg there"),
         (found(score=None), "entry 0 must have four finite numbers in bbox, and a score"),
         (found(bbox=[1, 2, 3]), "entry 0 must have four finite numbers"),
         (dict(image_id=7), "entry 0 has no category_id, bbox, score"),
-        (found(category="cat"), "category 3 is cat here, dog there: .*--truth"),
+        (found(category="cat"), "category of 7, 3 is cat here, dog there: .*--truth"),
     ],
 )
 def test_what_is_not_in_the_format_is_refused_by_entry(wrong, named, tmp_path):
     with pytest.raises(ValueError, match=named):
         evaluate_files.read(*write(tmp_path, [image(7)], [true(1)], [wrong]))
+
+
+def test_an_image_may_be_named_by_its_file_and_annotations_of_other_images_stay_out(tmp_path):
+    detections = [found(image_id="7", file_name="7.jpg")]
+    *data, notes = evaluate_files.read(*write(tmp_path, [image(7)], [true(1), true(2, image_id=8)], detections))
+    assert evaluate_files.evaluate(*data)[0].iou[0] == pytest.approx(1)
+    assert notes == [
+        "truth.json: 1 of 2 entries left out: the truth does not list image 8; its categories are 3, 17, 90",
+        "found.json: 1 of 1 entries name their image's file, not its id; taken by it",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,10 @@ def read(truth: str | Path, found: str | Path) -> tuple[list, list, tuple, list]
     """(truths, detections, classes, notes) of a COCO annotation file and a COCO results file: lists of a dict an image,
     as `average_precision` takes them, and sentences on what was left out or looks wrong.
 
-    Ids are taken as the files give them: numbers with gaps, or text. As in pycocotools, annotations and detections of a
-    category that the truth does not list are left out, which a note tells. Raises OSError or ValueError, naming file
-    and entry, for what is not in the format, an image that the truth does not list among them.
+    Ids are taken as the files give them: numbers with gaps, or text. As in pycocotools, what is of a category that the
+    truth does not list, and annotations of an image that it does not list, are left out, which a note tells. Raises
+    OSError or ValueError, naming file and entry, for what is not in the format, and a detection in an image that the
+    truth does not list.
     """
     content, entries = _json(truth), _json(found)
     if not isinstance(entries, list):
@@ -40,7 +41,7 @@ def read(truth: str | Path, found: str | Path) -> tuple[list, list, tuple, list]
     rows = _rows(content.get("annotations", []), utf8_name(Path(truth)), images, labels, (), notes)
     truths = [_stacked(rows.get(id, []), TRUTH) | {"image_id": id} for id in images]
     rows = _rows(entries, utf8_name(Path(found)), images, labels, ("score",), notes)
-    _check_names(rows, names, labels)
+    _check_names(rows, names, images)
     notes += _doubts(rows, images)
     return truths, [_stacked(rows.get(id, []), DETECTION) for id in images], tuple(names[id] for id in labels), notes
 
@@ -61,8 +62,10 @@ def _json(path):
 
 
 def _rows(entries, file, images, labels, needed, notes):
-    """image id → the entries of the image whose category is known, checked, each with its label."""
-    rows, unknown = {}, Counter()
+    """image id → the entries of the image whose category is known, checked, each with its label. A detection's image
+    has to be known, by its id or, as some frameworks have it, by its file's name without suffix."""
+    stems = {Path(str(image.get("file_name"))).stem: id for id, image in images.items()}
+    rows, unknown, by_file = {}, Counter(), 0
     for place, entry in enumerate(entries):
         where = f"{file}: entry {place}"
         needs = ("image_id", "category_id", "bbox", *needed)
@@ -73,21 +76,25 @@ def _rows(entries, file, images, labels, needed, notes):
         numbers = [*(box if isinstance(box, list) else ()), *(entry[key] for key in needed)]
         if len(numbers) != 4 + len(needed) or not all(math.isfinite(number(value)) for value in numbers):
             raise ValueError(f"{where} must have four finite numbers in bbox, and a score if it is a detection")
-        if entry["image_id"] not in images:
-            twin = next((id for id in images if str(id) == str(entry["image_id"])), next(iter(images), None))
-            raise ValueError(f"{where}: image_id {entry['image_id']!r} is none of the truth's, as {twin!r}")
-        if entry["category_id"] in labels:
-            rows.setdefault(entry["image_id"], []).append(entry | {"label": labels[entry["category_id"]]})
+        image, category = entry["image_id"], entry["category_id"]
+        if image not in images and needed:
+            by_file, image = by_file + 1, stems.get(str(image))
+            if image is None:
+                some = f"an id as {next(iter(images), None)!r} or a file's name as {next(iter(stems), None)!r}"
+                raise ValueError(f"{where}: image_id {entry['image_id']!r} is none of the truth's, {some}")
+        if image in images and category in labels:
+            rows.setdefault(image, []).append(entry | {"label": labels[category]})
         else:
-            unknown[entry["category_id"]] += 1
+            unknown[f"category {category!r}" if image in images else f"image {image!r}"] += 1
     if unknown:
-        ids, known = (", ".join(map(str, list(some)[:8])) for some in (unknown, labels))
-        note = (
-            f"{file}: {unknown.total()} of {len(entries)} entries left out, of categories {ids}; the truth has {known}"
-        )
+        lost, known = (", ".join(map(str, list(some)[:8])) for some in (unknown, labels))
+        note = f"{file}: {unknown.total()} of {len(entries)} entries left out: the truth does not list {lost}"
+        note += f"; its categories are {known}"
         if not rows:
             raise ValueError(note)
         notes.append(note)
+    if by_file:
+        notes.append(f"{file}: {by_file} of {len(entries)} entries name their image's file, not its id; taken by it")
     return rows
 
 
@@ -98,15 +105,18 @@ def _stacked(entries, columns):
     return {"boxes": boxes, "labels": [entry["label"] for entry in entries]} | stacked
 
 
-def _check_names(rows, names, labels):
-    """Raise ValueError where a detection gives its category's name, as `giou-repro predict` does, and the truth gives
-    that id another."""
-    by_label = {labels[id]: name for id, name in names.items()}
-    for entry in (entry for image in rows.values() for entry in image):
-        name = by_label[entry["label"]]
-        if entry.get("category", name) != name:
-            remedy = "give both files the same ids; giou-repro predict takes them from --truth FILE"
-            raise ValueError(f"category {entry['category_id']} is {entry['category']} here, {name} there: {remedy}")
+def _check_names(rows, names, images):
+    """Raise ValueError where a detection gives its category's or its image's name, as `giou-repro predict` and
+    ultralytics do, and the truth gives that id another."""
+    for image, entry in ((images[id], entry) for id, entries in rows.items() for entry in entries):
+        pairs = (("category", names[entry["category_id"]]), ("file_name", image.get("file_name")))
+        for key, name in pairs:
+            given = entry.get(key, name)
+            if isinstance(given, str) and isinstance(name, str) and Path(given).name != Path(name).name:
+                remedy = "give both files the same ids; giou-repro predict takes them from --truth FILE"
+                raise ValueError(
+                    f"{key} of {entry['image_id']}, {entry['category_id']} is {given} here, {name} there: {remedy}"
+                )
 
 
 def _doubts(rows, images):
