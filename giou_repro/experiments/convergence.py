@@ -320,7 +320,7 @@ def plot_single_boxes(table: pd.DataFrame, frames=(0, 0.025, 0.1, 0.25, 0.5, 1))
     edges = np.concatenate((edges[np.isfinite(edges).all(1)].clip(-20, 40), np.reshape(UNIT_SQUARE, (2, 2))))
     low, high = edges.min(0) - 0.25, edges.max(0) + 0.25
     height = 0.35 + 1.55 * min(np.divide(*(high - low)[::-1]), 1.3)
-    figure, axes = style.panels(len(rows), len(shown), 1.75, height, sharex=True, sharey=True)
+    figure, axes = style.panels(len(rows), len(shown), 1.75, height)
     for line, ((gradients, name), part) in zip(axes, rows, strict=True):
         for axis, row in zip(line, part[part.step.isin(shown)].itertuples(), strict=True):
             style.draw_box(axis, UNIT_SQUARE, style.TRUE, linewidth=3.5, label="target")

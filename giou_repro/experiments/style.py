@@ -54,10 +54,15 @@ OVERLAPPING, DISJOINT, NO_GRADIENT = "#222222", "#CC3311", "#CC3311"  # no loss 
 
 
 class Figure(matplotlib_figure.Figure):
-    """A figure that is drawn, saved and shown by a notebook in the package's style."""
+    """A figure that is drawn, saved and shown by a notebook in the package's style. It is laid out once, for all
+    formats: to find room for the text takes as long as to draw."""
 
     draw = styled(matplotlib_figure.Figure.draw)
-    savefig = styled(matplotlib_figure.Figure.savefig)
+
+    @styled
+    def savefig(self, *arguments, **options):
+        super().savefig(*arguments, **options)
+        self.set_layout_engine("none")
 
     def _repr_png_(self):
         self.savefig(buffer := io.BytesIO(), dpi="figure")
