@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from giou_repro.runs import parameters, store
+from giou_repro.spelling import listed
 
 COMMANDS = {}  # words → (function, its arguments)
 SCALES = ("smoke", "laptop", "paper")
@@ -85,16 +86,12 @@ def command(words, *arguments):
     return add
 
 
-def _listed(text):
-    return [name.strip() for name in text.split(",")]
-
-
 def _results(options):
     return Path(options.results or store.project_folder() / "results")
 
 
 RESULTS = argument("--results", metavar="FOLDER", help="where run folders are; the project's results/ by default")
-LOSSES = argument("--losses", type=_listed, help="comma-separated, your own as my_module:mine")
+LOSSES = argument("--losses", type=listed, help="comma-separated, your own as my_module:mine")
 PARAMETER = argument(
     *("-p", "--parameter"),
     nargs=2,
@@ -267,7 +264,7 @@ def _evaluate(options):
     "compare",
     argument("runs", metavar="RUNS.csv", help="a row a run: loss, seed, and a column a measure, higher being better"),
     argument("--against", metavar="LOSS", help="compare with this one; the first of the table by default"),
-    argument("--measures", type=_listed, help="comma-separated; all other columns of numbers by default"),
+    argument("--measures", type=listed, help="comma-separated; all other columns of numbers by default"),
     argument("--fresh-images", action="store_true", help="each seed had test images of its own, drawn anew"),
 )
 def _compare(options):
@@ -314,7 +311,7 @@ def _losses(options):
     "data check",
     argument("path", metavar="PATH", help="a Pascal VOC folder, a COCO JSON or its folder, a YOLO data.yaml, a name"),
     argument("--split", help="one of its splits; all of it by default"),
-    argument("--classes", type=_listed, help="comma-separated; any other is unknown"),
+    argument("--classes", type=listed, help="comma-separated; any other is unknown"),
     argument("--exif", choices=("follow", "ignore"), help="photographs' orientation; else as the annotated sizes are"),
     argument("--background", action="store_true", help="an image without a file of boxes has no objects, and is kept"),
 )

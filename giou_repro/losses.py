@@ -221,7 +221,7 @@ def wiou(pred: Tensor, target: Tensor) -> Tensor:
 
     label: WIoU v1
     range: [0, e]
-    paper: Tong et al., Wise-IoU, 2023, L_WIoUv1 (v2 and v3 need a running mean over training and are left out)
+    paper: Tong et al., Wise-IoU, 2023, L_WIoUv1; v2 and v3 are wrappers.wise of it
     """
     o = boxes.overlap(pred, target)
     return torch.exp(terms.centre_distance(pred, target, [side.detach() for side in o.enclosing])) * (1 - o.iou)

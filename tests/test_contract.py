@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import tensor
 
-from giou_repro import boxes, registry
+from giou_repro import boxes, contract
 from giou_repro.registry import LOSSES
 
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
@@ -16,7 +16,7 @@ HALVES = [0.5, 0.75, 0]  # 1 − IoU of THREE
 
 @pytest.fixture(autouse=True)
 def nothing_told(monkeypatch):
-    monkeypatch.setattr(registry, "TOLD", set())
+    monkeypatch.setattr(contract, "TOLD", set())
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from giou_repro import boxes, losses
+from giou_repro import boxes
 from giou_repro.registry import LOSSES
 
 SIZE = 16  # px, the picture's side
@@ -91,14 +91,14 @@ def corners(box: Tensor) -> Tensor:
 
 
 def of_code(name: str, encoding: str, code: Tensor, target: Tensor) -> Tensor:
-    """The loss (...) of codes (..., 4) against target boxes (..., 4); `name` is in LOSSES, or WEIGHTED.
+    """The loss (...) of codes (..., 4) against target boxes (..., 4); `name` is in LOSSES.
 
     An overlap loss takes the boxes. A coordinate loss takes what is regressed: centre and side, centre and log side, or
-    with "sigmoid", as DETR, the box after the sigmoid.
+    with "sigmoid", as DETR, the box after the sigmoid; in a sum of both, as DETR's, the box.
     """
     box = decode(encoding, code)
-    if name == WEIGHTED:
-        return 5 * losses.l1(box, target) + 2 * losses.giou(corners(box), corners(target))
+    if LOSSES[name].space == "both":
+        return LOSSES[name](box, target, box_format="cxcywh")
     if LOSSES[name].space == "boxes":
         return LOSSES[name](corners(box), corners(target))
     return LOSSES[name](code, encode(encoding, target)) if encoding == "log-size" else LOSSES[name](box, target)

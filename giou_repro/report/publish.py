@@ -16,6 +16,7 @@ from giou_repro.experiments import convergence
 from giou_repro.registry import LOSSES
 from giou_repro.report import claims, findings
 from giou_repro.runs import store
+from giou_repro.wrappers import WRAPPERS
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux: paths from the current folder; two names change places
 COPIED = (".png", ".json", ".csv")
@@ -142,7 +143,7 @@ def _foreign_losses(run, records):
             used |= dict.fromkeys([parameters.get("loss") or "", *(parameters.get("losses") or [])], record["run"])
     if (run.folder / "detectors.csv").is_file():
         used |= dict(run.table("detectors")[["loss", "run"]].itertuples(index=False))
-    own = {name for name, entry in LOSSES.items() if entry.function.__module__ == losses.__name__}
+    own = {name for name, entry in LOSSES.items() if entry.function.__module__ == losses.__name__} | set(WRAPPERS)
     foreign = {name: source for name, source in used.items() if not set(re.findall(r"[^\W\d]\w*", name)) <= own}
     return [f"loss {name} of run {source}" for name, source in foreign.items()]
 

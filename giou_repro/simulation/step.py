@@ -3,8 +3,10 @@
 Boxes are four columns (rows, n); a clock is (rate, Adam's two bias corrections) of one step.
 """
 
+import functools
 import inspect
 import math
+import operator
 import pickle
 import random
 from collections.abc import Callable
@@ -54,8 +56,8 @@ class Engine(NamedTuple):
 def engine(name, gradients, repairs, encoding, iou_factor, optimizer, device) -> Engine:
     """The engine of a loss, the same for the same arguments, so that what is compiled serves later calls."""
     loss = LOSSES[name]
-    key = (id(loss.function), loss.space, name, gradients, repairs, encoding, iou_factor, optimizer, device)
-    if key not in _ENGINES:  # which keep their functions: no other gets the same id
+    key = (loss.function, loss.space, name, gradients, repairs, encoding, iou_factor, optimizer, device)
+    if key not in _ENGINES:
         made = _published(name, repairs) if gradients == "published" else _exact(loss, encoding)
         direction, overlap, stacked, changes = made
         update, slots = OPTIMIZERS[optimizer]
@@ -78,7 +80,8 @@ def _published(name, repairs):
 def _exact(loss, encoding):
     """For columns in `encoding`: (the direction −∂loss/∂state by automatic differentiation, IoU), IoU alone, whether
     the loss needs its boxes stacked, and whether it depends on its earlier calls: draws random numbers, or counts."""
-    decode = encoding if loss.space == "coordinates" else "xyxy"
+    decodes = {"coordinates": encoding, "boxes": "xyxy"}
+    terms = [(weight, part.function, decodes[part.space]) for weight, part in loss.parts]
     before = states(loss.function)
     stacked = not takes_columns(loss)
     changes = states(loss.function) != before
@@ -88,10 +91,14 @@ def _exact(loss, encoding):
         return boxes.overlap(*(boxes.convert(box, encoding, "xyxy") for box in (state, target))).iou
 
     def direction(state, target):
-        goal = boxes.convert(target, encoding, decode)
+        goals = [boxes.convert(target, encoding, decode) for _, _, decode in terms]
 
         def objective(moving):
-            return loss.function(arrange(boxes.convert(moving, encoding, decode)), arrange(goal)).sum()
+            values = (
+                weight * function(arrange(boxes.convert(moving, encoding, decode)), arrange(goal))
+                for (weight, function, decode), goal in zip(terms, goals, strict=True)
+            )
+            return functools.reduce(operator.add, values).sum()
 
         if torch.compiler.is_compiling():  # in this form both are of the same terms, which it computes once
             with_iou = torch.func.grad(lambda moving: (objective(moving), overlap(moving, target)), has_aux=True)

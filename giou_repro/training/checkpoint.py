@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "sgd": partial(torch.optim.SGD, momentum=0.9)}
 WEIGHT_DECAY = {"sgd": 5e-4, "adamw": 0.05}  # of weights; biases and normalisations have none
 KEPT = ("epoch", "history", "scores")
-MODULES = ("model", "average", "optimizer")
+MODULES = ("model", "average", "optimizer", "loss")  # of the last, what it remembers
 
 
 class Training:
@@ -26,6 +26,7 @@ class Training:
             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
         self.optimizer = OPTIMIZERS[config.optimizer](groups, lr=config.learning_rate, foreach=True)
+        self.loss = model.box_loss.memory
         self.average = AveragedModel(model, use_buffers=True).eval().requires_grad_(False)
         self.epoch, self.history, self.scores = 0, [], []
 
@@ -63,7 +64,7 @@ class Training:
         if changed:
             raise ValueError(f"{path} is of a training with {'; '.join(changed)}; train in a new run folder")
         for name in MODULES:
-            getattr(self, name).load_state_dict(content[name])
+            getattr(self, name).load_state_dict(content.get(name, {}) if name == "loss" else content[name])
         for name in KEPT:
             setattr(self, name, content[name])
 
