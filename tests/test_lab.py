@@ -1,4 +1,4 @@
-"""JupyterLab in a browser, as `make lab` opens it: notebook 01 runs by Run All Cells."""
+"""JupyterLab in a browser, as `make lab` opens it: notebook 01 runs by Run All Cells; the explorer, a user's loss."""
 
 import os
 import re
@@ -6,13 +6,16 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from jupyter_server.serverapp import list_running_servers
 
 from giou_repro.checkout import NOTEBOOKS
+from giou_repro.explorer import PRED, TARGET
 from giou_repro.runs import store
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -81,3 +84,49 @@ def test_run_all_completes_a_run_and_shows_its_figures(address, tmp_path):
         browser.close()
     assert store.Run(tmp_path / "run").complete
     assert [url for url in elsewhere if url.startswith("http")] == []
+
+
+MINE = """from giou_repro import explore, loss
+
+@loss("mine")
+def mine(pred, target):
+    return (pred - target).pow(2).sum(-1) / 10
+
+explore(["giou", "mine"], first="mine")"""
+
+
+@pytest.mark.skipif(BROWSER is None or not find_spec("anywidget"), reason="needs a browser and anywidget")
+def test_explorer_shows_a_users_loss_while_a_kernel_lives_and_after(address, tmp_path):
+    from playwright.sync_api import sync_playwright
+
+    def after_a_step(found):
+        """Press an arrow key on the prediction, wait for a text, and return value and gradient of the user's loss."""
+        frame.locator("g.box").nth(1).press("ArrowLeft")
+        frame.locator(".giou").get_by_text(found).wait_for()
+        return row.inner_text().split()[-2:]
+
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(MINE)])
+    book.metadata.kernelspec = dict(name="python3", display_name="Python 3")  # or else JupyterLab asks
+    nbformat.write(book, tmp_path / "root" / "mine.ipynb")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.set_default_timeout(120_000)
+        page.goto(address.format("mine.ipynb"))
+        frame = page.frame_locator("iframe[title^='The explorer']")
+        row = frame.locator("tr", has_text="mine")
+        page.get_by_text("(ipykernel) | Idle").first.wait_for()
+        page.locator(".jp-Notebook .cm-content").first.press("Shift+Enter")
+        row.wait_for()
+        error = np.subtract(PRED, TARGET) - (0.05, 0, 0.05, 0)
+        expected = (error**2).sum() / 10, np.linalg.norm(error) / 5
+        assert after_a_step("IoU at step 0: mine") == [f"{number:.3f}" for number in expected]
+        page.locator(".jp-Notebook .cm-content").first.press("Control+s")
+        page.locator(".jp-mod-dirty").first.wait_for(state="detached")
+        page.get_by_role("menuitem", name="Kernel", exact=True).click()
+        page.get_by_text("Shut Down Kernel", exact=True).click()
+        page.get_by_text("No Kernel").first.wait_for()
+        page.reload()
+        assert after_a_step("no kernel answers here") == ["–", "–"]
+        assert "IoU 0.000" in frame.locator("[aria-live]").inner_text()
+        browser.close()
