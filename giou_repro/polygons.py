@@ -80,12 +80,12 @@ def polygon_mgiou(a: Tensor, b: Tensor) -> Tensor:
     Le et al., Marginalized Generalized IoU, 2025. That of two intervals is what they share, or minus the gap, over the
     length around both. Edges without length do not count; of two points it is 1 or -1.
     """
-    a, b, unit = _comparable(a, b)
+    a, b, unit = comparable(a, b)
     x, y = torch.cat([polygon.roll(-1, -2) - polygon for polygon in (a, b)], -2).unbind(-1)
-    return _mean_overlap(a, b, torch.stack((y, -x), -1), torch.where(unit[..., 0, 0] > 0, -1, 1))
+    return mean_overlap(a, b, torch.stack((y, -x), -1), torch.where(unit[..., 0, 0] > 0, -1, 1))
 
 
-def _mean_overlap(a, b, normals, without):
+def mean_overlap(a, b, normals, without):
     """The mean generalized IoU (...) of the projections of `a` and `b` on `normals` (..., n, 2), leaving out those on
     which both are one point; `without` where that is all."""
     (low, high), (other_low, other_high) = ((normals @ polygon.mT).aminmax(dim=-1) for polygon in (a, b))
@@ -132,14 +132,14 @@ def hull_area(points: Tensor) -> Tensor:
 
 
 def _polygon_areas(a, b):
-    a, b, _ = _comparable(a, b)
+    a, b, _ = comparable(a, b)
     first, second, hull = polygon_area(a), polygon_area(b), hull_area(torch.cat((a, b), -2))
     # a point's or segment's edges cut nothing
     both = torch.minimum(intersection_area(a, b), torch.minimum(first, second))
     return both, (first + second - both).clamp(min=tiny(both)), hull.clamp(min=tiny(both))
 
 
-def _comparable(a, b):
+def comparable(a, b):
     """Two polygons about one origin and in one unit, so that no area over- or underflows, and the unit (..., 1, 1)."""
     a, b = _vertices(a), _vertices(b)
     shape = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
