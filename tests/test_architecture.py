@@ -18,21 +18,9 @@ from packaging.utils import canonicalize_name
 from giou_repro.runs import doctor
 
 ROOT = Path(__file__).parents[1]
-ORDER = [
-    "checkout",
-    "devices",
-    "spelling",
-    "_fast",
-    "boxes",
-    "_terms",
-    "polygons",
-    "rotated",
-    "losses",
-    "wrappers",
-    "contract",
-]
-ORDER += ["registry", "data", "runs", "simulation", "detectors", "plug", "training", "experiments", "explorer"]
-ORDER += ["report", "__main__"]
+ORDER = ["checkout", "devices", "spelling", "_fast", "boxes", "_terms", "polygons", "rotated", "losses", "wrappers"]
+ORDER += ["contract", "registry", "data", "runs", "simulation", "detectors", "plug", "training", "experiments"]
+ORDER += ["explorer", "report", "__main__"]
 FILES = {path.relative_to(ROOT).with_suffix("").parts: path for path in ROOT.glob("giou_repro/**/*.py")}
 MODULES = {".".join(parts).removesuffix(".__init__"): path for parts, path in FILES.items()}
 
