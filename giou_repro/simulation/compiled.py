@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 
 ON_CPU = {
-    "cpp_wrapper": True,  # called through C++, blocks in threads do not wait for one another's Python
     "cpp.vec_isa_ok": True,  # torch knows the processor: no need to try its instructions out
     "cpp.enable_floating_point_contract_flag": "fast",  # a product and a sum are one instruction
     "max_fusion_size": 256,  # so many expressions in one loop,
@@ -29,7 +28,9 @@ class Compiled:
 
     def __init__(self, step, name, device, stacked):
         self.step, self.name, self.run, self.failure = step, name, None, None
-        self.options = ON_CPU | (ON_STACKED if stacked else {}) if device == "cpu" else {}
+        # called through C++, blocks in threads do not wait for one another's Python; it takes two seconds to compile
+        in_threads = {"cpp_wrapper": torch.get_num_threads() > 1}
+        self.options = ON_CPU | in_threads | (ON_STACKED if stacked else {}) if device == "cpu" else {}
 
     @torch.enable_grad()  # compiled code is of one mode, which is that of a thread
     def prepare(self, *arguments):
