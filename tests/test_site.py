@@ -6,6 +6,7 @@ import subprocess
 import sys
 import unicodedata
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from bs4 import BeautifulSoup
@@ -30,6 +31,18 @@ def test_every_notebook_and_page_is_on_the_site(site):
     sources = {f"notebooks/{path.stem}" for path in (PROJECT / "notebooks").glob("*.ipynb")}
     assert sources | {path.stem for path in (PROJECT / "docs").glob("*.md")} <= pages
     assert sum(path.stat().st_size for path in site.rglob("*") if path.is_file()) < 30e6
+
+
+def test_links_lead_somewhere(site):
+    texts = {path: path.read_text() for path in site.rglob("*.html")}
+    for path, text in texts.items():
+        article = text.partition("<article")[2].partition("</article>")[0]
+        for address in re.findall(r'<a [^>]*href="([^"]+)"', article):
+            place, _, anchor = unquote(address).partition("#")
+            target = (path.parent / place).resolve() if place else path
+            if "://" not in address:
+                assert target.is_file(), (path.name, address)
+                assert not anchor or f'id="{anchor}"' in texts[target], (path.name, address)
 
 
 def letters(text):

@@ -42,22 +42,26 @@ def exported(notebook: Path, **options) -> str:
     Its title is the notebook's first line, the parts are listed below it, formulae are MathML, and a picture's text is
     the caption, or the heading, above it.
     """
-    book = nbformat.read(notebook, as_version=4)
-    text = ""
+    book, text = read(notebook), ""
     book.metadata.pop("widgets", None)  # for which nbconvert asks a host; a bar of progress shows as text
-    book.cells = [cell for cell in book.cells if "install" not in cell.metadata.get("tags", ())]
     for cell in book.cells:
         if cell.cell_type == "markdown":
             text = caption(cell.source)
             cell.source = MATH.sub(_mathml, cell.source)
             book.metadata.setdefault("title", text)
         cell.metadata["alt"] = text
-        for part, text_of in [(cell, "source"), *((output, "text") for output in cell.get("outputs", ()))]:
-            if text_of in part:  # paths count from the results folder on, not from a machine's root
-                part[text_of] = part[text_of].replace(f"{notebook.absolute().parents[2]}/", "")
     exporter = HTMLExporter(**{"raw_template": TEMPLATE, "exclude_anchor_links": True} | options)
     pdfs = sorted(path.stem for path in notebook.parent.glob("figures/*.pdf"))
     return _with_contents(exporter.from_notebook_node(book, {"pdfs": pdfs})[0])
+
+
+def read(notebook: Path):
+    """An executed notebook for readers: without its install cell, and paths begin at the results folder, not at the
+    machine's root."""
+    text = notebook.read_text(encoding="utf-8").replace(f"{notebook.absolute().parents[2]}/", "")
+    book = nbformat.reads(text, as_version=4)
+    book.cells = [cell for cell in book.cells if "install" not in cell.metadata.get("tags", ())]
+    return book
 
 
 def caption(markdown: str) -> str:
