@@ -206,6 +206,15 @@ def test_a_search_of_the_weight_stands_beside_the_comparison_and_not_in_it(tmp_p
     assert comparison.weights(runs).weight.tolist() == [1, 3, 10, 1, 3, 10]
 
 
+def test_the_search_on_another_network_chooses_no_weight(tmp_path):
+    for weight in (1.0, 3.0, 10.0):
+        finished(tmp_path, weight / 100, loss="giou", weight=weight, epochs=5, backbone="mobilenet_v3_small")
+    finished(tmp_path, 0.5, loss="giou", weight=10.0)
+    finished(tmp_path, 0.4, loss="giou", weight=3.0)
+    chosen = comparison.at_one_weight(comparison.gather(tmp_path)[0])
+    assert set(chosen.search) == {""} and not chosen.setting.str.contains("best weights").any()
+
+
 def test_seeds_added_after_a_look_are_told_in_the_row(tmp_path):
     def train(seeds):
         for loss, seed in itertools.product(("l2", "giou"), seeds):

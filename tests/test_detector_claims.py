@@ -37,6 +37,7 @@ def detectors(gain, n=5, noise=0.001, ap50=0.0, detector="yolov3", disjoint=0.2,
             row = dict(
                 dataset="voc",
                 detector=detector,
+                network=detector,
                 loss=loss,
                 weight=1.0,
                 seed=run,
@@ -108,14 +109,19 @@ def test_g16_by_hand():
         dict(dial="shapes", measure=["AP", "val_positives_iou"], against="iou", n=5, difference=[0.0, 0.2])
     )
     table = table.assign(low=0.1, high=0.3, verdict="better")
-    found = decide_from("G16", dial_slopes=table)
+    gains = pd.DataFrame(dict(dial="shapes", measure="val_positives_iou", against="iou", n=5, cells_away=[0, 4]))
+    gains = gains.assign(difference=[0.01, 0.16], low=0.0, high=0.2, disjoint=[0.0, 0.4])
+    runs = pd.DataFrame(dict(setting=["shapes", "shapes, positives 4 cells away"] * 2, cells_away=[0, 4] * 2))
+    others = dict(dial=gains, detectors=runs.assign(loss=["iou", "iou", "giou", "giou"], disjoint=[0, 0.7, 0, 0.1]))
+    found = decide_from("G16", dial_slopes=table, **others)
     assert (found["verdict"], found["value"], found["n"]) == (HOLDS, 0.2, 5)
-    assert decide_from("G16", dial_slopes=table.assign(verdict="worse"))["verdict"] == FAILS
-    assert decide_from("G16", dial_slopes=table.assign(verdict="undecided"))["verdict"] == UNDECIDED
+    assert "where 0% of them are disjoint" in found["words"] and "where 70% are under IoU and 10%" in found["words"]
+    assert decide_from("G16", dial_slopes=table.assign(verdict="worse"), **others)["verdict"] == FAILS
+    assert decide_from("G16", dial_slopes=table.assign(verdict="undecided"), **others)["verdict"] == UNDECIDED
     with pytest.raises(ValueError, match="fewer than 5"):
-        decide_from("G16", dial_slopes=table.assign(n=4))
+        decide_from("G16", dial_slopes=table.assign(n=4), **others)
     with pytest.raises(ValueError, match="no setting was trained at several cells_away"):
-        decide_from("G16", dial_slopes=table[:0])
+        decide_from("G16", dial_slopes=table[:0], **others)
 
 
 def test_z8_takes_each_step_of_the_order():

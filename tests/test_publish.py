@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from test_detector_claims import detectors
 
-from giou_repro.experiments import comparison
+from giou_repro.experiments import comparison, dial
 from giou_repro.report import claims, findings, publish
 from giou_repro.report.publish import BEGIN, END, published_runs
 from giou_repro.runs import store
@@ -142,6 +142,7 @@ def detector_runs(place, runs):
     """A run of 06 with only detectors and their differences: notebook → Run."""
     runs.to_csv(place / "detectors.csv", index=False)
     comparison.paired(runs).to_csv(place / "paired.csv", index=False)
+    dial.gains(runs).to_csv(place / "dial.csv", index=False)
     return {"06_compare_losses": store.Run(place)}
 
 
@@ -188,10 +189,24 @@ def test_the_answer_follows_the_verdicts(tmp_path):
     assert table.use["Low thresholds"] == "ℓ2"
     assert table.use["Fit of the objects found (mean IoU)"] == "GIoU or ℓ2: undecided"
     assert table.use[two] == "not measured" and "Fewer than 5 paired seeds of GIoU" in table.measured[two]
-    assert len(table) == 10 and set(table.use[-4:]) == {"not measured"}
+    assert len(table) == 11 and set(table.use[-5:]) == {"not measured"}
     runs = detectors(0.05)
     table = findings.answer(detector_runs(tmp_path, runs.assign(mean_iou=runs.mean_iou.where(runs.index > 0))))
     assert table.set_index("situation").measured["Fit of the objects found (mean IoU)"] == "A run found no object."
+
+
+def test_positives_moved_away_are_answered_at_the_farthest(tmp_path):
+    found = detector_runs(tmp_path, detectors(0.05))
+    rows = [("iou", 1, 0.01, "undecided"), ("iou", 4, 0.16, "better"), ("l1", 4, 0.01, "undecided")]
+    table = pd.DataFrame(rows, columns=["against", "cells_away", "difference", "verdict"]).assign(
+        measure=dial.MEASURES[0], loss="giou", n=5, disjoint=0.37, low=0.0, high=0.2
+    )
+    table.to_csv(tmp_path / "dial.csv", index=False)
+    row = findings.answer(found).set_index("situation").loc[findings.MOVED]
+    assert (row.use, row.n) == ("GIoU or ℓ1", 5)
+    assert "4 cells away: GIoU − IoU +0.160 (+0.000 to +0.200), 37% disjoint; GIoU − ℓ1 +0.010" in row.measured
+    table.assign(n=4).to_csv(tmp_path / "dial.csv", index=False)
+    assert findings.answer(found).set_index("situation").use[findings.MOVED] == "undecided: too few seeds"
 
 
 def test_one_box_answers_where_boxes_start_disjoint(tmp_path):

@@ -66,6 +66,7 @@ def gather(results, dataset: str | None = None, scale: str = "smoke") -> tuple[p
         raise FileNotFoundError(f"no complete run of 05_train_detector{on} under {results}; {remedy}")
     runs, curves, thresholds = (pd.concat([tables[name] for tables in newest.values()]) for name in TABLES)
     runs["loss"] = [_registered(name, run) for name, run in zip(runs.loss, runs.run, strict=True)]
+    runs["network"] = runs.setting.map({key: _network(fixed) for key, fixed in settings.items()})
     runs["after_look"] = _after_look(runs, results)
     titles = _titles(settings)
     order = [*registry.LOSSES, *sorted(set(runs.loss) - set(registry.LOSSES))]
@@ -141,9 +142,13 @@ def _titles(settings):
     return titles
 
 
-def _words(fixed):
+def _network(fixed):
     backbone = f" ({'frozen ' if fixed['frozen_views'] else ''}{fixed['backbone']})" if fixed["backbone"] else ""
-    words = f"{fixed['dataset']} {fixed['train_split']} → {fixed['val_split']}, {fixed['detector']}{backbone}"
+    return fixed["detector"] + backbone
+
+
+def _words(fixed):
+    words = f"{fixed['dataset']} {fixed['train_split']} → {fixed['val_split']}, {_network(fixed)}"
     words += f", {fixed['image_size']} px, {fixed['epochs']} epochs"
     words += f", {fixed['images']} images" if fixed["images"] else ""
     return words + (AWAY.format(fixed["cells_away"]) if fixed.get("cells_away") else "")
@@ -164,7 +169,7 @@ def at_one_weight(runs: pd.DataFrame) -> pd.DataFrame:
     """Runs in which each setting has one weight a loss, ready to be compared.
 
     A setting with several becomes a setting for each weight that all its losses were run at, and one for each loss at
-    its own best: that of the search on the same data and detector, else one chosen on seeds that are left out
+    its own best: that of the search on the same data and network, else one chosen on seeds that are left out
     (at_best_weight). One with three weights or more and fewer seeds than a verdict takes was a search, which `weights`
     shows: it is left out, unless there is nothing else. The column `search` has the weights that were searched where a
     loss's own is one of them, and says where it is the least or the greatest.
@@ -172,12 +177,15 @@ def at_one_weight(runs: pd.DataFrame) -> pd.DataFrame:
     parts, is_search = [], runs.groupby("setting").apply(_is_search)
     searches = runs[runs.setting.map(is_search)]
     for name, group in runs[~runs.setting.map(is_search) | is_search.all()].groupby("setting", sort=False):
-        search = searches[(searches.detector == group.detector.iloc[0]) & (searches.dataset == group.dataset.iloc[0])]
+        alike = searches[["network", "dataset"]] == group[["network", "dataset"]].iloc[0]
+        search = searches[alike.all(axis=1)]
         if group.groupby("loss").weight.nunique().max() == 1:
             parts.append(group.assign(search=_grid(group, search)))
             continue
         equal = group[group.groupby("weight").loss.transform("nunique") == group.loss.nunique()]
-        parts += [part.assign(setting=f"{name}, weight {weight:g}") for weight, part in equal.groupby("weight")]
+        parts += [
+            part.assign(setting=f"{name}, weight {weight:g}", search="") for weight, part in equal.groupby("weight")
+        ]
         best = at_best_weight(group, search if len(search) and not is_search.all() else None)
         parts.append(
             best.assign(setting=f"{name}, best weights", search=_grid(best, group if search.empty else search))
@@ -187,7 +195,7 @@ def at_one_weight(runs: pd.DataFrame) -> pd.DataFrame:
         raise ValueError(
             "no weight is shared by all losses, and seeds are too few to choose each; run all at one weight"
         )
-    return chosen.fillna({"search": ""})
+    return chosen
 
 
 def _is_search(group):

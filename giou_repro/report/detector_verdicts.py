@@ -38,9 +38,12 @@ def coordinate_loss(losses) -> str | None:
 
 def primary(groups: dict[str, pd.DataFrame], *losses: str | None) -> pd.DataFrame:
     """The runs of the setting of PRIMARY, else of that with most seeds, in which `losses` (None: the detector's own)
-    have seeds enough for a verdict, best weights before equal ones. Raises ValueError where there is none."""
-    able = []
+    have seeds enough for a verdict, best weights before equal ones; none of a dial, whose weights are chosen for the
+    fit of the positives. Raises ValueError where there is none."""
+    able, turned = [], set(dial.dialled(pd.concat(groups.values())).setting) if groups else set()
     for name, group in groups.items():
+        if name in turned:
+            continue
         wanted = {loss or coordinate_loss(group.loss) for loss in losses}
         n = (group[group.loss.isin(wanted)].groupby("seed").loss.nunique() == len(wanted)).sum()
         rank = is_primary(group), n, not re.search(r", weight [\d.]+$", name)
@@ -148,8 +151,16 @@ def _g16(tables, parameters):
     row = slopes.iloc[0]
     if row.n < statistics.DECIDING:
         raise ValueError(f"fewer than {statistics.DECIDING} paired seeds of GIoU and IoU at several shares disjoint")
-    changes = f"{comparison.measure_label(row.measure)} changes by {comparison.difference_label(row)}"
-    words = f"{row.dial}: GIoU − IoU in {changes} for a share of 1."
+    gains = tables["dial"].query("measure == @row.measure and against == 'iou' and dial == @row.dial")
+    first, last = gains.loc[gains.disjoint.idxmin()], gains.loc[gains.disjoint.idxmax()]
+    runs = dial.dialled(tables["detectors"])
+    apart = runs[(runs.dial == row.dial) & (runs.cells_away == last.cells_away)].groupby("loss").disjoint.mean()
+    words = (
+        f"YOLOv3, positives moved away from their target: GIoU − IoU in {comparison.measure_label(row.measure)} "
+        f"{comparison.difference_label(first)} where {first.disjoint:.0%} of them are disjoint from it, "
+        f"{comparison.difference_label(last)} {last.cells_away:.0f} cells away, where {apart.iou:.0%} are under IoU "
+        f"and {apart.giou:.0%} under GIoU; {row.difference:+.3f} for a share of 1."
+    )
     holds = {"better": True, "worse": False}.get(row.verdict)
     return finding(row.difference, (row.low, row.high), row.n, holds, words)
 

@@ -4,15 +4,16 @@ and their ledger."""
 import numpy as np
 import pandas as pd
 
-from giou_repro.experiments import comparison, statistics
+from giou_repro.experiments import comparison, dial, statistics
 from giou_repro.registry import label
 from giou_repro.report import claims, detector_verdicts, verdicts
 from giou_repro.runs import store
 from giou_repro.simulation import CASES_PER_POINT, diou_code
 
 DETECTORS, ONE_BOX, SIMULATION = "06_compare_losses", "04_one_box", "03_simulation"
-HEADLINES = ("G1", "Z1", "Z2", "G9")  # the claims that README begins with
+HEADLINES = ("G1", "Z2", "G16", "G9")  # the claims that README begins with
 DISJOINT = "Boxes that may start disjoint from their target"
+MOVED = "Positives of which some are disjoint from their target, one stage"
 SITUATIONS = [  # situation, detector, measure, loss, against (None: the detector's own loss)
     ("Anchors that overlap their target, one stage", "yolov3", "AP", "giou", None),
     ("The same, against ℓ1", "yolov3", "AP", "giou", "l1"),
@@ -93,6 +94,7 @@ def answer(runs: dict[str, store.Run]) -> pd.DataFrame:
         except ValueError as error:
             words = ["not measured", _capital(f"{error}."), 0]
         rows.append([situation, *words, DETECTORS])
+    rows.append([MOVED, *_moved(runs), DETECTORS])
     rows += [[situation, *_one_box(runs, encoding), ONE_BOX] for situation, encoding in ENCODINGS]
     rows += [[situation, "not measured", why, 0, ""] for situation, why in UNMEASURED]
     return pd.DataFrame(rows, columns=["situation", "use", "measured", "n", "notebook"])
@@ -104,6 +106,24 @@ def _advice(row):
     use = {"better": loss, "worse": against}.get(row.verdict, f"{loss} or {against}: {row.verdict}")
     measure = comparison.measure_label(row.measure)
     return [use, f"{loss} − {against}: {measure} {comparison.difference_label(row)}; {row.setting}.", row.n]
+
+
+def _moved(runs):
+    """GIoU's differences where most positives are disjoint, of those that notebook 06 measured: use, measured, n."""
+    table = runs[DETECTORS].table("dial") if DETECTORS in runs else pd.DataFrame()
+    if table.empty:
+        return ["not measured", "No detector was trained with positives moved away from their target.", 0]
+    table = table[(table.measure == dial.MEASURES[0]) & (table.cells_away == table.cells_away.max())]
+    against = {verdict: part.against.tolist() for verdict, part in table.groupby("verdict")}
+    use = " or ".join(map(label, against.get("worse") or ["giou", *against.get("undecided", [])]))
+    if table.n.min() < statistics.DECIDING:
+        use = "undecided: too few seeds"
+    words = (
+        f"GIoU − {label(row.against)} {comparison.difference_label(row)}, {row.disjoint:.0%} disjoint"
+        for row in table.itertuples()
+    )
+    cells = f"{comparison.measure_label(dial.MEASURES[0])}, YOLOv3, {table.cells_away.max():.0f} cells away"
+    return [use, _capital(f"{cells}: {'; '.join(words)}."), table.n.min()]
 
 
 def _one_box(runs, encoding):
