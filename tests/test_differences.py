@@ -1,6 +1,7 @@
 """The comparison: differences between losses, their weights, what is said of them and the figures."""
 
 import io
+import itertools
 
 import numpy as np
 import pandas as pd
@@ -74,7 +75,8 @@ def test_each_loss_is_compared_at_the_weight_that_its_search_found_on_all_seeds(
         for loss, weight in (("l2", 3), ("giou", 3), ("giou", 9))
     ]
     runs = pd.DataFrame(rows, columns=["setting", "loss", "weight", "seed", "AP"])
-    runs = runs.assign(dataset="bccd", detector="yolov3", AP50=0.5, AP75=0.3, mean_iou=0.7, AP_giou=0.3, AP75_giou=0.2)
+    runs = runs.assign(dataset="bccd", detector="yolov3", network="yolov3")
+    runs = runs.assign(AP50=0.5, AP75=0.3, mean_iou=0.7, AP_giou=0.3, AP75_giou=0.2)
     chosen = comparison.at_one_weight(runs.assign(disjoint=0.0))
     of = chosen.groupby(["setting", "loss"]).agg(n=("AP", "size"), weight=("weight", "max"), search=("search", "first"))
     assert [(*name, *row) for name, row in of.iterrows()] == [
@@ -89,6 +91,25 @@ def test_each_loss_is_compared_at_the_weight_that_its_search_found_on_all_seeds(
     assert comparison.paper_table(best).set_index("loss").search.to_dict() == {
         "l2": "1, 3, 9",
         "giou": "3, 9: at the edge",
+    }
+
+
+def test_where_positives_are_moved_away_their_fit_chooses_the_weight():
+    rows = []
+    for away, (part, seeds) in itertools.product(
+        ("", ", positives 4 cells away"), (("val", [100]), ("test", range(5)))
+    ):
+        for seed in seeds:
+            runs = [("iou", 1, 0.3, 0.4), ("giou", 1, 0.3, 0.4), ("giou", 5, 0.2, 0.5), ("giou", 9, 0.1, 0.1)]
+            rows += [(part + away, seed, *run) for run in runs[: 4 if part == "val" else 3]]
+    table = pd.DataFrame(rows, columns=["setting", "seed", "loss", "weight", "AP", comparison.FIT])
+    chosen = comparison.at_one_weight(table.assign(dataset="shapes", network="yolov3"))
+    chosen = chosen[chosen.loss == "giou"].groupby("setting", sort=False).weight.unique().map(list).to_dict()
+    assert chosen == {
+        "test, weight 1": [1],
+        "test, best weights": [5],
+        "test, positives 4 cells away, weight 1": [1],
+        "test, positives 4 cells away, best weights": [5],
     }
 
 
@@ -147,7 +168,7 @@ def swept():
     ]
     rows += [("l2", weight, seed, 0.2 + weight / 100) for weight in (1, 2, 8) for seed in range(6)]
     table = pd.DataFrame(rows, columns=["loss", "weight", "seed", "AP"])
-    return table.assign(setting="cells", dataset="bccd", detector="yolov3")
+    return table.assign(setting="cells", dataset="bccd", detector="yolov3", network="yolov3")
 
 
 def test_the_best_weight_is_chosen_on_other_seeds(swept):
@@ -166,7 +187,7 @@ def test_a_single_weight_keeps_all_seeds(swept):
     assert len(comparison.at_one_weight(swept[swept.weight == 1])) == 12
 
 
-def test_equal_weights_are_those_all_losses_have(swept):
+def test_equal_weights_are_those_of_two_losses(swept):
     chosen = comparison.at_one_weight(swept)
     assert chosen.groupby("setting", sort=False).size().to_dict() == {
         "cells, weight 1": 12,
@@ -177,7 +198,7 @@ def test_equal_weights_are_those_all_losses_have(swept):
 
 def test_without_a_shared_weight_or_seeds_nothing_can_be_compared(swept):
     apart = swept[(swept.weight == swept.loss.map({"giou": 4, "l2": 8})) | (swept.weight == 2) & (swept.loss == "l2")]
-    with pytest.raises(ValueError, match="no weight is shared by all losses"):
+    with pytest.raises(ValueError, match="no weight is shared by two losses"):
         comparison.at_one_weight(apart[apart.seed == 0])
 
 

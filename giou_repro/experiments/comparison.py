@@ -1,6 +1,7 @@
 """Notebook 06: all detector runs side by side, the paper's tables in shape, and which differences are beyond chance."""
 
 import json
+import re
 import warnings
 from pathlib import Path
 
@@ -28,6 +29,7 @@ OUTPUTS = (  # without which a run of the notebook is not complete
 )
 FREE = ("loss", "weight", "seed", "scale", "device", "evaluations")  # parameters that may differ within a setting
 AWAY = ", positives {} cells away"
+FIT = "val_positives_iou"  # the measure that decides, and chooses weights, where positives are moved away
 SHOWN = ("epochs", "image_size", "cells_away")  # parameters that are a column of every table
 
 
@@ -168,13 +170,15 @@ def keep_records(runs: pd.DataFrame, results, run: store.Run):
 def at_one_weight(runs: pd.DataFrame) -> pd.DataFrame:
     """Runs in which each setting has one weight a loss, ready to be compared.
 
-    A setting with several becomes a setting for each weight that all its losses were run at, and one for each loss at
-    its own best: that of the search on the same data and network, else one chosen on seeds that are left out
-    (at_best_weight). One with three weights or more and fewer seeds than a verdict takes was a search, which `weights`
-    shows: it is left out, unless there is nothing else. The column `search` has the weights that were searched where a
-    loss's own is one of them, and says where it is the least or the greatest.
+    A setting with several becomes a setting for each weight that two or more of its losses were run at, and one for
+    each loss at its own best, by AP, or by FIT where settings differ in cells_away alone: that of the search on the
+    same data and network, else one chosen on seeds that are left out (at_best_weight). One with three weights or more
+    and fewer seeds than a verdict takes was a search, which `weights` shows: it is left out, unless there is nothing
+    else. The column `search` has the weights that were searched where a loss's own is one of them, and says where it is
+    the least or the greatest.
     """
-    parts, is_search = [], runs.groupby("setting").apply(_is_search)
+    parts, is_search, away = [], runs.groupby("setting").apply(_is_search), re.compile(AWAY.format(r"\d+"))
+    dials = {away.sub("", name) for name in runs.setting.unique() if away.search(name)}
     searches = runs[runs.setting.map(is_search)]
     for name, group in runs[~runs.setting.map(is_search) | is_search.all()].groupby("setting", sort=False):
         alike = searches[["network", "dataset"]] == group[["network", "dataset"]].iloc[0]
@@ -182,18 +186,19 @@ def at_one_weight(runs: pd.DataFrame) -> pd.DataFrame:
         if group.groupby("loss").weight.nunique().max() == 1:
             parts.append(group.assign(search=_grid(group, search)))
             continue
-        equal = group[group.groupby("weight").loss.transform("nunique") == group.loss.nunique()]
+        equal = group[group.groupby("weight").loss.transform("nunique") > 1]
         parts += [
             part.assign(setting=f"{name}, weight {weight:g}", search="") for weight, part in equal.groupby("weight")
         ]
-        best = at_best_weight(group, search if len(search) and not is_search.all() else None)
+        measure = FIT if away.sub("", name) in dials else "AP"
+        best = at_best_weight(group, search if len(search) and not is_search.all() else None, measure)
         parts.append(
             best.assign(setting=f"{name}, best weights", search=_grid(best, group if search.empty else search))
         )
     chosen = pd.concat(parts)
     if chosen.empty:
         raise ValueError(
-            "no weight is shared by all losses, and seeds are too few to choose each; run all at one weight"
+            "no weight is shared by two losses, and seeds are too few to choose each; run all at one weight"
         )
     return chosen
 
@@ -215,16 +220,16 @@ def _grid(runs, search):
     return [words.get(key, "") for key in zip(runs.loss, runs.weight, strict=True)]
 
 
-def at_best_weight(group: pd.DataFrame, search: pd.DataFrame | None = None) -> pd.DataFrame:
-    """The runs of each loss of a setting at the weight of its highest mean AP in `search`.
+def at_best_weight(group: pd.DataFrame, search: pd.DataFrame | None = None, measure: str = "AP") -> pd.DataFrame:
+    """The runs of each loss of a setting at the weight of its highest mean `measure` in `search`.
 
     Without one, a third of the seeds that every loss was run with at all its weights (rounded down, at least one, the
     lowest) choose, and are left out. Empty where there is no such seed or no other.
     """
-    complete = group.pivot(index="seed", columns=["loss", "weight"], values="AP").dropna()
+    complete = group.pivot(index="seed", columns=["loss", "weight"], values=measure).dropna()
     choosing = complete[: max(1, len(complete) // 3)]
     rest = group[~group.seed.isin(choosing.index)] if search is None else group
-    means = choosing.mean() if search is None else search.groupby(["loss", "weight"]).AP.mean()
+    means = choosing.mean() if search is None else search.groupby(["loss", "weight"])[measure].mean()
     best = means.dropna().groupby("loss").idxmax()  # loss → (loss, weight)
     chosen = [best.get(loss) == (loss, weight) for loss, weight in zip(rest.loss, rest.weight, strict=True)]
     return rest[np.array(chosen, dtype=bool)]

@@ -15,6 +15,7 @@ HALF_A_POINT, A_POINT = 0.005, 0.01  # of AP
 LEARNED = 0.05  # mean AP below which detectors say nothing about losses
 PRIMARY = ("voc2007", "yolov3")  # data set and detector of the primary comparison: docs/protocol.md
 PAPER_GAIN = 0.335 - 0.314  # AP of GIoU − MSE with YOLOv3 on COCO: table 2 of the GIoU paper
+AT_ONE_WEIGHT = r", weight [\d.]+$"  # the end of a setting's name
 TWO_STAGE = ("faster_rcnn", "mask_rcnn")
 
 
@@ -46,7 +47,7 @@ def primary(groups: dict[str, pd.DataFrame], *losses: str | None) -> pd.DataFram
             continue
         wanted = {loss or coordinate_loss(group.loss) for loss in losses}
         n = (group[group.loss.isin(wanted)].groupby("seed").loss.nunique() == len(wanted)).sum()
-        rank = is_primary(group), n, not re.search(r", weight [\d.]+$", name)
+        rank = is_primary(group), n, not re.search(AT_ONE_WEIGHT, name)
         able += [(rank, group)] if n >= statistics.DECIDING else []
     if not able:
         names = ", ".join(label(loss) if loss else "a coordinate loss" for loss in losses)
@@ -146,6 +147,7 @@ def _g14(tables, parameters):
 
 def _g16(tables, parameters):
     slopes = tables["dial_slopes"].query(f"measure == '{dial.MEASURES[0]}' and against == 'iou'")
+    slopes = slopes.sort_values("dial", key=lambda names: names.str.contains(AT_ONE_WEIGHT), kind="stable")
     if slopes.empty:
         raise ValueError("no setting was trained at several cells_away")
     row = slopes.iloc[0]
@@ -160,6 +162,9 @@ def _g16(tables, parameters):
         f"{comparison.difference_label(first)} where {first.disjoint:.0%} of them are disjoint from it, "
         f"{comparison.difference_label(last)} {last.cells_away:.0f} cells away, where {apart.iou:.0%} are under IoU "
         f"and {apart.giou:.0%} under GIoU; {row.difference:+.3f} for a share of 1."
+    ) + "".join(
+        f" At one {other.dial.rpartition(', ')[2]} for both: {comparison.difference_label(other)}."
+        for other in slopes[1:].itertuples()
     )
     holds = {"better": True, "worse": False}.get(row.verdict)
     return finding(row.difference, (row.low, row.high), row.n, holds, words)
