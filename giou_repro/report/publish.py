@@ -29,8 +29,8 @@ def add(run_folder: Path | str, project: Path | None = None) -> Path:
 
     Taken: run.json and those of the runs it compares, the figures as PNG, the tables up to 500 kB. The copy that was
     there before is exchanged in one step, once all that is made of it could be made. Raises ValueError for a folder
-    without a run, and for a run that is not complete, not the runner's, not of scale "paper", of code that is not
-    committed, or with a loss from elsewhere, the runs it compares included.
+    without a run, and for a run that is not complete, not the runner's, not of scale "paper" unless it compares
+    trainings, of code that is not committed, or with a loss from elsewhere, the runs it compares included.
     """
     project, run = Path(project or store.project_folder()), store.Run(run_folder)
     if run.folder.name not in {other.folder.name for other in store.runs(run.folder.resolve().parents[1])}:
@@ -125,7 +125,8 @@ def _check(run):
         "its code is not committed": record["dirty"] is not False,
         f"not part of the package: {', '.join(foreign)}": foreign,
         f"not as the run left them: {', '.join(changed)}": changed,
-        'its scale is not "paper"': record["parameters"].get("scale") != "paper",
+        'its scale is not "paper"': record["notebook"] != findings.DETECTORS  # each of its settings says its own
+        and record["parameters"].get("scale") != "paper",
     }
     if wrong := [reason for reason, holds in reasons.items() if holds]:
         raise ValueError(f"{run.folder} cannot be published: {'; '.join(wrong)}")
