@@ -209,8 +209,8 @@ def test_a_search_of_the_weight_stands_beside_the_comparison_and_not_in_it(tmp_p
 def test_the_search_on_another_network_chooses_no_weight(tmp_path):
     for weight in (1.0, 3.0, 10.0):
         finished(tmp_path, weight / 100, loss="giou", weight=weight, epochs=5, backbone="mobilenet_v3_small")
-    finished(tmp_path, 0.5, loss="giou", weight=10.0)
-    finished(tmp_path, 0.4, loss="giou", weight=3.0)
+    for weight, loss in itertools.product((3.0, 10.0), ("l2", "giou")):
+        finished(tmp_path, weight / 100, loss=loss, weight=weight)
     chosen = comparison.at_one_weight(comparison.gather(tmp_path)[0])
     assert set(chosen.search) == {""} and not chosen.setting.str.contains("best weights").any()
 

@@ -58,6 +58,15 @@ def test_a_run_that_found_nothing_counts_as_0(runs):
 
 def test_the_figure_marks_what_is_decided(runs):
     figure = dial.plot_gains(dial.gains(runs))
-    assert [axis.get_title() for axis in figure.axes] == ["mean IoU", "AP"]
+    assert [axis.get_ylabel() for axis in figure.axes] == ["Δ mean IoU, points", "Δ AP, points"]
     dots = [len(line.get_xdata()) for line in figure.axes[1].lines if line.get_linestyle() == "None"]
     assert dots == [3, 4]
+
+
+def test_each_dial_has_a_row_and_other_figures_leave_it_out(runs):
+    table = dial.gains(runs)
+    both = pd.concat([table, table.assign(dial="the same, weight 10")])
+    assert len(dial.plot_gains(both).axes) == 2 * len(dial.plot_gains(table).axes)
+    plain = runs[runs.cells_away == 0].assign(setting="bccd")
+    assert set(dial.others(pd.concat([runs, plain]), runs).setting) == {"bccd"}
+    assert len(dial.others(runs, runs)) == len(runs)

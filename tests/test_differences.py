@@ -209,6 +209,8 @@ def test_weights_have_n_and_an_interval_from_three(swept):
     assert table.low.isna().all()
     assert comparison.weights(swept).low.notna().all()
     assert comparison.weights(swept[swept.weight == 1]).empty
+    two = swept[swept.weight < 3]
+    assert comparison.weights(two).empty and len(comparison.weights(two[two.seed < 3])) == 4
 
 
 def test_every_figure_of_the_comparison_is_drawn_twice_alike(swept):

@@ -236,9 +236,12 @@ def at_best_weight(group: pd.DataFrame, search: pd.DataFrame | None = None, meas
 
 
 def weights(runs: pd.DataFrame) -> pd.DataFrame:
-    """AP against the weight in the settings where a loss was run at several: mean, 95 % CI and n over seeds."""
+    """AP against the weight where a loss was run at several: mean, 95 % CI and n over seeds. A setting with seeds
+    enough for a verdict and fewer than three weights is a comparison, and left out."""
     keys, rows = ["dataset", "detector", "loss", "weight", "setting"], []
-    several = runs.groupby("setting").filter(lambda group: group.groupby("loss").weight.nunique().max() > 1)
+    most = runs.groupby(["setting", "loss"]).weight.nunique().groupby("setting").max()
+    few = runs.groupby("setting").seed.nunique() < statistics.DECIDING
+    several = runs[runs.setting.map((most > 2) | (most > 1) & few)]
     for key, part in several.groupby(keys, sort=False):
         low, high = statistics.mean_interval(part.AP)
         rows.append(dict(zip(keys, key, strict=True)) | dict(mean=part.AP.mean(), low=low, high=high, n=len(part)))
@@ -359,7 +362,7 @@ def describe_paired(table: pd.DataFrame) -> str:
             )
             lines.append(f"- against {registry.label(against)} (n = {seeds}), **{verdict}**: {'; '.join(words)}")
         for share, name in SHARES.items():
-            if share in part:
+            if share in part and part[share].notna().all():
                 of = dict(zip(part.against, part[f"{share}_against"], strict=True))
                 of |= dict(zip(part.loss, part[share], strict=True))
                 lines.append(

@@ -14,7 +14,7 @@ from giou_repro.experiments.comparison import baseline, measure_label
 @style.styled
 def plot_every_run(runs: pd.DataFrame):
     """AP, AP75 and AP by GIoU of every run as dots, by loss, their means as bars; a row a setting."""
-    figure, rows = _row_a_setting(runs, 3)
+    figure, rows = row_a_setting(runs, 3)
     for axes, part in rows:
         losses = list(part.loss.unique())
         turned = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if len(losses) > 4 else {}
@@ -56,7 +56,7 @@ def _told(table, words, least=2):
     return "\n".join(["**What we see.**\n", *lines])
 
 
-def _row_a_setting(table, columns, width=3.2, height=2.6, **options):
+def row_a_setting(table, columns, width=3.2, height=2.6, **options):
     """A figure with a row of panels, and its title, for each setting of a table: (figure, [(axes, part)])."""
     parts = [part for _, part in table.groupby("setting", sort=False)]
     figure, axes = style.panels(len(parts), columns, width, height, **options)
@@ -76,7 +76,7 @@ def plot_paired(table: pd.DataFrame):
     """
     measures = table.measure.unique()
     heights = 0.9 + 0.2 * table[table.measure == measures[0]].groupby("setting", sort=False).size().to_numpy()
-    figure, rows = _row_a_setting(table, len(measures), 2.2, heights.mean(), sharey="row", height_ratios=heights)
+    figure, rows = row_a_setting(table, len(measures), 2.2, heights.mean(), sharey="row", height_ratios=heights)
     for axes, part in rows:
         for axis, measure in zip(axes, measures, strict=True):
             entries = part[part.measure == measure].reset_index()
@@ -99,7 +99,7 @@ def plot_paired(table: pd.DataFrame):
 def plot_curves(table: pd.DataFrame):
     """Classification loss, mean IoU of positives and AP by epoch, mean over seeds; a row a setting."""
     labels = {"classification": "classification loss", "mean_iou": "mean IoU", "AP": "AP (validation)"}
-    figure, rows = _row_a_setting(table, len(labels))
+    figure, rows = row_a_setting(table, len(labels))
     for axes, part in rows:
         means = part.groupby(["loss", "epoch"], sort=False, as_index=False)[list(labels)].mean()
         detector.draw_curves(axes, means, labels)
@@ -125,7 +125,7 @@ def describe_curves(table: pd.DataFrame) -> str:
 @style.styled
 def plot_thresholds(table: pd.DataFrame):
     """AP against the threshold of the match by IoU and by GIoU, mean over seeds, and the difference to the baseline."""
-    figure, rows = _row_a_setting(table, 3)
+    figure, rows = row_a_setting(table, 3)
     for axes, part in rows:
         base = baseline(part.loss.unique())
         means = part.groupby(["criterion", "loss", "threshold"], sort=False, as_index=False).AP.mean()
@@ -160,7 +160,7 @@ def describe_thresholds(table: pd.DataFrame) -> str:
 @style.styled
 def plot_weights(table: pd.DataFrame):
     """AP against the weight of the box loss, mean and 95 % CI; a row a setting."""
-    figure, rows = _row_a_setting(table, 1, style.WIDTH, 1.7)
+    figure, rows = row_a_setting(table, 1, style.WIDTH, 1.7)
     for (axis,), part in rows:
         style.draw_losses(axis, part, "weight", "mean", ("low", "high"), markevery=1)
         axis.set(xscale="log", xlabel="weight of the box loss", ylabel="AP")

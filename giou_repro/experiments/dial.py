@@ -6,6 +6,7 @@ import pandas as pd
 from giou_repro import registry
 from giou_repro.experiments import statistics, style
 from giou_repro.experiments.comparison import AWAY, FIT, difference_label, measure_label
+from giou_repro.experiments.comparison_figures import row_a_setting
 
 AGAINST = ("iou", "l1", "l2")
 COLUMNS = ["dial", "measure", "loss", "against", "n", "difference", "low", "high", "p", "p_signs", "verdict"]
@@ -21,6 +22,12 @@ def dialled(runs: pd.DataFrame) -> pd.DataFrame:
         dict.fromkeys(MEASURES, 0)
     )
     return runs[runs.groupby("dial").cells_away.transform("nunique") > 1]
+
+
+def others(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `table` that are of no dial in `runs`; all where there are no others."""
+    rest = table[~table.setting.isin(dialled(runs).setting)]
+    return rest if len(rest) else table
 
 
 def gains(runs: pd.DataFrame, measures=MEASURES) -> pd.DataFrame:
@@ -76,23 +83,23 @@ def _by_dial(runs, measures):
 
 @style.styled
 def plot_gains(table: pd.DataFrame):
-    """The gain of GIoU in points (hundredths) with 95 % CI against the share of disjoint positives, a panel a measure
-    and a line a loss that it is held against; full markers where the verdict is better or worse."""
-    panels = list(table.groupby(["dial", "measure"], sort=False))
-    figure, (axes,) = style.panels(1, len(panels), 3.4, 3)
-    for axis, ((_, measure), of_measure) in zip(axes, panels, strict=True):
-        for against, part in of_measure.groupby("against", sort=False):
-            x, gain, color = 100 * part.disjoint, 100 * part.difference, style.color(against)
-            label = f"against {registry.label(against)}"
-            style.draw_loss(axis, against, x, gain, markevery=1, markerfacecolor="white", label=label)
-            axis.vlines(x, 100 * part.low, 100 * part.high, color=color, linewidth=0.9)
-            decided = part.verdict.isin(("better", "worse"))
-            marker = style.color_line_marker(against)[2]
-            axis.plot(x[decided], gain[decided], color=color, marker=marker, linestyle="")
-        axis.axhline(0, color="#999999", linewidth=0.8)
-        axis.set(xlabel="disjoint positives (%)", title=measure_label(measure))
-    axes[0].set_ylabel("gain of GIoU, points")
-    style.legend_below(figure, axes)
+    """The gain of GIoU in points (hundredths) with 95 % CI against the share of disjoint positives: a row a dial, a
+    panel a measure and a line a loss that it is held against; full markers where the verdict is better or worse."""
+    measures = table.measure.unique()
+    figure, rows = row_a_setting(table.assign(setting=table.dial), len(measures))
+    for axes, of_dial in rows:
+        for axis, measure in zip(axes, measures, strict=True):
+            for against, part in of_dial[of_dial.measure == measure].groupby("against", sort=False):
+                x, gain, color = 100 * part.disjoint, 100 * part.difference, style.color(against)
+                label = f"against {registry.label(against)}"
+                style.draw_loss(axis, against, x, gain, markevery=1, markerfacecolor="white", label=label)
+                axis.vlines(x, 100 * part.low, 100 * part.high, color=color, linewidth=0.9)
+                decided = part.verdict.isin(("better", "worse"))
+                marker = style.color_line_marker(against)[2]
+                axis.plot(x[decided], gain[decided], color=color, marker=marker, linestyle="")
+            axis.axhline(0, color="#999999", linewidth=0.8)
+            axis.set(xlabel="disjoint positives (%)", ylabel=f"Δ {measure_label(measure)}, points")
+    style.legend_below(figure, figure.axes)
     return figure
 
 
