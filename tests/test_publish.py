@@ -17,7 +17,7 @@ from giou_repro.runs import store
 def finished(tmp_path):
     run = store.open_run("02_loss_landscape", tmp_path / "runs", dict(seed=0, scale="paper"), runner=True)
     run.save_table("small", pd.DataFrame(dict(a=[1])))
-    run.save_table("large", pd.DataFrame(dict(a=range(100_000))))
+    run.save_table("large", pd.DataFrame(dict(a=range(200_000))))
     run.close("complete")
     run._write_record(run.record | dict(dirty=False))
     (tmp_path / "README.md").write_text(f"first\n{BEGIN}stale\n{END}other table\n{END}last\n")
@@ -199,9 +199,10 @@ def test_positives_moved_away_are_answered_at_the_farthest(tmp_path):
     found = detector_runs(tmp_path, detectors(0.05))
     rows = [("iou", 1, 0.01, "undecided"), ("iou", 4, 0.16, "better"), ("l1", 4, 0.01, "undecided")]
     table = pd.DataFrame(rows, columns=["against", "cells_away", "difference", "verdict"]).assign(
-        measure=dial.MEASURES[0], loss="giou", n=5, disjoint=0.37, low=0.0, high=0.2
+        dial="shapes", measure=dial.MEASURES[0], loss="giou", n=5, disjoint=0.37, low=0.0, high=0.2
     )
-    table.to_csv(tmp_path / "dial.csv", index=False)
+    at_one_weight = table.assign(dial="shapes, weight 10", verdict="worse")  # does not decide
+    pd.concat([at_one_weight, table]).to_csv(tmp_path / "dial.csv", index=False)
     row = findings.answer(found).set_index("situation").loc[findings.MOVED]
     assert (row.use, row.n) == ("GIoU or ℓ1", 5)
     assert "4 cells away: GIoU − IoU +0.160 (+0.000 to +0.200), 37% disjoint; GIoU − ℓ1 +0.010" in row.measured

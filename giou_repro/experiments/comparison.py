@@ -29,6 +29,7 @@ OUTPUTS = (  # without which a run of the notebook is not complete
 )
 FREE = ("loss", "weight", "seed", "scale", "device", "evaluations")  # parameters that may differ within a setting
 AWAY = ", positives {} cells away"
+AT_ONE_WEIGHT = r", weight [\d.]+$"  # ends the name of a setting with one weight for all losses
 FIT = "val_positives_iou"  # the measure that decides, and chooses weights, where positives are moved away
 SHOWN = ("epochs", "image_size", "cells_away")  # parameters that are a column of every table
 

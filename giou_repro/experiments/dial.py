@@ -5,7 +5,7 @@ import pandas as pd
 
 from giou_repro import registry
 from giou_repro.experiments import statistics, style
-from giou_repro.experiments.comparison import AWAY, FIT, difference_label, measure_label
+from giou_repro.experiments.comparison import AT_ONE_WEIGHT, AWAY, FIT, difference_label, measure_label
 from giou_repro.experiments.comparison_figures import row_a_setting
 
 AGAINST = ("iou", "l1", "l2")
@@ -27,6 +27,12 @@ def dialled(runs: pd.DataFrame) -> pd.DataFrame:
 def others(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     """The rows of `table` that are of no dial in `runs`; all where there are no others."""
     rest = table[~table.setting.isin(dialled(runs).setting)]
+    return rest if len(rest) else table
+
+
+def at_best_weights(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `gains` or `slopes` in which each loss has its own weight; all where there are no others."""
+    rest = table[~table.dial.str.contains(AT_ONE_WEIGHT)]
     return rest if len(rest) else table
 
 

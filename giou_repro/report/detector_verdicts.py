@@ -15,7 +15,6 @@ HALF_A_POINT, A_POINT = 0.005, 0.01  # of AP
 LEARNED = 0.05  # mean AP below which detectors say nothing about losses
 PRIMARY = ("voc2007", "yolov3")  # data set and detector of the primary comparison: docs/protocol.md
 PAPER_GAIN = 0.335 - 0.314  # AP of GIoU − MSE with YOLOv3 on COCO: table 2 of the GIoU paper
-AT_ONE_WEIGHT = r", weight [\d.]+$"  # the end of a setting's name
 TWO_STAGE = ("faster_rcnn", "mask_rcnn")
 
 
@@ -39,15 +38,16 @@ def coordinate_loss(losses) -> str | None:
 
 def primary(groups: dict[str, pd.DataFrame], *losses: str | None) -> pd.DataFrame:
     """The runs of the setting of PRIMARY, else of that with most seeds, in which `losses` (None: the detector's own)
-    have seeds enough for a verdict, best weights before equal ones; none of a dial, whose weights are chosen for the
-    fit of the positives. Raises ValueError where there is none."""
+    have seeds enough for a verdict; of several that of its detector, and best weights before equal ones. None of a
+    dial, whose weights are chosen for the fit of the positives. Raises ValueError where there is none."""
     able, turned = [], set(dial.dialled(pd.concat(groups.values())).setting) if groups else set()
     for name, group in groups.items():
         if name in turned:
             continue
         wanted = {loss or coordinate_loss(group.loss) for loss in losses}
         n = (group[group.loss.isin(wanted)].groupby("seed").loss.nunique() == len(wanted)).sum()
-        rank = is_primary(group), n, not re.search(AT_ONE_WEIGHT, name)
+        likeness = group.detector.iloc[0] == PRIMARY[1], not re.search(comparison.AT_ONE_WEIGHT, name)
+        rank = is_primary(group), n, *likeness
         able += [(rank, group)] if n >= statistics.DECIDING else []
     if not able:
         names = ", ".join(label(loss) if loss else "a coordinate loss" for loss in losses)
@@ -147,15 +147,14 @@ def _g14(tables, parameters):
 
 def _g16(tables, parameters):
     slopes = tables["dial_slopes"].query(f"measure == '{dial.MEASURES[0]}' and against == 'iou'")
-    slopes = slopes.sort_values("dial", key=lambda names: names.str.contains(AT_ONE_WEIGHT), kind="stable")
     if slopes.empty:
         raise ValueError("no setting was trained at several cells_away")
-    row = slopes.iloc[0]
+    row = dial.at_best_weights(slopes).iloc[0]
     if row.n < statistics.DECIDING:
         raise ValueError(f"fewer than {statistics.DECIDING} paired seeds of GIoU and IoU at several shares disjoint")
     gains = tables["dial"].query("measure == @row.measure and against == 'iou' and dial == @row.dial")
     first, last = gains.loc[gains.disjoint.idxmin()], gains.loc[gains.disjoint.idxmax()]
-    runs = dial.dialled(tables["detectors"])
+    runs = dial.dialled(comparison.at_one_weight(tables["detectors"]))
     apart = runs[(runs.dial == row.dial) & (runs.cells_away == last.cells_away)].groupby("loss").disjoint.mean()
     words = (
         f"YOLOv3, positives moved away from their target: GIoU − IoU in {comparison.measure_label(row.measure)} "
@@ -164,7 +163,7 @@ def _g16(tables, parameters):
         f"and {apart.giou:.0%} under GIoU; {row.difference:+.3f} for a share of 1."
     ) + "".join(
         f" At one {other.dial.rpartition(', ')[2]} for both: {comparison.difference_label(other)}."
-        for other in slopes[1:].itertuples()
+        for other in slopes[slopes.dial != row.dial].itertuples()
     )
     holds = {"better": True, "worse": False}.get(row.verdict)
     return finding(row.difference, (row.low, row.high), row.n, holds, words)

@@ -113,7 +113,8 @@ def _moved(runs):
     table = runs[DETECTORS].table("dial") if DETECTORS in runs else pd.DataFrame()
     if table.empty:
         return ["not measured", "No detector was trained with positives moved away from their target.", 0]
-    table = table[(table.measure == dial.MEASURES[0]) & (table.cells_away == table.cells_away.max())]
+    table = dial.at_best_weights(table[table.measure == dial.MEASURES[0]])
+    table = table[table.cells_away == table.cells_away.max()]
     against = {verdict: part.against.tolist() for verdict, part in table.groupby("verdict")}
     use = " or ".join(map(label, against.get("worse") or ["giou", *against.get("undecided", [])]))
     if table.n.min() < statistics.DECIDING:
