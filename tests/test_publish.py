@@ -195,19 +195,25 @@ def test_the_answer_follows_the_verdicts(tmp_path):
     assert table.set_index("situation").measured["Fit of the objects found (mean IoU)"] == "A run found no object."
 
 
-def test_positives_moved_away_are_answered_at_the_farthest(tmp_path):
+def test_positives_moved_away_are_answered_by_all_cells(tmp_path):
     found = detector_runs(tmp_path, detectors(0.05))
-    rows = [("iou", 1, 0.01, "undecided"), ("iou", 4, 0.16, "better"), ("l1", 4, 0.01, "undecided")]
-    table = pd.DataFrame(rows, columns=["against", "cells_away", "difference", "verdict"]).assign(
-        dial="shapes", measure=dial.MEASURES[0], loss="giou", n=5, disjoint=0.37, low=0.0, high=0.2
-    )
-    at_one_weight = table.assign(dial="shapes, weight 10", verdict="worse")  # does not decide
-    pd.concat([at_one_weight, table]).to_csv(tmp_path / "dial.csv", index=False)
-    row = findings.answer(found).set_index("situation").loc[findings.MOVED]
+
+    def answered(*rows):
+        table = pd.DataFrame(rows, columns=["against", "cells_away", "difference", "verdict"])
+        table = table.assign(dial="shapes", measure=dial.MEASURES[0], n=5, low=0.0, high=0.2)
+        at_one_weight = table.assign(dial="shapes, weight 10", verdict="worse")  # does not decide
+        pd.concat([at_one_weight, table]).to_csv(tmp_path / "dial.csv", index=False)
+        return findings.answer(found).set_index("situation").loc[findings.MOVED]
+
+    iou = ("iou", 1, 0.01, "undecided"), ("iou", 4, 0.16, "better")
+    row = answered(*iou, ("l1", 0, 0.02, "better"), ("l1", 1, 0.01, "undecided"))
     assert (row.use, row.n) == ("GIoU or ℓ1", 5)
-    assert "4 cells away: GIoU − IoU +0.160 (+0.000 to +0.200), 37% disjoint; GIoU − ℓ1 +0.010" in row.measured
-    table.assign(n=4).to_csv(tmp_path / "dial.csv", index=False)
-    assert findings.answer(found).set_index("situation").use[findings.MOVED] == "undecided: too few seeds"
+    assert row.measured.endswith(
+        "1, 4 cells away: GIoU − IoU +0.010 (+0.000 to +0.200), +0.160 (+0.000 to +0.200); "
+        "GIoU − ℓ1 +0.010 (+0.000 to +0.200)."
+    )
+    assert answered(*iou, ("l1", 1, -0.1, "worse"), ("l1", 4, 0.01, "undecided")).use == "ℓ1"
+    assert answered(*iou).use == "GIoU"
 
 
 def test_one_box_answers_where_boxes_start_disjoint(tmp_path):

@@ -1,6 +1,8 @@
 """Notebook 06, the dial: what GIoU gains where a share of the positives is disjoint from their target, because YOLOv3
 assigns them k cells away from the target's centre (`cells_away`). docs/protocol.md says what is decided, and how."""
 
+import textwrap
+
 import pandas as pd
 
 from giou_repro import registry
@@ -104,7 +106,8 @@ def plot_gains(table: pd.DataFrame):
                 marker = style.color_line_marker(against)[2]
                 axis.plot(x[decided], gain[decided], color=color, marker=marker, linestyle="")
             axis.axhline(0, color="#999999", linewidth=0.8)
-            axis.set(xlabel="disjoint positives (%)", ylabel=f"Δ {measure_label(measure)}, points")
+            gained = textwrap.fill(f"Δ {measure_label(measure)}, points", 20)
+            axis.set(xlabel="disjoint positives (%)", ylabel=gained)
     style.legend_below(figure, figure.axes)
     return figure
 

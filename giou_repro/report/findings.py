@@ -109,22 +109,24 @@ def _advice(row):
 
 
 def _moved(runs):
-    """GIoU's differences where most positives are disjoint, of those that notebook 06 measured: use, measured, n."""
+    """What is better than GIoU, or was not told apart from it, where positives are disjoint: use, measured, n."""
     table = runs[DETECTORS].table("dial") if DETECTORS in runs else pd.DataFrame()
     if table.empty:
         return ["not measured", "No detector was trained with positives moved away from their target.", 0]
-    table = dial.at_best_weights(table[table.measure == dial.MEASURES[0]])
-    table = table[table.cells_away == table.cells_away.max()]
-    against = {verdict: part.against.tolist() for verdict, part in table.groupby("verdict")}
-    use = " or ".join(map(label, against.get("worse") or ["giou", *against.get("undecided", [])]))
+    table = dial.at_best_weights(table[(table.measure == dial.MEASURES[0]) & (table.cells_away > 0)])
+    verdicts_of = {loss: set(part.verdict) for loss, part in table.groupby("against", sort=False)}
+    ahead = [loss for loss, said in verdicts_of.items() if "worse" in said and "better" not in said]
+    alike = [loss for loss, said in verdicts_of.items() if "better" not in said]
+    use = " or ".join(map(label, ahead or ["giou", *alike]))
     if table.n.min() < statistics.DECIDING:
         use = "undecided: too few seeds"
-    words = (
-        f"GIoU − {label(row.against)} {comparison.difference_label(row)}, {row.disjoint:.0%} disjoint"
-        for row in table.itertuples()
+    parts = (
+        f"GIoU − {label(loss)} " + ", ".join(map(comparison.difference_label, part.itertuples()))
+        for loss, part in table.groupby("against", sort=False)
     )
-    cells = f"{comparison.measure_label(dial.MEASURES[0])}, YOLOv3, {table.cells_away.max():.0f} cells away"
-    return [use, _capital(f"{cells}: {'; '.join(words)}."), table.n.min()]
+    cells = ", ".join(f"{cells:.0f}" for cells in table.cells_away.unique())
+    measure = _capital(comparison.measure_label(dial.MEASURES[0]))
+    return [use, f"{measure}, YOLOv3, {cells} cells away: {'; '.join(parts)}.", table.n.min()]
 
 
 def _one_box(runs, encoding):
