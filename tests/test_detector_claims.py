@@ -116,7 +116,7 @@ def test_g16_by_hand():
     others = dict(dial=gains, detectors=runs.assign(loss=["iou", "iou", "giou", "giou"], disjoint=[0, 0.7, 0, 0.1]))
     found = decide_from("G16", dial_slopes=table, **others)
     assert (found["verdict"], found["value"], found["n"]) == (HOLDS, 0.2, 5)
-    assert "where 0% of them are disjoint" in found["words"] and "where 70% are under IoU and 10%" in found["words"]
+    assert "+0.160 (+0.000 to +0.200), where 70% of them stay disjoint under IoU and 10% under GIoU" in found["words"]
     assert decide_from("G16", dial_slopes=table.assign(verdict="worse"), **others)["verdict"] == FAILS
     assert decide_from("G16", dial_slopes=table.assign(verdict="undecided"), **others)["verdict"] == UNDECIDED
     with pytest.raises(ValueError, match="fewer than 5"):

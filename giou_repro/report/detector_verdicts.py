@@ -157,12 +157,12 @@ def _g16(tables, parameters):
     runs = dial.dialled(comparison.at_one_weight(tables["detectors"]))
     apart = runs[(runs.dial == row.dial) & (runs.cells_away == last.cells_away)].groupby("loss").disjoint.mean()
     words = (
-        f"YOLOv3, positives moved away from their target: GIoU − IoU in {comparison.measure_label(row.measure)} "
-        f"{comparison.difference_label(first)} where {first.disjoint:.0%} of them are disjoint from it, "
-        f"{comparison.difference_label(last)} {last.cells_away:.0f} cells away, where {apart.iou:.0%} are under IoU "
-        f"and {apart.giou:.0%} under GIoU; {row.difference:+.3f} for a share of 1."
+        f"YOLOv3, positives moved 0 to {last.cells_away:.0f} cells away: GIoU − IoU in "
+        f"{comparison.measure_label(row.measure)} {comparison.difference_label(first)} to "
+        f"{comparison.difference_label(last)}, where {apart.iou:.0%} of them stay disjoint under IoU and "
+        f"{apart.giou:.0%} under GIoU; for a share of 1 {comparison.difference_label(row)}."
     ) + "".join(
-        f" At one {other.dial.rpartition(', ')[2]} for both: {comparison.difference_label(other)}."
+        f" At {other.dial.rpartition(', ')[2]} for both: {comparison.difference_label(other)}."
         for other in slopes[slopes.dial != row.dial].itertuples()
     )
     holds = {"better": True, "worse": False}.get(row.verdict)
