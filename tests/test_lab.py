@@ -99,10 +99,11 @@ explore(["giou", "mine"], first="mine")"""
 def test_explorer_shows_a_users_loss_while_a_kernel_lives_and_after(address, tmp_path):
     from playwright.sync_api import sync_playwright
 
-    def after_a_step(found):
-        """Press an arrow key on the prediction, wait for a text, and return value and gradient of the user's loss."""
+    def after_a_step(found, value):
+        """Press an arrow key on the prediction, wait for a text and a value of the user's loss; its value and gradient."""
         frame.locator("g.box").nth(1).press("ArrowLeft")
         frame.locator(".giou").get_by_text(found).wait_for()
+        row.filter(has_text=value).wait_for()
         return row.inner_text().split()[-2:]
 
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(MINE)])
@@ -119,14 +120,14 @@ def test_explorer_shows_a_users_loss_while_a_kernel_lives_and_after(address, tmp
         page.locator(".jp-Notebook .cm-content").first.press("Shift+Enter")
         row.wait_for()
         error = np.subtract(PRED, TARGET) - (0.05, 0, 0.05, 0)
-        expected = (error**2).sum() / 10, np.linalg.norm(error) / 5
-        assert after_a_step("IoU at step 0: mine") == [f"{number:.3f}" for number in expected]
+        expected = [f"{number:.3f}" for number in ((error**2).sum() / 10, np.linalg.norm(error) / 5)]
+        assert after_a_step("IoU at step 0: mine", expected[0]) == expected
         page.locator(".jp-Notebook .cm-content").first.press("Control+s")
         page.locator(".jp-mod-dirty").first.wait_for(state="detached")
         page.get_by_role("menuitem", name="Kernel", exact=True).click()
         page.get_by_text("Shut Down Kernel", exact=True).click()
         page.get_by_text("No Kernel").first.wait_for()
         page.reload()
-        assert after_a_step("no kernel answers here") == ["–", "–"]
+        assert after_a_step("no kernel answers here", "–") == ["–", "–"]
         assert "IoU 0.000" in frame.locator("[aria-live]").inner_text()
         browser.close()
