@@ -100,7 +100,7 @@ def test_explorer_shows_a_users_loss_while_a_kernel_lives_and_after(address, tmp
     from playwright.sync_api import sync_playwright
 
     def after_a_step(found, value):
-        """Press an arrow key on the prediction, wait for a text and a value of the user's loss; its value and gradient."""
+        """Press an arrow key on the prediction, wait for a text and a user's loss; its value and gradient."""
         frame.locator("g.box").nth(1).press("ArrowLeft")
         frame.locator(".giou").get_by_text(found).wait_for()
         row.filter(has_text=value).wait_for()
