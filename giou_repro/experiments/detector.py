@@ -112,7 +112,7 @@ def _draw_found(axis, detection, class_names, score):
     for corners, label, confidence in (row for row in zip(*found, strict=True) if row[2] >= score):
         style.draw_box(axis, corners, "#FF3DBE", linewidth=1.1)
         words = f"{class_names[label]} {confidence:.2f}"
-        at_top = "top" if corners[1] < axis.get_ylim()[0] / 20 else "baseline"  # inside, where there is no room above
+        at_top = "top" if corners[1] < axis.get_ylim()[0] / 20 else "baseline"  # inside, at the image's top
         axis.text(corners[0], corners[1] - 1, words, va=at_top, fontsize=7, color="white", bbox=BEHIND_TEXT)
 
 

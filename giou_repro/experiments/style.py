@@ -55,7 +55,7 @@ OVERLAPPING, DISJOINT, NO_GRADIENT = "#222222", "#CC3311", "#CC3311"  # no loss 
 
 class Figure(matplotlib_figure.Figure):
     """A figure that is drawn, saved and shown by a notebook in the package's style. It is laid out once, for all
-    formats: to find room for the text takes as long as to draw."""
+    formats: a layout takes as long as a drawing."""
 
     draw = styled(matplotlib_figure.Figure.draw)
 
