@@ -70,6 +70,7 @@ def test_importing_the_configuration_brings_no_torch():
         ({"image_size": 100}, "multiple of 32"),
         ({"device": "tpu"}, "auto, cpu, cuda"),
         ({"cells_away": 1, "detector": "fcos"}, "cells_away is of yolov3"),
+        ({"darknet_chain": True, "detector": "fcos"}, "darknet_chain is of yolov3"),
         ({"frozen_views": 2}, "a backbone with weights"),
         ({"frozen_views": 2, "detector": "fcos", "backbone": "efficientnet_lite0"}, "yolov3"),
     ],

@@ -4,8 +4,7 @@ The network is the paper's: Darknet-53, three scales, nine anchors, one best anc
 swapped as the GIoU paper does it: a coordinate loss (MSE is the original) compares the encodings (offset of the centre
 in its cell, log of size over anchor), weighted by 2 − area as in Darknet; an overlap loss compares decoded boxes.
 Departures from Darknet: every term is divided by the number of positives of the batch, not by the number of images;
-and the gradient is that of the loss: Darknet, and the GIoU authors' fork of it, take the derivative by the centre's
-offset σ(t) for that by t, without the factor σ(t) (1 − σ(t)).
+and the gradient is that of the loss, where that of the GIoU authors' Darknet departs from it as `darknet` says.
 """
 
 from functools import partial
@@ -16,7 +15,7 @@ from torch.nn import functional
 from torchvision.ops import Conv2dNormActivation, batched_nms
 
 from giou_repro import boxes
-from giou_repro.detectors import backbones
+from giou_repro.detectors import backbones, darknet
 
 STRIDES = (8, 16, 32)
 ANCHORS = (  # width and height in pixels of a 416-pixel image, three for each stride
@@ -37,7 +36,7 @@ DARKNETS = {  # width of the first layer, residual blocks of each stage, convolu
 _convolution = partial(Conv2dNormActivation, activation_layer=partial(nn.LeakyReLU, 0.1))  # with batch normalisation
 
 
-def yolov3(num_classes, box_loss, image_size, backbone=None, cells_away=0):
+def yolov3(num_classes, box_loss, image_size, backbone=None, cells_away=0, darknet_chain=False):
     """The detector; `backbone` "tiny" (2 cores), "darknet53" (the paper's), or one of `backbones`.
 
     With `cells_away` k > 0 each true box is answered for by a cell k columns from that of its centre, to the left, or
@@ -45,11 +44,11 @@ def yolov3(num_classes, box_loss, image_size, backbone=None, cells_away=0):
     which rises with k, is disjoint from its target when training begins. The centre's offset is then
     (1 + 2k) σ(t) − k, in (−k, k + 1), because σ(t) alone cannot leave the cell, and no training could reach the target.
     It is the scaled sigmoid of YOLOv4 (Bochkovskiy et al., arXiv 2004.10934), and for all k the middle of the cell at
-    t = 0.
+    t = 0. With `darknet_chain` the box loss is differentiated as `darknet.passed_on` says.
     """
     width, blocks, mixing = DARKNETS.get(backbone or "tiny", (None, None, 5))
     features = Darknet(width, blocks) if width else backbones.build(backbone, STRIDES)
-    return YOLOv3(features, num_classes, box_loss, image_size, mixing, cells_away)
+    return YOLOv3(features, num_classes, box_loss, image_size, mixing, cells_away, darknet_chain)
 
 
 class YOLOv3(nn.Module):
@@ -61,10 +60,10 @@ class YOLOv3(nn.Module):
 
     divided_by = dict.fromkeys(("box", "objectness", "classification"), "count")
 
-    def __init__(self, backbone, num_classes, box_loss, image_size, mixing, cells_away):
+    def __init__(self, backbone, num_classes, box_loss, image_size, mixing, cells_away, darknet_chain):
         super().__init__()
         self.num_classes, self.box_loss, self.image_size = num_classes, box_loss, image_size
-        self.backbone, self.cells_away = backbone, cells_away
+        self.backbone, self.cells_away, self.darknet_chain = backbone, cells_away, darknet_chain
         self.neck = Neck(backbone.channels, 3 * (5 + num_classes), mixing)
         for head in self.neck.heads:
             nn.init.normal_(head[-1].weight, std=0.01)
@@ -122,7 +121,10 @@ class YOLOv3(nn.Module):
         log_size = (size.clamp(min=1e-3) / cells[:, 3:]).log()
         wanted = torch.cat([centre / cells[:, 2:3] - cells[:, :2], log_size], 1)
         encoded = self.encoding(positive)
-        box, measures = self.box_loss(encoded, wanted, self.decode(encoded, cells), truth)
+        decoded = self.decode(encoded, cells)
+        if self.darknet_chain:
+            encoded, decoded = darknet.passed_on(encoded, decoded, positive[:, :4], cells, self.image_size)
+        box, measures = self.box_loss(encoded, wanted, decoded, truth)
         if self.box_loss.loss.space == "coordinates":
             box = box * (2 - size.prod(1) / self.image_size**2)
         objectness, counted = torch.zeros_like(raw[..., 4]), self._background(raw, targets)

@@ -38,6 +38,7 @@ OUTPUTS = (  # without which a run is not complete
     *("figures/curves.png", "figures/detections.png", "figures/thresholds.png"),
 )
 STEPS_READ = 20  # steps whose numbers are read from the device at once, so that it is not kept waiting
+OF_YOLOV3 = ("cells_away", "darknet_chain")  # parameters of this detector alone
 SCORES = ("AP", "AP50", "AP75")  # what is measured during training
 
 
@@ -75,8 +76,9 @@ def configure(**given) -> Config:
         budget = budget | {"images": None, "val_images": None}
     config = Config(**(budget | given))
     detectors.check(config.detector, config.backbone)
-    if config.cells_away and config.detector != "yolov3":
-        raise ValueError(f"cells_away is of yolov3, not of {config.detector}; leave it 0")
+    for name in OF_YOLOV3:
+        if getattr(config, name) and config.detector != "yolov3":
+            raise ValueError(f"{name} is of yolov3, not of {config.detector}; leave it out")
     if config.frozen_views and not (config.detector == "yolov3" and detectors.pretrained(config.backbone)):
         raise ValueError(
             "frozen_views needs detector yolov3 and a backbone with weights, as efficientnet_lite0; or leave it 0"
@@ -118,7 +120,7 @@ def train(config: Config, run: store.Run | None, sets=None) -> Trained | None:
     torch.manual_seed(config.seed)
     train_set, val_set = sets or open_sets(config)
     packed, val = _pack(config, train_set, val_set, device)
-    options = {"cells_away": config.cells_away} if config.cells_away else {}
+    options = {name: getattr(config, name) for name in OF_YOLOV3 if config.detector == "yolov3"}
     what = (config.detector, len(train_set.classes), config.loss, config.weight, config.image_size, config.backbone)
     model = detectors.build(*what, **options)
     source = _source(config, model, packed, device, rank)
