@@ -25,7 +25,7 @@ class Training:
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": WEIGHT_DECAY[config.optimizer]},
             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        self.optimizer = OPTIMIZERS[config.optimizer](groups, lr=config.learning_rate, foreach=True)
+        self.optimizer = OPTIMIZERS[config.optimizer](groups, lr=config.learning_rate, fused=True)
         self.loss = model.box_loss.memory
         self.average = AveragedModel(model, use_buffers=True).eval().requires_grad_(False)
         self.epoch, self.history, self.scores = 0, [], []
