@@ -26,23 +26,22 @@ def test_a_network_among_many_is_the_one_that_torch_trains_alone():
     arms = one_box.arms(["l1", "giou"], ["linear", "sigmoid"], [40, 97], learning_rate=[0.003, 0.01])
     many = training.train(arms, [0, seed], steps, **SMALL).query("seed == 1 and step == @steps")
     pixels, targets = training.pictures(SMALL["n_images"], seed, "train")
-    for (_, arm), (_, row) in zip(arms.iterrows(), many.iterrows(), strict=True):
+    for (at, arm), (_, row) in zip(arms.iterrows(), many.iterrows(), strict=True):
         model = nn.Sequential(nn.Linear(256, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
-        start = training.encode(arm.encoding, torch.tensor(FIRST_BOXES[arm.first_box]))
         with torch.no_grad():
-            for parameter, value in zip(model.parameters(), training._initial([seed]), strict=True):
-                parameter.copy_(value[0].T if parameter.ndim == 2 else value[0, 0])
+            for parameter, value in zip(model.parameters(), training._initial(arms[at : at + 1], [seed]), strict=True):
+                parameter.copy_(value.view_as(parameter))
         adam = torch.optim.Adam(model.parameters(), lr=arm.learning_rate)
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
         draw = training._generator(seed, "order")
         for _ in range(steps):
-            at = draw.integers(len(pixels), size=training.BATCH)
+            batch = draw.integers(len(pixels), size=training.BATCH)
             adam.zero_grad()
-            training.of_code(arm.loss, arm.encoding, start + model(pixels[at]), targets[at]).mean().backward()
+            training.of_code(arm.loss, arm.encoding, model(pixels[batch]), targets[batch]).mean().backward()
             adam.step()
             scheduler.step()
         shown, wanted = training.pictures(SMALL["n_measured"], seed, "test")
-        predicted = training.decode(arm.encoding, start + model(shown)).detach()
+        predicted = training.decode(arm.encoding, model(shown)).detach()
         overlap = boxes.iou(training.corners(predicted), training.corners(wanted))
         assert row.mean_iou == pytest.approx(overlap.mean().item(), abs=2e-5)
         assert row[["x", "y", "w", "h"]].tolist() == pytest.approx(predicted.median(0).values.tolist(), abs=1e-4)

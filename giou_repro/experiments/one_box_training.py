@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from giou_repro import boxes
+from giou_repro import _fast, boxes
 from giou_repro.registry import LOSSES
 
 SIZE = 16  # px, the picture's side
@@ -30,8 +30,9 @@ ENCODINGS = ("linear", "log-size", "sigmoid")
 LARGEST = math.log(1000 / 16)  # the log of a side is held there, as in torchvision: beyond it there is no gradient
 HIDDEN = 64  # units of each hidden layer
 BATCH = 64  # pictures a step
+RATES = ["learning_rate", "beta2"]  # of Adam
 STREAMS = ("train", "test", "search", "order", "weights")
-AT_ONCE = 48  # networks trained at once; with more their weights leave the processor's cache
+AT_ONCE = 64  # networks trained at once; with more their weights leave the processor's cache
 
 
 def pictures(n: int, seed: int, stream: str) -> tuple[Tensor, Tensor]:
@@ -91,30 +92,32 @@ def corners(box: Tensor) -> Tensor:
 
 
 def of_code(name: str, encoding: str, code: Tensor, target: Tensor) -> Tensor:
-    """The loss (...) of codes (..., 4) against target boxes (..., 4); `name` is in LOSSES.
+    """The loss (...) of codes (..., 4) against target boxes (..., 4); `name` is in LOSSES."""
+    return LOSSES[name](*compared(name, encoding, code, target), box_format="cxcywh")
+
+
+def compared(name: str, encoding: str, code: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """What a loss takes, and compares as cxcywh, for codes (..., 4) and target boxes (..., 4): (..., 4) each.
 
     An overlap loss takes the boxes. A coordinate loss takes what is regressed: centre and side, centre and log side, or
     with "sigmoid", as DETR, the box after the sigmoid; in a sum of both, as DETR's, the box.
     """
-    box = decode(encoding, code)
-    if LOSSES[name].space == "both":
-        return LOSSES[name](box, target, box_format="cxcywh")
-    if LOSSES[name].space == "boxes":
-        return LOSSES[name](corners(box), corners(target))
-    return LOSSES[name](code, encode(encoding, target)) if encoding == "log-size" else LOSSES[name](box, target)
+    if LOSSES[name].space == "coordinates" and encoding == "log-size":
+        return code, encode(encoding, target)
+    return decode(encoding, code), target
 
 
 def predict(weights: list[Tensor], pixels: Tensor, normalise: bool) -> Tensor:
-    """Codes (..., n, 4) of pictures (..., n, SIZE²). Batch normalisation, without scale, is that of these pictures."""
-    *hidden, last, shift = weights
-    layer = pixels
-    for matrix, bias in zip(hidden[::2], hidden[1::2], strict=True):
-        layer = layer @ matrix
+    """Codes (seeds, networks, n, 4) of each seed's pictures (seeds, n, SIZE²). Batch normalisation, without scale, is
+    that of these pictures."""
+    first, *hidden, last, shift = weights
+    layer = torch.einsum("skup,snp->skun", first, pixels)  # one product for all networks of a seed
+    for bias, matrix in zip(hidden[::2], [*hidden[1::2], last], strict=True):
         if normalise:
-            deviation = layer - layer.mean(-2, keepdim=True)
-            layer = deviation / (deviation.square().mean(-2, keepdim=True) + 1e-5).sqrt()
-        layer = torch.relu(layer + bias)
-    return layer @ last + shift
+            deviation = layer - layer.mean(-1, keepdim=True)
+            layer = deviation / (deviation.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        layer = matrix @ torch.relu(layer + bias)
+    return (layer + shift).mT
 
 
 def train(
@@ -137,64 +140,78 @@ def train(
     x, y, w, h. `label` names the progress bar; None shows none. As many groups of networks are trained side by side as
     torch has threads, each on one; their number changes no result.
     """
+    _fast.keep_freed_memory()
     arms = arms if "beta2" in arms else arms.assign(beta2=0.999)
     sets = [(n_images, "train"), (n_measured, measured_on)]
     data = [map(torch.stack, zip(*(pictures(n, seed, of) for seed in seeds), strict=True)) for n, of in sets]
     training, test = map(tuple, data)
     size = max(1, AT_ONCE // len(seeds))
-    parts = [arms[at : at + size].reset_index(drop=True) for at in range(0, len(arms), size)]
+    by_loss = arms.reset_index(drop=True).sort_values("loss", kind="stable")  # one call for many boxes is faster
+    parts = [by_loss[at : at + size].sort_values(RATES, kind="stable") for at in range(0, len(arms), size)]
     with ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         trained = pool.map(lambda part: _train(part, seeds, steps, training, test, normalise, evaluations), parts)
         bar = tqdm(trained, desc=label, total=len(parts), disable=label is None, mininterval=1)
-        return pd.concat(bar, ignore_index=True)
+        return pd.concat(bar).sort_index(kind="stable").reset_index(drop=True)
 
 
 def _train(arms, seeds, steps, training, test, normalise, evaluations):
-    pixels, targets = training
-    groups = arms.groupby(["loss", "encoding"]).indices
-    start = [encode(row.encoding, _tensor([[[FIRST_BOXES[row.first_box]]]])) for row in arms.itertuples()]
-    weights = [w.expand(len(arms), *w.shape).clone() for w in _initial(seeds)]
-    weights[-1] += torch.cat(start)
-    mean, square = ([torch.zeros_like(w) for w in weights] for _ in range(2))
-    weights = [w.requires_grad_() for w in weights]
-    rate, beta2 = (_tensor(arms[name]).view(-1, 1, 1, 1) for name in ("learning_rate", "beta2"))
+    """`train` for arms in the order of RATES: those of equal ones share a group of Adam's parameters."""
+    groups = [
+        dict(params=_initial(part, seeds), lr=rate, betas=(0.9, beta2)) for (rate, beta2), part in arms.groupby(RATES)
+    ]
+    adam = torch.optim.Adam(groups, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
+
+    def codes_of(pixels):
+        return torch.cat([predict(group["params"], pixels, normalise) for group in groups], 1)
+
+    losses = {
+        name: [(encoding, torch.tensor(at.to_numpy())) for encoding, at in part.groupby("encoding").groups.items()]
+        for name, part in arms.reset_index(drop=True).groupby("loss")
+    }
     draws, each, rows = [_generator(seed, "order") for seed in seeds], torch.arange(len(seeds))[:, None], []
     measured = {0, *np.geomspace(steps, 1, evaluations).round().astype(int).tolist()}
     for step in range(steps + 1):  # the last one at a rate of 0
         if step in measured:
-            rows.append(_measured(arms, seeds, step, groups, weights, test, normalise))
-        batch = each, torch.as_tensor(np.stack([draw.integers(pixels.shape[1], size=BATCH) for draw in draws]))
-        codes = predict(weights, pixels[batch], normalise)
-        total = sum(of_code(*key, codes[at], targets[batch]).mean(-1).sum() for key, at in groups.items())
-        gradients = torch.autograd.grad(total, weights)
-        now = rate * (1 + math.cos(math.pi * step / steps)) / 2 / (1 - 0.9 ** (step + 1))
-        with torch.no_grad():
-            for w, g, m, s in zip(weights, gradients, mean, square, strict=True):
-                m.lerp_(g, 0.1)
-                s.mul_(beta2).add_((1 - beta2) * g * g)
-                w.sub_(now * m / ((s / (1 - beta2 ** (step + 1))).sqrt() + 1e-8))
+            with torch.no_grad():
+                rows.append(_measured(arms, seeds, step, codes_of(test[0]), test[1]))
+        n_images = training[0].shape[1]
+        batch = each, torch.as_tensor(np.stack([draw.integers(n_images, size=BATCH) for draw in draws]))
+        pixels, target = (values[batch] for values in training)
+        codes = codes_of(pixels)
+        target = target[:, None].expand_as(codes)
+        total = 0
+        for name, encodings in losses.items():
+            pairs = [compared(name, encoding, codes[:, at], target[:, at]) for encoding, at in encodings]
+            predicted, wanted = (torch.cat(parts, 1) for parts in zip(*pairs, strict=True))
+            total += LOSSES[name](predicted, wanted, box_format="cxcywh").mean(-1).sum()
+        adam.zero_grad()
+        total.backward()
+        adam.step()
+        schedule.step()
     return pd.concat(rows)
 
 
-def _initial(seeds):
-    """The weights of each seed's network, He's but for the last layer: matrices (seeds, in, out), each with its biases
-    (seeds, 1, out)."""
+def _initial(arms, seeds):
+    """The weights of each seed's networks, those of one seed equal and He's, but for the last layer, whose biases are
+    the first boxes: matrices (seeds, arms, out, in), each with its biases (seeds, arms, out, 1)."""
     generators, weights = [_generator(seed, "weights") for seed in seeds], []
     for wide, narrow in ((SIZE**2, HIDDEN), (HIDDEN, HIDDEN)):
         drawn = np.stack([generator.standard_normal((wide, narrow)) for generator in generators])
-        weights += [_tensor(drawn * (2 / wide) ** 0.5), torch.zeros(len(seeds), 1, narrow)]
-    return [*weights, torch.zeros(len(seeds), HIDDEN, 4), torch.zeros(len(seeds), 1, 4)]
+        weights += [_tensor(drawn * (2 / wide) ** 0.5).mT[:, None], torch.zeros(len(seeds), 1, narrow, 1)]
+    start = [encode(row.encoding, _tensor(FIRST_BOXES[row.first_box])) for row in arms.itertuples()]
+    weights += [torch.zeros(len(seeds), 1, 4, HIDDEN), torch.stack(start)[None, ..., None]]
+    sizes = len(seeds), len(arms), -1, -1
+    return [w.expand(sizes).clone(memory_format=torch.contiguous_format).requires_grad_() for w in weights]
 
 
-@torch.no_grad()
-def _measured(arms, seeds, step, groups, weights, test, normalise):
-    predicted = predict(weights, test[0], normalise)
-    for (_, encoding), at in groups.items():
-        predicted[at] = decode(encoding, predicted[at])
-    overlap = boxes.iou(corners(predicted), corners(test[1])).nan_to_num(0)  # of a network that diverged
+def _measured(arms, seeds, step, predicted, target):
+    for encoding, at in arms.groupby("encoding").indices.items():
+        predicted[:, at] = decode(encoding, predicted[:, at])
+    overlap = boxes.iou(corners(predicted), corners(target)[:, None]).nan_to_num(0)  # of a network that diverged
     area = boxes.area(corners(predicted)).nan_to_num(math.inf)
     values = dict(mean_iou=overlap.mean(-1), disjoint=(overlap == 0).float().mean(-1), area=area.median(-1).values)
     values |= {f"iou_{percent}": (overlap > percent / 100).float().mean(-1) for percent in (50, 75)}
     values |= dict(zip(("x", "y", "w", "h"), predicted.median(-2).values.unbind(-1), strict=True))
-    table = arms.loc[arms.index.repeat(len(seeds))].assign(seed=seeds * len(arms), step=step)
+    table = pd.concat([arms.assign(seed=seed, step=step) for seed in seeds])
     return table.assign(**{name: value.flatten().numpy() for name, value in values.items()})
