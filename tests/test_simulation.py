@@ -238,6 +238,7 @@ def test_a_compiled_step_serves_any_rate_schedule_and_number_of_points(monkeypat
     with torch.compiler.set_stance("fail_on_recompile"):
         quiet(["giou"], n_points=5, **options, step_size=0.2, schedule="constant", compile=True)
         quiet(["giou"], n_points=3, **options, compile=True)
+        quiet(["giou"], n_points=5, **options, encoding="xyxy", compile=True)  # the same step at other rates
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,10 @@ import torch
 from tqdm.auto import tqdm
 
 from giou_repro import _fast, boxes, devices
-from giou_repro.registry import select
+from giou_repro.registry import LOSSES, select
 from giou_repro.simulation import cases, diou_code
 from giou_repro.simulation.cases import CASES_PER_POINT
-from giou_repro.simulation.step import clock, engine
+from giou_repro.simulation.step import clock, engine, moved_as
 
 POINTS_PER_BLOCK = {"cpu": 250, "cuda": 5000}  # outweigh the calls; on a CPU few enough to share out to cores
 MEASURES = ("error_x", "error_y", "error_w", "error_h", "mean_iou", "iou_50", "iou_75", "iou_90")
@@ -115,20 +115,22 @@ def simulate(
     for name in names:
         started = time.perf_counter()
         bar.set_description(name)
+        moved, times = moved_as(LOSSES[name], encoding, optimizer)
+        own_ticks = ticks * ticks.new_tensor(times)
         with _seeded(seed, device):
-            made = engine(name, device=device.type, **options)
+            made = engine(name, device=device.type, **options | dict(encoding=moved))
 
-        def start(block, slots=made.slots):
+        def start(block, slots=made.slots, moved=moved):
             least = size if compiling else len(block)  # a block of another size would be compiled anew
             padded = points[np.pad(block, (0, least - len(block)), "edge")]
-            state, target = cases.boxes_and_targets(padded, encoding, ticks.dtype, device)
+            state, target = cases.boxes_and_targets(padded, moved, ticks.dtype, device)
             return state, tuple(torch.zeros_like(state[0]) for _ in range(slots)), target
 
         if compiling:
             with _seeded(seed, device):
-                made.compiled.prepare(*start(blocks[0]), ticks[-1])
+                made.compiled.prepare(*start(blocks[0]), own_ticks[-1])
 
-        def run(block, made=made, start=start):
+        def run(block, made=made, start=start, ticks=own_ticks):
             numbers = followed[np.isin((followed - 1) // CASES_PER_POINT, block)]
             return _descend(
                 made, compiling, start(block), ticks, len(block), numbers - 1 - block[0] * CASES_PER_POINT, bar
@@ -138,7 +140,7 @@ def simulate(
             sums, last, ways = zip(*map_blocks(run, blocks), strict=True)
         curves.append(_curve_table(name, sum(sums), len(points) * CASES_PER_POINT))
         final.append(_final_table(name, points, torch.cat(last, 1)))
-        paths.append(_path_table(name, followed, torch.cat(ways, 2), encoding))
+        paths.append(_path_table(name, followed, torch.cat(ways, 2), moved))
         seconds[name] = round(time.perf_counter() - started, 3)
     bar.close()
     settings = dict(losses=names, n_points=len(points), steps=steps, dtype=dtype, device=str(device)) | options

@@ -1,6 +1,7 @@
 """One gradient step of the simulation: its direction for any loss, the update, and what is measured on the way.
 
-Boxes are four columns (rows, n); a clock is (rate, Adam's two bias corrections) of one step.
+Boxes are four columns (rows, n); a clock is (rate of the first two columns, rate of the last two, Adam's two bias
+corrections) of one step.
 """
 
 import functools
@@ -21,11 +22,13 @@ from giou_repro.simulation import diou_code
 from giou_repro.simulation.compiled import Compiled
 
 ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
+CORNERS_AS_CENTRE = (0.5, 2, 1, 1)  # times a clock, see `moved_as`
 _ENGINES = {}
 
 
 def clock(steps: int, step_size: float, schedule) -> torch.Tensor:
-    """(steps + 1, 3): rate and Adam's two bias corrections for each step; a last row of rate 0 only measures."""
+    """(steps + 1, 4), a clock for each step: the rate, twice, and Adam's two corrections; a last row of rate 0 only
+    measures."""
     if not isinstance(step_size, int | float | np.number) or not (step_size > 0 and math.isfinite(step_size)):
         raise ValueError(f"step_size must be a positive number, got {step_size!r}")
     k = np.arange(1, steps + 1)
@@ -39,7 +42,19 @@ def clock(steps: int, step_size: float, schedule) -> torch.Tensor:
         if rates.shape != (steps,) or not np.isfinite(rates).all():
             raise ValueError(f"schedule must have one finite factor for each of the {steps} steps, got {schedule!r}")
     corrections = [1 - beta**k for beta in ADAM_BETAS]
-    return torch.from_numpy(np.stack((np.append(rates, 0), *(np.append(c, 1) for c in corrections)), 1))
+    return torch.from_numpy(np.stack((*2 * [np.append(rates, 0)], *(np.append(c, 1) for c in corrections)), 1))
+
+
+def moved_as(loss, encoding, optimizer):
+    """The encoding that a step moves, and what to multiply the clock by.
+
+    Of an overlap loss with derivatives d1 and d2 by x1 and x2, those by x = (x1 + x2) / 2 and w = x2 − x1 are d1 + d2
+    and (d2 − d1) / 2. A step of rate r on the corners moves x by −r (d1 + d2) / 2 and w by −r (d2 − d1): it is one on
+    centre and size, of half the rate and of twice the rate, and needs no compilation of its own.
+    """
+    if encoding == "xyxy" and optimizer == "plain" and loss.space == "boxes":
+        return "cxcywh", CORNERS_AS_CENTRE
+    return encoding, (1, 1, 1, 1)
 
 
 class Engine(NamedTuple):
@@ -153,12 +168,12 @@ def _stacked(columns):
 
 
 def _plain(direction, factor, memory, clock):
-    rate = clock[0] * factor
-    return tuple(rate * d for d in direction), memory
+    first, last = clock[0] * factor, clock[1] * factor
+    return tuple(rate * d for rate, d in zip((first, first, last, last), direction, strict=True)), memory
 
 
 def _adam(direction, factor, memory, clock):
-    rate, first_correction, second_correction = clock.unbind()
+    rate, _, first_correction, second_correction = clock.unbind()
     (b1, b2), gradient = ADAM_BETAS, [factor * d for d in direction]
     first = tuple(b1 * m + (1 - b1) * g for m, g in zip(memory[:4], gradient, strict=True))
     second = tuple(b2 * v + (1 - b2) * g * g for v, g in zip(memory[4:], gradient, strict=True))
