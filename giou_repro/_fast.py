@@ -9,22 +9,38 @@ import math
 import torch
 
 PAIRS_PER_TILE = 2**16  # without a gradient: what one operation reads and writes stays in the caches
-BOXES_PER_BLOCK = 48_000  # with one, where much more is kept
+FEW_BOXES = 1_000  # up to which a contiguous copy of the coordinates takes longer than it saves
+BOXES_PER_BLOCK = 32_000  # with one, where much more is kept
 
 
 def along_axes(function, a, b):
     """The results of ``function(a1, a2, b1, b2)`` on the intervals of two boxes (..., 4) or of their columns: each a
-    pair, along x and along y. With both in one tensor there are half as many operations; compiled code, which fuses
-    them, is faster without.
+    pair, along x and along y. With both in one tensor there are half as many operations, which takes half as long for
+    few boxes; compiled code, which fuses them, is faster without.
     """
     if isinstance(a, tuple) or torch.compiler.is_compiling():
         (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = unbind(a), unbind(b)
         return tuple(zip(function(ax1, ax2, bx1, bx2), function(ay1, ay2, by1, by2), strict=True))
+    if a.shape == b.shape and a.numel() <= 4 * FEW_BOXES:
+        return [result.unbind(-1) for result in function(*a.chunk(2, -1), *b.chunk(2, -1))]
     rank = max(a.ndim, b.ndim)
     ranked = (box if box.ndim == rank else box[(None,) * (rank - box.ndim)] for box in (a, b))
     # far faster than to transpose by contiguous()
     (a1, a2), (b1, b2) = (torch.stack(box.unbind(-1)).chunk(2) for box in ranked)
-    return tuple(result.unbind(0) for result in function(a1, a2, b1, b2))
+    return [result.unbind(-rank) for result in function(a1, a2, b1, b2)]
+
+
+def stacked(*parts):
+    """Tensors (...) as one, (parts, ...), in a list: one operation then serves all. They themselves where their shapes
+    differ, and where code is compiled."""
+    one_shape = all(part.shape == parts[0].shape for part in parts)
+    return [torch.stack(parts)] if one_shape and not torch.compiler.is_compiling() else parts
+
+
+def unstacked(results):
+    """What was made of each of the parts that `stacked` took."""
+    first, *others = results
+    return (first, *others) if others else first.unbind(0)
 
 
 def unbind(box):
@@ -64,8 +80,8 @@ def in_order(low, high):
     if torch.compiler.is_compiling():  # twice as fast without truth values to keep; rounds flipped ends once more
         excess = torch.relu(low - high)
         return low - excess, high + excess
-    flipped = high < low
-    return torch.where(flipped, high, low), torch.where(flipped, low, high)
+    flipped = torch.sign((low - high).detach()).relu_()  # faster than truth values and torch.where
+    return torch.lerp(low, high, flipped), torch.lerp(high, low, flipped)
 
 
 def shared_length(a1, a2, b1, b2):
@@ -74,7 +90,7 @@ def shared_length(a1, a2, b1, b2):
     Of equal ends each gets half of the gradient. Where one is asked for, interpolation by 0, ½ or 1 takes fewer passes
     than torch.minimum and its derivative, and gives the same.
     """
-    if is_traced() or not _is_tracked(a1, b1):
+    if torch.compiler.is_compiling() or not _is_tracked(a1, b1):
         return torch.minimum(a2, b2) - torch.maximum(a1, b1)
     lower, upper = (torch.sign((a - b).detach()).add_(1).mul_(0.5) for a, b in ((b1, a1), (a2, b2)))
     return torch.lerp(a2, b2, upper) - torch.lerp(a1, b1, lower)

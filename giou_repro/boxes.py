@@ -48,15 +48,15 @@ class Overlap(NamedTuple):
 
 def overlap(a: Tensor, b: Tensor) -> Overlap:
     """How xyxy boxes, (..., 4) that broadcast, overlap: in units of the enclosing box no area over- or underflows."""
-    common, first, second, around = _fast.along_axes(interval_overlap, *comparable(a, b))
-    intersection = common[0] * common[1]
-    union = first[0] * first[1] + second[0] * second[1] - intersection
+    *shares, around = _fast.along_axes(interval_overlap, *comparable(a, b))
+    intersection, first, second = _fast.unstacked(w * h for w, h in shares)
+    union = first + second - intersection
     return Overlap(intersection, union + tiny(union), around)
 
 
 def interval_overlap(a1: Tensor, a2: Tensor, b1: Tensor, b2: Tensor) -> tuple[Tensor, ...]:
-    """What two intervals have in common, and each of them, in units of the interval around both; and the length of
-    that.
+    """What two intervals have in common, and each of them, in units of the interval around both, `_fast.stacked`; and
+    the length of that.
 
     |around| = |a| + |b| − common also holds for disjoint intervals, where `common` is minus the gap. Intervals that are
     one and the same point are all of what is around them, as if they were 1 long.
@@ -66,7 +66,8 @@ def interval_overlap(a1: Tensor, a2: Tensor, b1: Tensor, b2: Tensor) -> tuple[Te
     around = first + second - common
     point = (around < SHORTEST * tiny(around)).to(around.dtype)
     unit = around + point
-    return torch.relu(common + point) / unit, (first + point) / unit, (second + point) / unit, around
+    shares = [(length + point) / unit for length in _fast.stacked(torch.relu(common), first, second)]
+    return *shares, around
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:

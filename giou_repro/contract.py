@@ -1,5 +1,6 @@
 """What a call of any loss takes and checks: boxes, weights, a reduction, the boxes' format."""
 
+import collections
 import math
 import numbers
 import warnings
@@ -14,7 +15,8 @@ from giou_repro import _fast, boxes, losses
 REDUCTIONS = ("none", "mean", "sum")
 KEPT = (torch.float64, torch.float32, torch.bfloat16)  # the predictions' dtypes that can hold any loss
 KEYWORDS = {"invalid": boxes.POLICIES, "reduction": REDUCTIONS, "box_format": boxes.FORMATS}
-TOLD = set()  # the formats of boxes whose targets need not be looked at any more
+LOOKS = 100  # calls whose targets are looked at, of each format
+LOOKED = collections.Counter()
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,8 @@ class Loss:
         `weight` multiplies it: one a box (...), or one a coordinate (..., 4), of which an overlap loss takes the mean.
         `reduction` is "none", "sum", or "mean", which divides the sum by `avg_factor`, by default the number of boxes,
         whatever they weigh; the sum and the mean of no boxes are 0, with a gradient. `box_format` is "xyxy", "xywh" or
-        "cxcywh"; a coordinate loss compares boxes as they are given. Targets (n, 4) that look like another format are
-        told of, once.
+        "cxcywh"; a coordinate loss compares boxes as they are given. Where targets (n, 4) of the first 100 calls look
+        like another format, a warning says so, once.
 
         Half precision is computed in float32. A gradient beyond the range of the prediction's dtype is infinite, as
         everywhere in torch, so that a GradScaler sees it. torchvision's BoundingBoxes are compared as xyxy, whatever
@@ -184,17 +186,19 @@ class SumLoss(Loss):
 
 def _compare_with_format(target, box_format):
     """Warn, once, where the first targets look like another format than `box_format`: many of xyxy are flipped, or none
-    of eight or more others is. Beyond the CPU, where a look has to wait for the device, one call is looked at."""
-    if box_format in TOLD or type(target) is not Tensor or target.ndim != 2 or target.shape[1] != 4:
+    of eight or more others is. A look takes as long as several operations, so only the first calls are looked at, and
+    one beyond the CPU, where it has to wait for the device."""
+    if torch.compiler.is_compiling() or LOOKED[box_format] >= LOOKS:  # compiled code must not depend on the count
         return
-    if target.is_meta or not len(target) or _fast.is_traced():
+    if type(target) is not Tensor or target.ndim != 2 or target.shape[1] != 4 or not len(target):
         return
-    if not target.is_cpu:
-        TOLD.add(box_format)
+    if target.is_meta or _fast.is_traced():
+        return
+    LOOKED[box_format] += 1 if target.is_cpu else LOOKS
     few = target[:12].tolist()
     ordered = sum([(x2 >= x1) + (y2 >= y1) for x1, y1, x2, y2 in few])
     if ordered <= 1.5 * len(few) if box_format == "xyxy" else len(few) >= 8 and ordered == 2 * len(few):
-        TOLD.add(box_format)
+        LOOKED[box_format] = LOOKS
         other = ("xywh or cxcywh", 'box_format="cxcywh"') if box_format == "xyxy" else ("xyxy", 'box_format="xyxy"')
         warnings.warn(f"targets read as {box_format} look like {other[0]}: name it, as {other[1]}", stacklevel=3)
 

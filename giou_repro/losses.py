@@ -94,7 +94,7 @@ def giou(pred: Tensor, target: Tensor) -> Tensor:
     paper: Rezatofighi et al., GIoU, CVPR 2019, algorithm 2
     """
     o = boxes.overlap(pred, target)
-    return 1 - o.iou + (1 - o.union)
+    return 2 - o.iou - o.union  # |C∖(A∪B)|/|C| is 1 − union
 
 
 def diou(pred: Tensor, target: Tensor) -> Tensor:
@@ -361,5 +361,6 @@ def mgiou(pred: Tensor, target: Tensor) -> Tensor:
     range: [0, 1]
     paper: Le et al., Marginalized Generalized IoU, 2025, L_MGIoU
     """
-    _, first, second, _ = _fast.along_axes(boxes.interval_overlap, *boxes.comparable(pred, target))
-    return 1 - (first[0] + first[1] + second[0] + second[1]) / 4
+    *shares, _ = _fast.along_axes(boxes.interval_overlap, *boxes.comparable(pred, target))
+    _, first, second = _fast.unstacked(w + h for w, h in shares)
+    return 1 - (first + second) / 4

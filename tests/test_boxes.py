@@ -165,16 +165,14 @@ def test_enclosing_box():
 
 
 def test_intervals_by_hand():
-    common, first, second, around = boxes.interval_overlap(*tensor([1.0, 4, 2, 8]))  # 2 in common, 7 around both
-    assert [round(7 * share.item(), 5) for share in (common, first, second)] == [2, 3, 6]
-    assert around == 7
-    apart = boxes.interval_overlap(*tensor([4.0, 3, 5, 6]))  # flipped, and a gap of 1
-    assert [round(3 * share.item(), 5) for share in apart[:3]] == [0, 1, 1]
-    assert [share.item() for share in boxes.interval_overlap(*tensor([5.0, 5, 5, 5]))[:3]] == [
-        1,
-        1,
-        1,
-    ]  # the same point
+    def shares(*ends):
+        *shares, around = boxes.interval_overlap(*tensor(ends))
+        return [round(around.item() * share.item(), 5) for share in _fast.unstacked(shares)], around
+
+    assert shares(1.0, 4, 2, 8) == ([2, 3, 6], 7)  # 2 in common, 7 around both
+    assert shares(4.0, 3, 5, 6) == ([0, 1, 1], 3)  # flipped, and a gap of 1
+    *same_point, _ = boxes.interval_overlap(*tensor([5.0, 5, 5, 5]))
+    assert [share.item() for share in _fast.unstacked(same_point)] == [1, 1, 1]
 
 
 def test_overlap_is_in_units_of_the_enclosing_box():

@@ -1,5 +1,6 @@
 """What a call of any loss takes beside boxes: weights, a reduction, a divisor, the boxes' format."""
 
+import collections
 import warnings
 
 import pytest
@@ -16,7 +17,7 @@ HALVES = [0.5, 0.75, 0]  # 1 − IoU of THREE
 
 @pytest.fixture(autouse=True)
 def nothing_told(monkeypatch):
-    monkeypatch.setattr(contract, "TOLD", set())
+    monkeypatch.setattr(contract, "LOOKED", collections.Counter())
 
 
 @pytest.mark.parametrize(
