@@ -93,11 +93,11 @@ def test_a_perfect_prediction_costs_the_box_loss_nothing(loss):
 
 
 def test_background_is_what_overlaps_no_truth_by_more_than_half(model):
-    raw = torch.zeros(1, len(model.cells), 7)
-    target = {"boxes": model.decode(model.encoding(raw[0]), model.cells)[:1], "labels": torch.tensor([0])}
-    background = model._background(raw, [target])
+    raw = torch.zeros(2, len(model.cells), 7)
+    truth = model.decode(model.encoding(raw[0]), model.cells)[:1]
+    background = model._background(raw, truth, torch.tensor([0]))
     assert not background[0, 0] and background[0, 1]  # itself; its neighbour, 8 of 10 pixels further: IoU 2/18
-    assert background.sum() == len(model.cells) - 1
+    assert background.sum(1).tolist() == [len(model.cells) - 1, len(model.cells)]  # the second image has no true box
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -127,7 +127,7 @@ class YOLOv3(nn.Module):
         box, measures = self.box_loss(encoded, wanted, decoded, truth)
         if self.box_loss.loss.space == "coordinates":
             box = box * (2 - size.prod(1) / self.image_size**2)
-        objectness, counted = torch.zeros_like(raw[..., 4]), self._background(raw, targets)
+        objectness, counted = torch.zeros_like(raw[..., 4]), self._background(raw, truth, image)
         objectness[image, index], counted[image, index] = 1, True
         classes = functional.one_hot(labels, self.num_classes).to(raw.dtype)
         cross_entropy = partial(functional.binary_cross_entropy_with_logits, reduction="sum")
@@ -136,12 +136,12 @@ class YOLOv3(nn.Module):
         return {name: total / max(len(truth), 1) for name, total in sums.items()}, measures
 
     @torch.no_grad()
-    def _background(self, raw, targets):
-        """Which predictions (B, P) overlap no true box by more than IGNORE_IOU."""
+    def _background(self, raw, truth, image):
+        """Which predictions (B, P) overlap no true box of their image by more than IGNORE_IOU; of each true box (n, 4)
+        `image` (n,) has the image."""
         predicted = self.decode(self.encoding(raw), self.cells)
-        truths = [target["boxes"].to(raw.device)[:, None] for target in targets]
-        pairs = zip(truths, predicted, strict=True)
-        return torch.stack([(boxes.iou(truth, own) <= IGNORE_IOU).all(0) for truth, own in pairs])  # (n, P) → (P,)
+        near = boxes.iou(truth[:, None], predicted[image]) > IGNORE_IOU  # (n, P)
+        return torch.zeros_like(raw[..., 0]).index_add_(0, image, near.to(raw.dtype)) == 0
 
     @torch.no_grad()
     def _detections(self, raw):
