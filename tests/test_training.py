@@ -49,7 +49,7 @@ def test_the_learning_rate_rises_then_falls(progress, cosine, step):
 
 
 def test_none_means_the_scales_own_and_a_folder_keeps_all_its_images():
-    assert configure(scale="laptop").images == 500
+    assert configure(scale="laptop").images == 400
     assert configure(scale="laptop", images=5, weight=None).images == 5
     assert configure(scale="laptop", dataset="some/folder").images is None
 
