@@ -253,6 +253,14 @@ def test_verify_widens_for_a_smaller_sample_and_leaves_other_parameters(tmp_path
     assert {row["ok"] for row in verify.compare(store.Run(PUBLISHED / FIRST), run)} == {verify.SKIPPED}
 
 
+def test_verify_takes_a_smaller_simulation_whose_search_ended_earlier(tmp_path):
+    run = copied_run(tmp_path, "03_simulation")
+    smaller = {"every_loss": False, "departure_points": 20, "sweep_points": 250}
+    run._write_record(run.record | dict(parameters=run.parameters | smaller))
+    run.table("step_sizes")[:-1].to_csv(run.folder / "step_sizes.csv", index=False)
+    assert {row["ok"] for row in verify.compare(store.Run(PUBLISHED / "03_simulation"), run)} == {verify.YES}
+
+
 @pytest.mark.parametrize(("moved", "status"), [(0, 0), (0.5, 1)])
 def test_the_command_runs_what_is_published_again(project, tmp_path, monkeypatch, capsys, moved, status):
     """The runs themselves are tested with the runner: here one is handed over, and the call is kept."""

@@ -32,6 +32,7 @@ HEADLINES = [
     Headline("03_simulation", "step_sizes", ["loss", "step_size"], "mean_iou", 2e-3, 2.0, "sweep_points"),
 ]
 FREE = {"scale", "run_dir", "device", *(headline.budget for headline in HEADLINES)}  # parameters that may differ
+FREE |= {"every_loss", "departure_points"}  # of tables without a headline
 
 
 def run_again(
@@ -69,7 +70,8 @@ def _row(headline, published, now):
     if tolerance is None:
         return dict(what=f"{what}, of other parameters", ok=SKIPPED)
     old, new = (run.table(headline.table)[[*headline.keys, headline.column]] for run in (published, now))
-    both = old.merge(new, on=headline.keys, how="outer", suffixes=("", "_now")).set_index(headline.keys)
+    how = "outer" if tolerance == headline.exact else "inner"  # of another sample a searched grid may end elsewhere
+    both = old.merge(new, on=headline.keys, how=how, suffixes=("", "_now")).set_index(headline.keys)
     first, second = both[headline.column], both[f"{headline.column}_now"]
     allowed = tolerance * first.abs().clip(lower=1).fillna(1)
     off = ((first - second).abs() / allowed).fillna(np.inf).mask(first.isna() & second.isna(), 0).to_numpy()
