@@ -206,9 +206,10 @@ def test_a_search_of_the_weight_stands_beside_the_comparison_and_not_in_it(tmp_p
     assert comparison.weights(runs).weight.tolist() == [1, 3, 10, 1, 3, 10]
 
 
-def test_the_search_on_another_network_chooses_no_weight(tmp_path):
+@pytest.mark.parametrize("other", [{"backbone": "mobilenet_v3_small"}, {"learning_rate": 0.5}, {"ema": 0.5}])
+def test_the_search_of_another_network_or_training_chooses_no_weight(tmp_path, other):
     for weight in (1.0, 3.0, 10.0):
-        finished(tmp_path, weight / 100, loss="giou", weight=weight, epochs=5, backbone="mobilenet_v3_small")
+        finished(tmp_path, weight / 100, loss="giou", weight=weight, epochs=5, **other)
     for weight, loss in itertools.product((3.0, 10.0), ("l2", "giou")):
         finished(tmp_path, weight / 100, loss=loss, weight=weight)
     chosen = comparison.at_one_weight(comparison.gather(tmp_path)[0])

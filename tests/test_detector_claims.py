@@ -37,7 +37,7 @@ def detectors(gain, n=5, noise=0.001, ap50=0.0, detector="yolov3", disjoint=0.2,
             row = dict(
                 dataset="voc",
                 detector=detector,
-                network=detector,
+                trained_as=detector,
                 loss=loss,
                 weight=1.0,
                 seed=run,
@@ -112,7 +112,7 @@ def test_g16_by_hand():
     gains = pd.DataFrame(dict(dial="shapes", measure="val_positives_iou", against="iou", n=5, cells_away=[0, 4]))
     gains = gains.assign(difference=[0.01, 0.16], low=0.0, high=0.2, disjoint=[0.0, 0.4])
     runs = pd.DataFrame(dict(setting=["shapes", "shapes, positives 4 cells away"] * 2, cells_away=[0, 4] * 2))
-    runs = runs.assign(weight=1.0, seed=0, AP=0.1, dataset="shapes", network="yolov3")
+    runs = runs.assign(weight=1.0, seed=0, AP=0.1, dataset="shapes", trained_as="yolov3")
     others = dict(dial=gains, detectors=runs.assign(loss=["iou", "iou", "giou", "giou"], disjoint=[0, 0.7, 0, 0.1]))
     found = decide_from("G16", dial_slopes=table, **others)
     assert (found["verdict"], found["value"], found["n"]) == (HOLDS, 0.2, 5)

@@ -75,7 +75,7 @@ def test_each_loss_is_compared_at_the_weight_that_its_search_found_on_all_seeds(
         for loss, weight in (("l2", 3), ("giou", 3), ("giou", 9))
     ]
     runs = pd.DataFrame(rows, columns=["setting", "loss", "weight", "seed", "AP"])
-    runs = runs.assign(dataset="bccd", detector="yolov3", network="yolov3")
+    runs = runs.assign(dataset="bccd", detector="yolov3", trained_as="yolov3")
     runs = runs.assign(AP50=0.5, AP75=0.3, mean_iou=0.7, AP_giou=0.3, AP75_giou=0.2)
     chosen = comparison.at_one_weight(runs.assign(disjoint=0.0))
     of = chosen.groupby(["setting", "loss"]).agg(n=("AP", "size"), weight=("weight", "max"), search=("search", "first"))
@@ -103,7 +103,7 @@ def test_where_positives_are_moved_away_their_fit_chooses_the_weight():
             runs = [("iou", 1, 0.3, 0.4), ("giou", 1, 0.3, 0.4), ("giou", 5, 0.2, 0.5), ("giou", 9, 0.1, 0.1)]
             rows += [(part + away, seed, *run) for run in runs[: 4 if part == "val" else 3]]
     table = pd.DataFrame(rows, columns=["setting", "seed", "loss", "weight", "AP", comparison.FIT])
-    chosen = comparison.at_one_weight(table.assign(dataset="shapes", network="yolov3"))
+    chosen = comparison.at_one_weight(table.assign(dataset="shapes", trained_as="yolov3"))
     chosen = chosen[chosen.loss == "giou"].groupby("setting", sort=False).weight.unique().map(list).to_dict()
     assert chosen == {
         "test, weight 1": [1],
@@ -168,7 +168,7 @@ def swept():
     ]
     rows += [("l2", weight, seed, 0.2 + weight / 100) for weight in (1, 2, 8) for seed in range(6)]
     table = pd.DataFrame(rows, columns=["loss", "weight", "seed", "AP"])
-    return table.assign(setting="cells", dataset="bccd", detector="yolov3", network="yolov3")
+    return table.assign(setting="cells", dataset="bccd", detector="yolov3", trained_as="yolov3")
 
 
 def test_the_best_weight_is_chosen_on_other_seeds(swept):

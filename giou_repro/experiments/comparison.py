@@ -69,7 +69,7 @@ def gather(results, dataset: str | None = None, scale: str = "smoke") -> tuple[p
         raise FileNotFoundError(f"no complete run of 05_train_detector{on} under {results}; {remedy}")
     runs, curves, thresholds = (pd.concat([tables[name] for tables in newest.values()]) for name in TABLES)
     runs["loss"] = [_registered(name, run) for name, run in zip(runs.loss, runs.run, strict=True)]
-    runs["network"] = runs.setting.map({key: _network(fixed) for key, fixed in settings.items()})
+    runs["trained_as"] = runs.setting.map({key: _trained_as(fixed) for key, fixed in settings.items()})
     runs["after_look"] = _after_look(runs, results)
     titles = _titles(settings)
     order = [*registry.LOSSES, *sorted(set(runs.loss) - set(registry.LOSSES))]
@@ -150,6 +150,11 @@ def _network(fixed):
     return fixed["detector"] + backbone
 
 
+def _trained_as(fixed):
+    """What a search of weights has to share with the comparison that it serves, beside the data set."""
+    return f"{_network(fixed)}, batches of {fixed['batch_size']}, rate {fixed['learning_rate']}, ema {fixed['ema']}"
+
+
 def _words(fixed):
     words = f"{fixed['dataset']} {fixed['train_split']} → {fixed['val_split']}, {_network(fixed)}"
     words += f", {fixed['image_size']} px, {fixed['epochs']} epochs"
@@ -173,16 +178,16 @@ def at_one_weight(runs: pd.DataFrame) -> pd.DataFrame:
 
     A setting with several becomes a setting for each weight that two or more of its losses were run at, and one for
     each loss at its own best, by AP, or by FIT where settings differ in cells_away alone: that of the search on the
-    same data and network, else one chosen on seeds that are left out (at_best_weight). One with three weights or more
-    and fewer seeds than a verdict takes was a search, which `weights` shows: it is left out, unless there is nothing
-    else. The column `search` has the weights that were searched where a loss's own is one of them, and says where it is
-    the least or the greatest.
+    same data, trained in the same way, else one chosen on seeds that are left out (at_best_weight). One with three
+    weights or more and fewer seeds than a verdict takes was a search, which `weights` shows: it is left out, unless
+    there is nothing else. The column `search` has the weights that were searched where a loss's own is one of them, and
+    says where it is the least or the greatest.
     """
     parts, is_search, away = [], runs.groupby("setting").apply(_is_search), re.compile(AWAY.format(r"\d+"))
     dials = {away.sub("", name) for name in runs.setting.unique() if away.search(name)}
     searches = runs[runs.setting.map(is_search)]
     for name, group in runs[~runs.setting.map(is_search) | is_search.all()].groupby("setting", sort=False):
-        alike = searches[["network", "dataset"]] == group[["network", "dataset"]].iloc[0]
+        alike = searches[["trained_as", "dataset"]] == group[["trained_as", "dataset"]].iloc[0]
         search = searches[alike.all(axis=1)]
         if group.groupby("loss").weight.nunique().max() == 1:
             parts.append(group.assign(search=_grid(group, search)))
