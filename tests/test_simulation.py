@@ -3,7 +3,9 @@
 import math
 import os
 import random
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -228,17 +230,43 @@ def test_compiled_and_plain_steps_agree(user_module, monkeypatch):
     np.testing.assert_allclose(plain.final[["error", "mean_iou"]], compiled.final[["error", "mean_iou"]], rtol=1e-9)
 
 
-def test_a_compiled_step_serves_any_rate_schedule_and_number_of_points(monkeypatch):
+def test_a_compiled_step_serves_any_rate_schedule_and_number_of_points_or_threads(monkeypatch):
     monkeypatch.setitem(descent.POINTS_PER_BLOCK, "cpu", 2)  # 5 points: a last block that is half empty
     options = dict(steps=6, dtype="float64", trajectories=[1, 1000])
     first = quiet(["giou"], n_points=5, **options, compile=True)
     plain = quiet(["giou"], n_points=5, **options, compile=False)
     np.testing.assert_allclose(first.curves.iloc[:, 2:], plain.curves.iloc[:, 2:], rtol=1e-9)
     np.testing.assert_allclose(first.trajectories[["x", "w"]], plain.trajectories[["x", "w"]], rtol=1e-9)
-    with torch.compiler.set_stance("fail_on_recompile"):
+    with torch.compiler.set_stance("fail_on_recompile"), warnings.catch_warnings():
+        warnings.filterwarnings("error", "loss .* runs uncompiled")
         quiet(["giou"], n_points=5, **options, step_size=0.2, schedule="constant", compile=True)
         quiet(["giou"], n_points=3, **options, compile=True)
         quiet(["giou"], n_points=5, **options, encoding="xyxy", compile=True)  # the same step at other rates
+        threads = torch.get_num_threads()
+        try:
+            torch.set_num_threads(threads + 1)
+            quiet(["giou"], n_points=5, **options, compile=True)
+        finally:
+            torch.set_num_threads(threads)
+
+
+def test_other_threads_run_beside_compiled_code():
+    step = Compiled(lambda x: x.sin().sin().sin(), "step", "cpu", stacked=False)
+    x = torch.ones(10_000_000)
+    step.prepare(x)
+
+    def steps():
+        started = time.thread_time()
+        for _ in range(5):
+            step(x)
+        return time.thread_time() - started
+
+    started = time.thread_time()
+    with ThreadPoolExecutor(1) as pool:
+        computing = pool.submit(steps)
+        while not computing.done():
+            pass
+    assert time.thread_time() - started > computing.result() / 2
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 Nothing here is touched by an uncompiled simulation.
 """
 
+import contextlib
 import logging
 import os
 import shlex
@@ -28,16 +29,15 @@ class Compiled:
 
     def __init__(self, step, name, device, stacked):
         self.step, self.name, self.run, self.failure = step, name, None, None
-        # called through C++, blocks in threads do not wait for one another's Python; it takes two seconds to compile
-        in_threads = {"cpp_wrapper": torch.get_num_threads() > 1}
-        self.options = ON_CPU | in_threads | (ON_STACKED if stacked else {}) if device == "cpu" else {}
+        self.options = ON_CPU | (ON_STACKED if stacked else {}) if device == "cpu" else {}
 
     @torch.enable_grad()  # compiled code is of one mode, which is that of a thread
     def prepare(self, *arguments):
         """Compile the step for arguments of this kind. Warns, with the cause, where it will run uncompiled."""
         try:
             self.run = self.run or self._compiled()
-            self.run(*arguments)
+            with unlocked():
+                self.run(*arguments)
         except (
             Exception
         ) as error:  # no compiler, no headers, a loss that cannot be traced: each means "run it as it is"
@@ -68,6 +68,20 @@ class Compiled:
     def _give_up(self, reason):
         self.failure = reason
         warnings.warn(f"loss {self.name!r} runs uncompiled, many times slower: {reason}", stacklevel=5)
+
+
+@contextlib.contextmanager
+def unlocked():
+    """Have torch compile code that leaves Python to other threads while it computes, so that blocks do not wait for one
+    another. For that torch has a C++ wrapper, which takes two seconds more to compile."""
+    binding = torch._inductor.codecache.CppPythonBindingsCodeCache
+    locked = binding.call_entry_function  # "kernel({}); Py_RETURN_NONE;"
+    call, answer = locked.split(";", 1)
+    binding.call_entry_function = f"Py_BEGIN_ALLOW_THREADS {call}; Py_END_ALLOW_THREADS {answer}"
+    try:
+        yield
+    finally:
+        binding.call_entry_function = locked
 
 
 def keep_compiled_code():

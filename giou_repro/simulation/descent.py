@@ -126,18 +126,18 @@ def simulate(
             state, target = cases.boxes_and_targets(padded, moved, ticks.dtype, device)
             return state, tuple(torch.zeros_like(state[0]) for _ in range(slots)), target
 
-        if compiling:
-            with _seeded(seed, device):
-                made.compiled.prepare(*start(blocks[0]), own_ticks[-1])
-
         def run(block, made=made, start=start, ticks=own_ticks):
             numbers = followed[np.isin((followed - 1) // CASES_PER_POINT, block)]
             return _descend(
                 made, compiling, start(block), ticks, len(block), numbers - 1 - block[0] * CASES_PER_POINT, bar
             )
 
-        with _seeded(seed, device), _map_over_blocks(device, in_order=made.changes) as map_blocks:
-            sums, last, ways = zip(*map_blocks(run, blocks), strict=True)
+        with _map_over_blocks(device, in_order=made.changes) as map_blocks:
+            if compiling:  # here, as a step is compiled for the number of threads that a block has
+                with _seeded(seed, device):
+                    made.compiled.prepare(*start(blocks[0]), own_ticks[-1])
+            with _seeded(seed, device):
+                sums, last, ways = zip(*map_blocks(run, blocks), strict=True)
         curves.append(_curve_table(name, sum(sums), len(points) * CASES_PER_POINT))
         final.append(_final_table(name, points, torch.cat(last, 1)))
         paths.append(_path_table(name, followed, torch.cat(ways, 2), moved))
