@@ -1,6 +1,7 @@
 """What makes the geometry fast: layouts for processor and compiler, and blocks that stay in the caches.
 
-Nothing here changes a value by more than rounding, and nothing looks at one: all of it can be traced.
+Nothing here changes a value by more than rounding, and nothing looks at one where a tracer looks on: all of it can be
+traced.
 """
 
 import functools
@@ -9,7 +10,7 @@ import math
 import torch
 
 PAIRS_PER_TILE = 2**16  # without a gradient: what one operation reads and writes stays in the caches
-FEW_BOXES = 1_000  # up to which a contiguous copy of the coordinates takes longer than it saves
+FEW_BOXES = 1_000  # up to which time goes by the number of operations, not of boxes
 BOXES_PER_BLOCK = 32_000  # with one, where much more is kept
 
 
@@ -33,8 +34,9 @@ def along_axes(function, a, b):
 def stacked(*parts):
     """Tensors (...) as one, (parts, ...), in a list: one operation then serves all. They themselves where their shapes
     differ, and where code is compiled."""
-    one_shape = all(part.shape == parts[0].shape for part in parts)
-    return [torch.stack(parts)] if one_shape and not torch.compiler.is_compiling() else parts
+    if torch.compiler.is_compiling() or any(part.shape != parts[0].shape for part in parts[1:]):
+        return parts
+    return [torch.stack(parts)]
 
 
 def unstacked(results):
@@ -76,10 +78,13 @@ _to_rows.register_autograd(lambda ctx, gradient: _from_rows(gradient))
 
 def in_order(low, high):
     """The two ends of an interval, the lesser first. Equal ones keep each its own gradient: a box without width can
-    grow."""
+    grow. Of few boxes a look at whether any is flipped takes less time than to sort them."""
     if torch.compiler.is_compiling():  # twice as fast without truth values to keep; rounds flipped ends once more
         excess = torch.relu(low - high)
         return low - excess, high + excess
+    plain = type(low) is torch.Tensor and low.is_cpu and low.numel() <= 2 * FEW_BOXES and not is_traced()
+    if plain and not (low > high).any():
+        return low, high
     flipped = torch.sign((low - high).detach()).relu_()  # faster than truth values and torch.where
     return torch.lerp(low, high, flipped), torch.lerp(high, low, flipped)
 
@@ -87,10 +92,10 @@ def in_order(low, high):
 def shared_length(a1, a2, b1, b2):
     """min(a2, b2) − max(a1, b1), below 0 where there is a gap.
 
-    Of equal ends each gets half of the gradient. Where one is asked for, interpolation by 0, ½ or 1 takes fewer passes
-    than torch.minimum and its derivative, and gives the same.
+    Of equal ends each gets half of the gradient. Where one of many boxes is asked for, interpolation by 0, ½ or 1 takes
+    fewer passes than torch.minimum and its derivative, and gives the same.
     """
-    if torch.compiler.is_compiling() or not _is_tracked(a1, b1):
+    if torch.compiler.is_compiling() or a1.numel() <= 2 * FEW_BOXES or not _is_tracked(a1, b1):
         return torch.minimum(a2, b2) - torch.maximum(a1, b1)
     lower, upper = (torch.sign((a - b).detach()).add_(1).mul_(0.5) for a, b in ((b1, a1), (a2, b2)))
     return torch.lerp(a2, b2, upper) - torch.lerp(a1, b1, lower)
@@ -106,10 +111,12 @@ def in_blocks(function, a, b):
 
     On a CPU large results are made a part at a time, so that little is held beside them; any other is computed at once.
     """
-    if isinstance(a, tuple) or is_traced() or not a.device.type == b.device.type == "cpu":
+    if isinstance(a, tuple) or torch.compiler.is_compiling():
         return function(a, b)
-    shape = a.shape[:-1] if a.shape == b.shape else torch.broadcast_shapes(a.shape, b.shape)[:-1]
-    if shape.numel() <= 2 * BOXES_PER_BLOCK:
+    if a.shape == b.shape and a.numel() <= 8 * BOXES_PER_BLOCK:
+        return function(a, b)
+    shape = torch.broadcast_shapes(a.shape, b.shape)[:-1]
+    if shape.numel() <= 2 * BOXES_PER_BLOCK or is_traced() or not a.device.type == b.device.type == "cpu":
         return function(a, b)
     keep_freed_memory()
     if _is_tracked(a, b):

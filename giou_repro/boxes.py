@@ -226,9 +226,10 @@ def at_least_float32(box: Tensor) -> Tensor:
 
     Boxes that name their format, as torchvision's BoundingBoxes do, become plain xyxy ones.
     """
-    named = _named_format(box)
-    if named:
-        return convert(box, named, "xyxy")
+    if type(box) is not Tensor or _fast.is_transformed():  # a plain tensor names none
+        named = _named_format(box)
+        if named:
+            return convert(box, named, "xyxy")
     if box.dtype in (torch.float32, torch.float64):
         return box
     return box.float() if box.is_floating_point() else box.double()

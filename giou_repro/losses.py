@@ -94,7 +94,7 @@ def giou(pred: Tensor, target: Tensor) -> Tensor:
     paper: Rezatofighi et al., GIoU, CVPR 2019, algorithm 2
     """
     o = boxes.overlap(pred, target)
-    return 2 - o.iou - o.union  # |C∖(A∪B)|/|C| is 1 − union
+    return 2 - (o.iou + o.union)  # |C∖(A∪B)|/|C| is 1 − union
 
 
 def diou(pred: Tensor, target: Tensor) -> Tensor:

@@ -260,6 +260,19 @@ def test_flipped_corners_are_sorted_and_gradient_flows():
     assert (torch.autograd.grad(value, flipped)[0] != 0).all()
 
 
+def test_a_flipped_box_changes_nothing_for_its_neighbours(random_boxes):
+    pred, target = random_boxes(5, seed=1), random_boxes(5, seed=2)
+    pred[0, 2] = pred[0, 0]  # equal ends
+    flipped = torch.cat((pred, pred[:1].roll(2, -1)))
+    values, gradients = [], []
+    for box, goal in ((pred, target), (flipped, torch.cat((target, target[:1])))):
+        box.requires_grad_()
+        values.append(LOSSES["ciou"](box, goal))
+        gradients.append(torch.autograd.grad(values[-1].sum(), box)[0])
+    assert torch.equal(values[0], values[1][:5]) and values[1][5] == values[0][0]
+    torch.testing.assert_close(gradients[0], gradients[1][:5], rtol=1e-6, atol=0)
+
+
 def test_a_users_loss_joins_and_comes_back_unchanged(user_module):
     def half(pred, target):
         return boxes.iou(pred, target) / 2
