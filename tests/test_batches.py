@@ -155,6 +155,19 @@ def test_what_a_killed_process_left_in_the_cache_is_removed_and_nothing_else(tmp
     assert not (cache / "half").exists() and (cache / "whole").exists() and (cache / "mine").exists()
 
 
+def test_few_generated_scenes_are_drawn_once_and_many_are_not_kept(tmp_path, monkeypatch):
+    scenes = datasets.load("shapes", "val", images=2, image_size=64)
+    drawn = batches.pack(scenes, 64)
+    assert torch.equal(batches.pack(scenes, 64, cache=tmp_path / "few").images, drawn.images)
+    monkeypatch.setattr(type(scenes), "__getitem__", lambda scenes, index: pytest.fail("drawn again"))
+    kept = batches.pack(scenes, 64, cache=tmp_path / "few")
+    assert torch.equal(kept.images, drawn.images) and kept.truths[1]["boxes"].equal(drawn.truths[1]["boxes"])
+    monkeypatch.undo()
+    monkeypatch.setattr(batches, "SCENES_KEPT", 1)
+    batches.pack(scenes, 64, cache=tmp_path / "many")
+    assert not (tmp_path / "many").exists()
+
+
 def test_the_cache_has_a_place_that_can_be_set(tmp_path, monkeypatch):
     monkeypatch.delenv("GIOU_REPRO_CACHE", raising=False)
     assert batches.cache_folder() == store.project_folder() / "data" / "cache"

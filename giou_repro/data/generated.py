@@ -54,6 +54,8 @@ class Scenes:
         """sha256 of what determines the scenes: this file and the parameters."""
         return hashlib.sha256(Path(__file__).read_bytes() + repr(self).encode()).hexdigest()
 
+    stamp = checksum  # as of sets from files
+
     @property
     def recipe(self) -> str:
         """The checksum but for the seed, the same for scenes that differ by their seed alone."""

@@ -28,6 +28,7 @@ from giou_repro.data.defects import Unreadable
 from giou_repro.runs import store
 
 CACHE_VERSION = 2  # to be raised when the format of what is kept, or the way to it from an image, changes
+SCENES_KEPT = 50_000_000  # bytes of squares of a generated set that are kept: more would fill disks, seed by seed
 GREY = 114  # the padding of letterboxed images, as Darknet's descendants have it
 LEAST_VISIBLE = 0.2  # a box with less than this share of its area left in the augmented image is dropped
 LEAST_SIDE = 2  # pixels; a box that has less left is dropped too
@@ -63,12 +64,13 @@ def cache_folder():
 def pack(dataset, size, masks=False, limit=None, cache=None, device="cpu"):
     """Letterbox every image of `dataset`, or the first `limit`, to `size` × `size`; returns Packed.
 
-    cache: a folder; sets read from files are kept there as bytes, named by what they are of, and reused. Where it
-    cannot be written, or its disk is full, the squares are held in memory. An image that cannot be read is left out and
-    named in `skipped`.
+    cache: a folder; the squares are kept there as bytes, named by what they are of, and reused; of generated scenes no
+    more than SCENES_KEPT. Where it cannot be written, or its disk is full, the squares are held in memory. An image
+    that cannot be read is left out and named in `skipped`.
     """
     count = min(limit or len(dataset), len(dataset))
-    kept = None if cache is None or dataset.name == "shapes" else _cached(Path(cache), dataset, count, size, masks)
+    drawn = dataset.name == "shapes" and 3 * count * size**2 > SCENES_KEPT
+    kept = None if cache is None or drawn else _cached(Path(cache), dataset, count, size, masks)
     if kept is None:
         images = np.empty((count, 3, size, size), np.uint8)
         kept = images, _fill(images, dataset, size, masks)
