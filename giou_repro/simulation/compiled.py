@@ -73,12 +73,14 @@ class Compiled:
 @contextlib.contextmanager
 def unlocked():
     """Have torch compile code that leaves Python to other threads while it computes, so that blocks do not wait for one
-    another. For that torch has a C++ wrapper, which takes two seconds more to compile."""
+    another. For that torch has a C++ wrapper, which takes two seconds more to compile. A torch whose own call of the
+    code is another keeps it."""
     from torch._inductor.codecache import CppPythonBindingsCodeCache as binding  # takes a second
 
-    locked = binding.call_entry_function  # "kernel({}); Py_RETURN_NONE;"
-    call, answer = locked.split(";", 1)
-    binding.call_entry_function = f"Py_BEGIN_ALLOW_THREADS {call}; Py_END_ALLOW_THREADS {answer}"
+    locked = getattr(binding, "call_entry_function", "")
+    call, as_known, answer = locked.partition(";")  # "kernel({}); Py_RETURN_NONE;"
+    if as_known:
+        binding.call_entry_function = f"Py_BEGIN_ALLOW_THREADS {call}; Py_END_ALLOW_THREADS {answer}"
     try:
         yield
     finally:
