@@ -95,7 +95,7 @@ def shared_length(a1, a2, b1, b2):
     Of equal ends each gets half of the gradient. Where one of many boxes is asked for, interpolation by 0, ½ or 1 takes
     fewer passes than torch.minimum and its derivative, and gives the same.
     """
-    if torch.compiler.is_compiling() or a1.numel() <= 2 * FEW_BOXES or not _is_tracked(a1, b1):
+    if torch.compiler.is_compiling() or a1.numel() <= FEW_BOXES or not _is_tracked(a1, b1):
         return torch.minimum(a2, b2) - torch.maximum(a1, b1)
     lower, upper = (torch.sign((a - b).detach()).add_(1).mul_(0.5) for a, b in ((b1, a1), (a2, b2)))
     return torch.lerp(a2, b2, upper) - torch.lerp(a1, b1, lower)
