@@ -20,14 +20,14 @@ from giou_repro.wrappers import WRAPPERS
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux: paths from the current folder; two names change places
 COPIED = (".png", ".json", ".csv")
-LARGEST = 1_000_000  # bytes of a table; larger ones stay in the run folder
+LARGEST = 2_000_000  # bytes of a table; larger ones stay in the run folder
 BEGIN, END = "<!-- made by giou-repro publish: begin -->\n", "<!-- end -->\n"
 
 
 def add(run_folder: Path | str, project: Path | None = None) -> Path:
     """Copy a run to results/published/<notebook>/ and renew what is made of the published runs. Returns the new folder.
 
-    Taken: run.json and those of the runs it compares, the figures as PNG, the tables up to 1 MB. The copy that was
+    Taken: run.json and those of the runs it compares, the figures as PNG, the tables up to 2 MB. The copy that was
     there before is exchanged in one step, once all that is made of it could be made. Raises ValueError for a folder
     without a run, and for a run that is not complete, not the runner's, not of scale "paper" unless it compares
     trainings, of code that is not committed, or with a loss from elsewhere, the runs it compares included.
