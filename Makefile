@@ -15,7 +15,7 @@ help:  ## this list
 reproduce: .venv/installed  ## every figure, table and page, at SCALE=laptop (default), smoke or paper; LOSSES=giou,my_module:mine
 	$(BIN)/giou-repro sweep sweeps/reproduce.yaml --scale $(SCALE) $(if $(LOSSES),--losses "$(LOSSES)")
 
-smoke: .venv/installed  ## every notebook small, with two losses, in a minute and a half
+smoke: .venv/installed  ## every notebook small, with two losses, in a minute
 	$(BIN)/giou-repro sweep sweeps/smoke.yaml
 
 test: .venv/installed  ## the tests

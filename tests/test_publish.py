@@ -17,7 +17,7 @@ from giou_repro.runs import store
 def finished(tmp_path):
     run = store.open_run("02_loss_landscape", tmp_path / "runs", dict(seed=0, scale="paper"), runner=True)
     run.save_table("small", pd.DataFrame(dict(a=[1])))
-    run.save_table("large", pd.DataFrame(dict(a=range(200_000))))
+    run.save_table("large", pd.DataFrame(dict(a=range(publish.LARGEST // 4))))
     run.close("complete")
     run._write_record(run.record | dict(dirty=False))
     (tmp_path / "README.md").write_text(f"first\n{BEGIN}stale\n{END}other table\n{END}last\n")

@@ -93,4 +93,4 @@ def test_train_writes_into_the_current_folder(python, tmp_path):
     answer = python("-m", "giou_repro", "train", *small)
     assert answer.returncode == 0, answer.stderr
     assert len(list(tmp_path.glob("results/05_train_detector/*/evaluation.csv"))) == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["results"]
+    assert {path.name for path in tmp_path.iterdir()} == {"results", "data"}  # its scenes are kept in data/cache
