@@ -8,7 +8,7 @@ import pytest
 from test_detector_claims import detectors
 
 from giou_repro.experiments import comparison, dial
-from giou_repro.report import claims, findings, publish
+from giou_repro.report import findings, publish
 from giou_repro.report.publish import BEGIN, END, published_runs
 from giou_repro.runs import store
 
@@ -162,16 +162,6 @@ def test_the_pages_take_their_verdicts_from_one_family(tmp_path):
         assert row.verdict == ("worse" if row.n == 5 else "too few seeds")
     text = publish.runs_page(found)
     assert shown["AP50"] in text and "### voc, fcos" in text and "### voc, yolov3" in text
-
-
-def test_remarks_are_said_of_their_setting(tmp_path):
-    (remark, *_) = claims.BOOK["remarks"]
-    runs = detectors(0.05, detector=remark["detector"]).assign(dataset=remark["dataset"], run="20261101T000000")
-    found = detector_runs(tmp_path, pd.concat([runs, detectors(0.05, detector="fcos").assign(run="20261101T000000")]))
-    assert findings.remarks(found) == {f"voc, {remark['detector']}": remark["text"], "voc, fcos": ""}
-    assert remark["text"] in publish.runs_page(found)
-    younger = detector_runs(tmp_path, runs.assign(run=["20261126T000000", *runs.run[1:]]))
-    assert set(findings.remarks(younger).values()) == {""}
 
 
 def test_a_note_on_seeds_or_weights_stands_in_its_row(tmp_path):

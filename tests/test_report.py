@@ -148,11 +148,11 @@ def test_detector_runs_are_tabled_beside_the_papers(tmp_path):
     assert (row.AP, row["AP, measured"], row.n) == (".477 as recalled", pytest.approx(mean), "5 yours")
 
 
-def test_a_few_runs_of_yours_say_nothing_and_take_no_remark(tmp_path):
+def test_a_few_runs_of_yours_say_nothing(tmp_path):
     runs = detectors(0.05, n=1).replace({"loss": {"iou": "gone"}})  # a loss that cannot be imported
     own = detector_run(tmp_path, runs.assign(setting="yours alone", dataset="bccd"))
     heading, means, differences = page.reproduced("yours", own)[3:]
-    assert heading.data.strip() == "#### yours alone (yours)"  # a remark on the published runs is not one on yours
+    assert heading.data.strip() == "#### yours alone (yours)"
     assert "gone" in means.data.loss.tolist()
     assert all(cell.endswith("too few seeds") for cell in differences.data.AP)
 

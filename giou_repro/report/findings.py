@@ -6,7 +6,7 @@ import pandas as pd
 
 from giou_repro.experiments import comparison, dial, statistics
 from giou_repro.registry import label
-from giou_repro.report import claims, detector_verdicts, verdicts
+from giou_repro.report import detector_verdicts, verdicts
 from giou_repro.runs import store
 from giou_repro.simulation import CASES_PER_POINT, diou_code
 
@@ -221,14 +221,3 @@ def setting_tables(runs: dict[str, store.Run]) -> dict[str, list[pd.DataFrame]]:
         means = comparison.paper_table(group).drop(columns="setting").rename(columns=comparison.measure_label)
         tables[name] = [means.assign(loss=means.loss.map(label)), pd.DataFrame(rows, columns=columns)]
     return tables
-
-
-def remarks(runs: dict[str, store.Run]) -> dict[str, str]:
-    """What has to be said of the published runs of each of `settings` that is older than what notebook 06 notes
-    itself: how seeds, losses and weights were chosen."""
-    told = {(entry["dataset"], entry["detector"]): entry for entry in claims.BOOK["remarks"]}
-    words = {}
-    for name, group in settings(runs)[0].items():
-        entry = told.get((group.dataset.iloc[0], group.detector.iloc[0]), {"until": "", "text": ""})
-        words[name] = entry["text"] if group.run.max() < entry["until"] else ""
-    return words

@@ -202,12 +202,12 @@ def figures(sources: Sources) -> list:
 def reproduced(whose: str, runs: dict[str, store.Run]) -> list:
     """The table "what was reproduced", and for each setting of detectors the means and every difference."""
     shown = [Markdown(f"### {whose.capitalize()}"), styled(findings.reproduced(runs))]
-    tables, remarks = findings.setting_tables(runs), findings.remarks(runs) if whose == "published" else {}
+    tables = findings.setting_tables(runs)
     if findings.DETECTORS in runs:
         none = f"No detector reached a mean AP of {detector_verdicts.LEARNED}."
         shown.append(Markdown(findings.RULES if tables else none))
     for name, parts in tables.items():
-        shown += [Markdown(f"#### {name} ({whose})\n\n{remarks.get(name, '')}"), *map(styled, parts)]
+        shown += [Markdown(f"#### {name} ({whose})"), *map(styled, parts)]
     return shown
 
 

@@ -11,6 +11,7 @@ import tempfile
 import types
 import warnings
 from pathlib import Path
+from unittest import mock
 
 import torch
 
@@ -79,12 +80,9 @@ def unlocked():
 
     locked = getattr(binding, "call_entry_function", "")
     call, as_known, answer = locked.partition(";")  # "kernel({}); Py_RETURN_NONE;"
-    if as_known:
-        binding.call_entry_function = f"Py_BEGIN_ALLOW_THREADS {call}; Py_END_ALLOW_THREADS {answer}"
-    try:
+    free = f"Py_BEGIN_ALLOW_THREADS {call}; Py_END_ALLOW_THREADS {answer}"
+    with mock.patch.object(binding, "call_entry_function", free) if as_known else contextlib.nullcontext():
         yield
-    finally:
-        binding.call_entry_function = locked
 
 
 def keep_compiled_code():
