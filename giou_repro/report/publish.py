@@ -195,9 +195,9 @@ Made by `giou-repro publish` from the runs in this folder. Hardware, versions, c
 {table}
 {every_loss}
 
-VOC2007 is 2,500 train and 1,000 val images of VOC 2007, encoded again as JPEG, reduced to 224 px, XML rebuilt: AP on it compares
-losses here, and is not that of the official test set. BCCD is 364 images of blood cells. Where they are from:
-[data/README.md](../../data/README.md).
+VOC2007 is 2,500 train and 1,000 val images of VOC 2007, encoded again as JPEG, reduced to 224 px, with rebuilt XML: AP
+on it compares losses here, and is not that of the official test set. BCCD is 364 images of blood cells. Where they are
+from: [data/README.md](../../data/README.md).
 
 ## Detectors: means, and every difference
 
