@@ -28,6 +28,8 @@ class Training:
         self.optimizer = OPTIMIZERS[config.optimizer](groups, lr=config.learning_rate, fused=True)
         self.loss = model.box_loss.memory
         self.average = AveragedModel(model, use_buffers=True).eval().requires_grad_(False)
+        self.parameters = list(model.parameters())  # once: to walk through all modules takes as long as a layer
+        self.averaged = list(zip(_tensors(self.average.module), _tensors(model), strict=True))
         self.epoch, self.history, self.scores = 0, [], []
 
     def step(self, forward, images, targets, progress):
@@ -37,12 +39,20 @@ class Training:
         losses, positives = forward(images, targets)
         self.optimizer.zero_grad(set_to_none=True)
         sum(losses.values()).backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
         self.optimizer.step()
-        updates = int(self.average.n_averaged)  # on the CPU; the decay rises, so that first weights are soon forgotten
-        self.average.multi_avg_fn = _moving_average(min(self.config.ema, (1 + updates) / (10 + updates)))
-        self.average.update_parameters(self.model)
+        self._follow()
         return {name: value.detach() for name, value in losses.items()}, positives, norm.detach()
+
+    def _follow(self):
+        """Move the average towards the model. Whole numbers, counts of batches, are copied."""
+        updates = int(self.average.n_averaged)  # on the CPU; the decay rises, so that first weights are soon forgotten
+        decay = min(self.config.ema, (1 + updates) / (10 + updates)) if updates else 0
+        floats, counts = self.averaged
+        get_ema_multi_avg_fn(decay)(*floats, updates)
+        for average, value in zip(*counts, strict=True):
+            average.copy_(value)
+        self.average.n_averaged += 1
 
     def save(self, run):
         """Write checkpoint.pt, all of it or nothing."""
@@ -69,18 +79,10 @@ class Training:
             setattr(self, name, content[name])
 
 
-def _moving_average(decay):
-    """torch's, but whole numbers are copied: it would round them down at every step."""
-    of_floats = get_ema_multi_avg_fn(decay)
-
-    def update(averages, values, updates):
-        if averages[0].is_floating_point():
-            of_floats(averages, values, updates)
-        else:  # counts of batches, and a detector's own
-            for average, value in zip(averages, values, strict=True):
-                average.copy_(value)
-
-    return update
+def _tensors(module):
+    """Parameters and buffers: those of floating point, and the others."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return [[t for t in tensors if t.is_floating_point() is floats] for floats in (True, False)]
 
 
 def rate(progress, config):
