@@ -34,7 +34,7 @@ def along_axes(function, a, b):
 def stacked(*parts):
     """Tensors (...) as one, (parts, ...), in a list: one operation then serves all. They themselves where their shapes
     differ, and where code is compiled."""
-    if torch.compiler.is_compiling() or any(part.shape != parts[0].shape for part in parts[1:]):
+    if torch.compiler.is_compiling() or len({part.shape for part in parts}) > 1:
         return parts
     return [torch.stack(parts)]
 
@@ -78,15 +78,20 @@ _to_rows.register_autograd(lambda ctx, gradient: _from_rows(gradient))
 
 def in_order(low, high):
     """The two ends of an interval, the lesser first. Equal ones keep each its own gradient: a box without width can
-    grow. Of few boxes a look at whether any is flipped takes less time than to sort them."""
+    grow. On a CPU a look at whether any is flipped takes less time than to sort them."""
     if torch.compiler.is_compiling():  # twice as fast without truth values to keep; rounds flipped ends once more
         excess = torch.relu(low - high)
         return low - excess, high + excess
-    plain = type(low) is torch.Tensor and low.is_cpu and low.numel() <= 2 * FEW_BOXES and not is_traced()
-    if plain and not (low > high).any():
+    if least(high - low) >= 0:
         return low, high
     flipped = torch.sign((low - high).detach()).relu_()  # faster than truth values and torch.where
     return torch.lerp(low, high, flipped), torch.lerp(high, low, flipped)
+
+
+def least(*parts):
+    """The least number in all tensors, where a look does not wait for a device and nothing traces; else −∞."""
+    seen = all(type(part) is torch.Tensor and part.is_cpu and part.numel() for part in parts) and not is_traced()
+    return min(part.detach().amin().item() for part in parts) if seen else -math.inf
 
 
 def shared_length(a1, a2, b1, b2):

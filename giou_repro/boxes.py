@@ -25,11 +25,12 @@ SHORTEST = 16  # times the tiniest number: a length whose reciprocal is finite, 
 
 
 class Overlap(NamedTuple):
-    """Areas (...) of the intersection and the union of two boxes in units of the box around both, C, so that |C| = 1;
-    and the sides of C."""
+    """Areas (...) of the intersection and the union of two boxes and of the box around both, C, in a unit that makes
+    |C| 1 up to rounding; and the sides of C in the boxes' unit."""
 
     intersection: Tensor
     union: Tensor
+    hull: Tensor
     around: tuple[Tensor, ...]
 
     @property
@@ -37,8 +38,13 @@ class Overlap(NamedTuple):
         return self.intersection / self.union
 
     @property
+    def filled(self) -> Tensor:
+        """|A∪B| / |C|"""
+        return self.union / self.hull
+
+    @property
     def giou(self) -> Tensor:
-        return self.iou - (1 - self.union)
+        return self.iou - (1 - self.filled)
 
     @property
     def enclosing(self) -> tuple[Tensor, ...]:
@@ -49,25 +55,32 @@ class Overlap(NamedTuple):
 def overlap(a: Tensor, b: Tensor) -> Overlap:
     """How xyxy boxes, (..., 4) that broadcast, overlap: in units of the enclosing box no area over- or underflows."""
     *shares, around = _fast.along_axes(interval_overlap, *comparable(a, b))
-    intersection, first, second = _fast.unstacked(w * h for w, h in shares)
+    intersection, first, second, hull = _fast.unstacked(w * h for w, h in shares)
     union = first + second - intersection
-    return Overlap(intersection, union + tiny(union), around)
+    return Overlap(intersection, union + tiny(union), hull, around)
 
 
 def interval_overlap(a1: Tensor, a2: Tensor, b1: Tensor, b2: Tensor) -> tuple[Tensor, ...]:
-    """What two intervals have in common, and each of them, in units of the interval around both, `_fast.stacked`; and
-    the length of that.
+    """What two intervals have in common, each of them, and the interval around both, in units of the latter's length,
+    `_fast.stacked`; and that length.
 
     |around| = |a| + |b| − common also holds for disjoint intervals, where `common` is minus the gap. Intervals that are
-    one and the same point are all of what is around them, as if they were 1 long.
+    one and the same point are all of what is around them, as if they were 1 long. The unit is a constant in every
+    derivative: no ratio of areas depends on it.
     """
-    (a1, a2), (b1, b2) = _fast.in_order(a1, a2), _fast.in_order(b1, b2)
-    first, second, common = a2 - a1, b2 - b1, _fast.shared_length(a1, a2, b1, b2)
+    first, second = a2 - a1, b2 - b1
+    proper = _fast.least(first, second) >= SHORTEST * tiny(first)  # none is flipped or a point
+    if not proper:
+        (a1, a2), (b1, b2) = _fast.in_order(a1, a2), _fast.in_order(b1, b2)
+        first, second = a2 - a1, b2 - b1
+    common = _fast.shared_length(a1, a2, b1, b2)
     around = first + second - common
-    point = (around < SHORTEST * tiny(around)).to(around.dtype)
-    unit = around + point
-    shares = [(length + point) / unit for length in _fast.stacked(torch.relu(common), first, second)]
-    return *shares, around
+    unit, lengths = around.detach(), _fast.stacked(torch.relu(common), first, second, around)
+    if not proper:
+        point = (unit < SHORTEST * tiny(unit)).to(unit.dtype)
+        unit, lengths = unit + point, [length + point for length in lengths]
+    per_unit = unit.reciprocal()
+    return *(length * per_unit for length in lengths), around
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:

@@ -100,12 +100,13 @@ class Loss:
         if invalid != "sort" and self.space == "boxes":
             box = boxes.clamped(box) if invalid == "clamp" else boxes.repair(box, invalid)[0]
         value = self._of_each(box, goal, options)
-        self._check_value(value, box, goal)
         if weight is not None:
             value = self._weighted(value, weight, box, goal, options)
         if reduction != "none" or avg_factor is not None:
             value = _reduced(value, reduction, avg_factor)
-        return value.to(dtype if dtype in KEPT else torch.promote_types(torch.get_default_dtype(), torch.float32))
+        if value.dtype != dtype:
+            value = value.to(dtype if dtype in KEPT else torch.promote_types(torch.get_default_dtype(), torch.float32))
+        return value
 
     def _check_keywords(self, **given):
         for keyword, value in given.items():
@@ -133,6 +134,7 @@ class Loss:
         if _versions(box, goal) != before:
             remedy = "work on copies, as in pred - target"
             raise ValueError(f"{self.name}: the function changes its arguments in place; {remedy}")
+        self._check_value(value, box, goal)
         return value
 
     def _check_value(self, value, box, goal):

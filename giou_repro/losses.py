@@ -6,7 +6,7 @@ label, range and paper, and ``space: coordinates`` for one of differences of wha
 others need decoded boxes. Every public function of this module is a loss.
 
 In the formulae A is the prediction (x, y, w, h), B the target (marked *), C their enclosing box with sides w_c, h_c and
-diagonal c, ρ the distance of the centres. `boxes.overlap` measures areas in units of C, so that |C| = 1.
+diagonal c, ρ the distance of the centres.
 """
 
 import math
@@ -94,7 +94,7 @@ def giou(pred: Tensor, target: Tensor) -> Tensor:
     paper: Rezatofighi et al., GIoU, CVPR 2019, algorithm 2
     """
     o = boxes.overlap(pred, target)
-    return 2 - (o.iou + o.union)  # |C∖(A∪B)|/|C| is 1 − union
+    return 2 - (o.iou + o.filled)  # |C∖(A∪B)|/|C| is 1 − |A∪B|/|C|
 
 
 def diou(pred: Tensor, target: Tensor) -> Tensor:
@@ -202,7 +202,7 @@ def alpha_giou(pred: Tensor, target: Tensor, *, alpha: float = 3) -> Tensor:
     paper: He et al., Alpha-IoU, NeurIPS 2021, L_α-GIoU; α = 3
     """
     o = boxes.overlap(pred, target)
-    return 1 - terms.power(o.iou, alpha) + terms.power(1 - o.union, alpha)
+    return 1 - terms.power(o.iou, alpha) + terms.power(1 - o.filled, alpha)
 
 
 def alpha_diou(pred: Tensor, target: Tensor, *, alpha: float = 3) -> Tensor:
@@ -260,7 +260,7 @@ def inner_giou(pred: Tensor, target: Tensor, *, ratio: float = 0.75) -> Tensor:
     range: [0, 2]
     paper: Zhang et al., Inner-IoU, 2023, L_Inner-GIoU; ratio = 0.75
     """
-    return inner_iou(pred, target, ratio=ratio) + (1 - boxes.overlap(pred, target).union)
+    return inner_iou(pred, target, ratio=ratio) + (1 - boxes.overlap(pred, target).filled)
 
 
 def piou(pred: Tensor, target: Tensor) -> Tensor:
@@ -362,5 +362,5 @@ def mgiou(pred: Tensor, target: Tensor) -> Tensor:
     paper: Le et al., Marginalized Generalized IoU, 2025, L_MGIoU
     """
     *shares, _ = _fast.along_axes(boxes.interval_overlap, *boxes.comparable(pred, target))
-    _, first, second = _fast.unstacked(w + h for w, h in shares)
-    return 1 - (first + second) / 4
+    axes = (_fast.unstacked(share[axis] for share in shares) for axis in (0, 1))
+    return 1 - sum((first + second) / around for _, first, second, around in axes) / 4

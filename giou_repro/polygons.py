@@ -40,8 +40,8 @@ def _overlap(a, b):
         raise ValueError(f"boxes in n dimensions need one last dimension of 2n, got shapes {shapes}")
     a, b = (box.to(torch.promote_types(a.dtype, b.dtype)) for box in (a, b))
     *shares, around = interval_overlap(*a.chunk(2, -1), *b.chunk(2, -1))
-    both, first, second = _fast.unstacked(share.prod(-1) for share in shares)
-    return Overlap(both, first + second - both + tiny(both), around.unbind(-1))
+    both, first, second, hull = _fast.unstacked(share.prod(-1) for share in shares)
+    return Overlap(both, first + second - both + tiny(both), hull, around.unbind(-1))
 
 
 def rotated(box: Tensor) -> Tensor:

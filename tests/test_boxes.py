@@ -169,21 +169,21 @@ def test_intervals_by_hand():
         *shares, around = boxes.interval_overlap(*tensor(ends))
         return [round(around.item() * share.item(), 5) for share in _fast.unstacked(shares)], around
 
-    assert shares(1.0, 4, 2, 8) == ([2, 3, 6], 7)  # 2 in common, 7 around both
-    assert shares(4.0, 3, 5, 6) == ([0, 1, 1], 3)  # flipped, and a gap of 1
+    assert shares(1.0, 4, 2, 8) == ([2, 3, 6, 7], 7)  # 2 in common, 7 around both
+    assert shares(4.0, 3, 5, 6) == ([0, 1, 1, 3], 3)  # flipped, and a gap of 1
     *same_point, _ = boxes.interval_overlap(*tensor([5.0, 5, 5, 5]))
-    assert [share.item() for share in _fast.unstacked(same_point)] == [1, 1, 1]
+    assert [share.item() for share in _fast.unstacked(same_point)] == [1, 1, 1, 1]
 
 
 def test_overlap_is_in_units_of_the_enclosing_box():
     o = boxes.overlap(UNIT, tensor([0.5, 0.5, 1.5, 1.5]))  # a quarter in common, 7/4 in either, 3/2 × 3/2 around both
-    assert (o.intersection.item(), o.union.item()) == pytest.approx((1 / 9, 7 / 9))
+    assert (o.intersection.item(), o.union.item(), o.hull.item()) == pytest.approx((1 / 9, 7 / 9, 1))
     assert [side.item() for side in o.enclosing] == [1.5, 1.5]
 
 
 def test_overlap_of_columns_is_that_of_boxes(random_boxes):
     a, b = random_boxes(20, seed=1), random_boxes(20, seed=2)
-    for field, of_columns in zip(boxes.overlap(a, b)[:2], boxes.overlap(a.unbind(-1), b.unbind(-1))[:2], strict=True):
+    for field, of_columns in zip(boxes.overlap(a, b)[:3], boxes.overlap(a.unbind(-1), b.unbind(-1))[:3], strict=True):
         assert torch.equal(field, of_columns)
 
 
