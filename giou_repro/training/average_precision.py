@@ -142,12 +142,14 @@ def _tables(truths, detections, classes):
     return tuple(table.iloc[order].reset_index(drop=True) for table, order in zip(numbered, orders, strict=True))
 
 
-def _table(images, name, *rules):
-    columns = [_columns(entry, f"{name}[{index}]", *rules) for index, entry in enumerate(images)]
-    columns.append(_columns(NOTHING, name, *rules))  # so that there is a column without images
-    stacked = {key: np.concatenate([image[key] for image in columns]) for key in columns[-1]}
+def _table(images, name, num_classes, needed, optional):
+    columns = [_columns(entry, f"{name}[{index}]", needed, optional) for index, entry in enumerate(images)]
+    columns.append(_columns(NOTHING, name, needed, optional))  # so that there is a column without images
+    stacked = {key: np.concatenate([image[key] for image in columns]).astype(float) for key in columns[-1]}
+    number = np.repeat(np.arange(len(columns)), [len(image["labels"]) for image in columns])
+    _check(stacked, number, name, num_classes, needed)
     table = pd.DataFrame(stacked.pop("boxes"), columns=CORNERS)
-    table["image"] = np.repeat(np.arange(len(columns)), [len(image["labels"]) for image in columns])
+    table["image"] = number
     table["label"], table["score"] = stacked["labels"].astype(int), stacked["scores"]
     table["crowd"] = stacked["crowd"] != 0
     table["ignored"] = table["crowd"] | (stacked["difficult"] != 0)
@@ -155,13 +157,25 @@ def _table(images, name, *rules):
     return table
 
 
-def _columns(entry, where, num_classes, needed, optional):
+def _check(stacked, image, name, num_classes, needed):
+    """ValueError for the first number that is not finite, and for the first label that is no class; of all images at
+    once, as one at a time takes as long as their evaluation."""
+    for key in ("boxes", *needed):
+        for row, *column in np.argwhere(~np.isfinite(stacked[key]))[:1]:
+            raise ValueError(f"{name}[{image[row]}]: {key} must be finite, got {stacked[key][row, *column]}")
+    labels = stacked["labels"]
+    for row in np.flatnonzero((labels < 0) | (labels >= num_classes) | (labels % 1 != 0))[:1]:
+        reason = f"is none of the {num_classes} classes, which are counted from 0"
+        raise ValueError(f"{name}[{image[row]}]: label {labels[row]:g} {reason}")
+
+
+def _columns(entry, where, needed, optional):
     """One image's objects: boxes (n, 4), and a column (n,) for each other key."""
     for key in ("boxes", *needed):
         if not isinstance(entry, dict) or entry.get(key) is None:
             raise ValueError(f"{where} must be a dict with {', '.join(('boxes', *needed))}; it has no {key}")
-    given = ("boxes", *needed, *(key for key in optional if entry.get(key) is not None))
-    columns = {key: _floats(entry[key], f"{where}: {key}") for key in given}
+    given = [key for key in optional if entry.get(key) is not None]
+    columns = {key: _array(entry[key]) for key in ("boxes", *needed, *given)}
     boxes = columns.pop("boxes")
     boxes = boxes.reshape(-1, 4) if boxes.size == 0 else boxes
     if boxes.ndim != 2 or boxes.shape[1] != 4:
@@ -169,20 +183,18 @@ def _columns(entry, where, num_classes, needed, optional):
     for key, values in columns.items():
         if values.shape != (len(boxes),):
             raise ValueError(f"{where}: {key} must be ({len(boxes)},), one a box, got {values.shape}")
-    labels = columns["labels"]
-    strange = labels[(labels < 0) | (labels >= num_classes) | (labels % 1 != 0)]
-    if strange.size:
-        reason = f"is none of the {num_classes} classes, which are counted from 0"
-        raise ValueError(f"{where}: label {strange[0]:g} {reason}")
+    for key in given:
+        if not np.isfinite(columns[key]).all():
+            raise ValueError(f"{where}: {key} must be finite, got {columns[key][~np.isfinite(columns[key])][0]}")
     absent = {key: np.full(len(boxes), default) for key, default in {"scores": 0.0, **OPTIONAL}.items()}
     return {"boxes": boxes, **absent, **columns}
 
 
-def _floats(values, what):
-    values = values.detach().cpu().double().numpy() if isinstance(values, torch.Tensor) else np.asarray(values, float)
-    if not np.isfinite(values).all():
-        raise ValueError(f"{what} must be finite, got {values[~np.isfinite(values)][0]}")
-    return values
+def _array(values):
+    if not isinstance(values, torch.Tensor):
+        return np.asarray(values, float)
+    values = values.detach().cpu()
+    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()  # NumPy has no bfloat16
 
 
 # --- overlaps of all pairs of one class and image
