@@ -1,7 +1,7 @@
 """One gradient step of the simulation: its direction for any loss, the update, and what is measured on the way.
 
-Boxes are four columns (rows, n); a clock is (rate of the first two columns, rate of the last two, Adam's two bias
-corrections) of one step.
+Boxes are four columns (rows, n), and targets are the same in every row; a clock is (rate of the first two columns, rate
+of the last two, Adam's two bias corrections) of one step.
 """
 
 import functools
@@ -194,9 +194,10 @@ def _step(direction, encoding, iou_factor, update):
     def step(state, memory, target, clock):
         ascent, iou = direction(state, target)
         move, memory = update(ascent, 2 - iou if iou_factor else 1, memory, clock)
-        seen = (boxes.convert(box, encoding, "cxcywh") for box in (state, target))
+        one_row = tuple(column[:1] for column in target)  # stays in the cache
+        seen = (boxes.convert(box, encoding, "cxcywh") for box in (state, one_row))
         errors = [(s - t).abs() for s, t in zip(*seen, strict=True)]
-        shares = (torch.relu(torch.sign(iou - threshold)) for threshold in (0.5, 0.75, 0.9))  # 1 above it, else 0
+        shares = (torch.ceil(iou - threshold) for threshold in (0.5, 0.75, 0.9))  # 1 above it, else 0
         measures = torch.stack([measure.sum(-1) for measure in (*errors, iou, *shares)])
         return tuple(s + m for s, m in zip(state, move, strict=True)), memory, measures
 
