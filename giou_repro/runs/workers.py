@@ -15,8 +15,7 @@ from distributed.core import Status
 
 from giou_repro.runs.child import outcome
 
-# the grammar of rfc3987_syntax takes a second to build
-CHILD = "import sys; sys.modules['rfc3987_syntax'] = None; from giou_repro.runs.child import main; main()"
+CHILD = "from giou_repro.runs.child import main; main()"
 POLL = 0.2  # seconds between two checks of a process
 _last = threading.local()  # of each thread of the worker: its process, what that prints, and what it is fit for
 
