@@ -4,10 +4,12 @@ Nothing here is touched by an uncompiled simulation.
 """
 
 import contextlib
+import functools
 import logging
 import os
 import shlex
 import tempfile
+import threading
 import types
 import warnings
 from pathlib import Path
@@ -29,7 +31,7 @@ class Compiled:
     """A step that `prepare` compiles. Where that fails, or what was compiled no longer fits, it runs as it is."""
 
     def __init__(self, step, name, device, stacked):
-        self.step, self.name, self.run, self.failure = step, name, None, None
+        self.step, self.name, self.device, self.run, self.failure = step, name, device, None, None
         self.options = ON_CPU | (ON_STACKED if stacked else {}) if device == "cpu" else {}
 
     @torch.enable_grad()  # compiled code is of one mode, which is that of a thread
@@ -38,6 +40,8 @@ class Compiled:
         try:
             self.run = self.run or self._compiled()
             with unlocked():
+                if self.device == "cpu":
+                    begin_headers(tuple(self.options.items()))
                 self.run(*arguments)
         except (
             Exception
@@ -83,6 +87,20 @@ def unlocked():
     free = f"Py_BEGIN_ALLOW_THREADS {call}; Py_END_ALLOW_THREADS {answer}"
     with mock.patch.object(binding, "call_entry_function", free) if as_known else contextlib.nullcontext():
         yield
+
+
+@functools.cache
+def begin_headers(options):
+    """Have torch compile its headers while Python traces the first step: it takes five seconds, once on a machine, and
+    torch waits for headers that are being compiled. What asks for them here is a function that does nothing."""
+    from torch._inductor import codecache, config
+
+    def ask():
+        with contextlib.suppress(Exception), config.patch(dict(options)):  # a step asks for them itself, if need be
+            if not os.path.isdir(codecache._HEADER_DIR):
+                codecache.CppPythonBindingsCodeCache.load_pybinding(["float*"], 'extern "C" void kernel(float*) {}')
+
+    threading.Thread(target=ask, daemon=True).start()
 
 
 def keep_compiled_code():
