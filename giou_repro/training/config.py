@@ -11,7 +11,7 @@ from giou_repro.runs import parameters
 
 SCALES = {  # what a scale sets where the caller says nothing
     "smoke": {"images": 32, "val_images": 16, "image_size": 64, "epochs": 2, "batch_size": 8},
-    "laptop": {"images": 400, "val_images": 100, "image_size": 96, "epochs": 5, "batch_size": 16},
+    "laptop": {"images": 400, "val_images": 100, "image_size": 96, "epochs": 5, "batch_size": 8},
     "paper": {"images": 5000, "val_images": 1000, "image_size": 416, "epochs": 100, "batch_size": 64},
 }
 LEARNING_RATES = {"adamw": 2e-3, "sgd": 1e-2}  # where none is given
