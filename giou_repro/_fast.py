@@ -91,7 +91,7 @@ def in_order(low, high):
 def least(*parts):
     """The least number in all tensors, where a look does not wait for a device and nothing traces; else −∞."""
     seen = all(type(part) is torch.Tensor and part.is_cpu and part.numel() for part in parts) and not is_traced()
-    return min(part.detach().amin().item() for part in parts) if seen else -math.inf
+    return min(part.detach().min().item() for part in parts) if seen else -math.inf
 
 
 def shared_length(a1, a2, b1, b2):

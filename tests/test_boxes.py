@@ -181,6 +181,20 @@ def test_overlap_is_in_units_of_the_enclosing_box():
     assert [side.item() for side in o.enclosing] == [1.5, 1.5]
 
 
+def test_a_flipped_box_or_a_point_changes_no_other_pair(random_boxes):  # which are sorted only where one is there
+    a, b, strange = random_boxes(20, seed=1), random_boxes(20, seed=2), tensor([[3.0, 0, 1, 2], [5, 5, 5, 5]])
+
+    def values_and_gradients(a, b):
+        a = a.clone().requires_grad_()
+        value = boxes.giou(a, b)
+        return value.detach(), torch.autograd.grad(value.sum(), a)[0]
+
+    among = values_and_gradients(torch.cat((a, strange)), torch.cat((b, strange)))
+    assert torch.equal(among[0][20:], torch.ones(2))
+    for of_all, alone in zip(among, values_and_gradients(a, b), strict=True):
+        assert torch.equal(of_all[:20], alone)
+
+
 def test_overlap_of_columns_is_that_of_boxes(random_boxes):
     a, b = random_boxes(20, seed=1), random_boxes(20, seed=2)
     for field, of_columns in zip(boxes.overlap(a, b)[:3], boxes.overlap(a.unbind(-1), b.unbind(-1))[:3], strict=True):

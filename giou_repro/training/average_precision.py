@@ -158,15 +158,17 @@ def _table(images, name, num_classes, needed, optional):
 
 
 def _check(stacked, image, name, num_classes, needed):
-    """ValueError for the first number that is not finite, and for the first label that is no class; of all images at
-    once, as one at a time takes as long as their evaluation."""
+    """ValueError, with list and image, for the first number that is not finite, or the first label that is no class."""
     for key in ("boxes", *needed):
-        for row, *column in np.argwhere(~np.isfinite(stacked[key]))[:1]:
+        strange = np.argwhere(~np.isfinite(stacked[key]))
+        if len(strange):
+            row, *column = strange[0]
             raise ValueError(f"{name}[{image[row]}]: {key} must be finite, got {stacked[key][row, *column]}")
     labels = stacked["labels"]
-    for row in np.flatnonzero((labels < 0) | (labels >= num_classes) | (labels % 1 != 0))[:1]:
+    strange = np.flatnonzero((labels < 0) | (labels >= num_classes) | (labels % 1 != 0))
+    if len(strange):
         reason = f"is none of the {num_classes} classes, which are counted from 0"
-        raise ValueError(f"{name}[{image[row]}]: label {labels[row]:g} {reason}")
+        raise ValueError(f"{name}[{image[strange[0]]}]: label {labels[strange[0]]:g} {reason}")
 
 
 def _columns(entry, where, needed, optional):

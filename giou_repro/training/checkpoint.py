@@ -45,7 +45,7 @@ class Training:
         return {name: value.detach() for name, value in losses.items()}, positives, norm.detach()
 
     def _follow(self):
-        """Move the average towards the model. Whole numbers, counts of batches, are copied."""
+        """Move the average towards the model, at first all the way. Whole numbers, counts of batches, are copied."""
         updates = int(self.average.n_averaged)  # on the CPU; the decay rises, so that first weights are soon forgotten
         decay = min(self.config.ema, (1 + updates) / (10 + updates)) if updates else 0
         floats, counts = self.averaged
