@@ -145,7 +145,7 @@ def _tables(truths, detections, classes):
 def _table(images, name, num_classes, needed, optional):
     columns = [_columns(entry, f"{name}[{index}]", needed, optional) for index, entry in enumerate(images)]
     columns.append(_columns(NOTHING, name, needed, optional))  # so that there is a column without images
-    stacked = {key: np.concatenate([image[key] for image in columns]).astype(float) for key in columns[-1]}
+    stacked = {key: np.concatenate([image[key] for image in columns], dtype=float) for key in columns[-1]}
     number = np.repeat(np.arange(len(columns)), [len(image["labels"]) for image in columns])
     _check(stacked, number, name, num_classes, needed)
     table = pd.DataFrame(stacked.pop("boxes"), columns=CORNERS)

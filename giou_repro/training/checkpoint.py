@@ -27,7 +27,7 @@ class Training:
         ]
         self.optimizer = OPTIMIZERS[config.optimizer](groups, lr=config.learning_rate, fused=True)
         self.loss = model.box_loss.memory
-        self.average = AveragedModel(model, use_buffers=True).eval().requires_grad_(False)
+        self.average = AveragedModel(model).eval().requires_grad_(False)
         self.parameters = list(model.parameters())  # once: to walk through all modules takes as long as a layer
         self.averaged = list(zip(_tensors(self.average.module), _tensors(model), strict=True))
         self.epoch, self.history, self.scores = 0, [], []
