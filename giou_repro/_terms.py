@@ -43,16 +43,23 @@ def centre_distance(pred, target, enclosing):
 
 def squared_ratio(lengths, sides):
     """Σ lengths² / Σ sides², in units of the larger side, so that no square over- or underflows."""
-    unit = torch.maximum(*sides).detach()
-    return sum((length / unit).square() for length in lengths) / sum((side / unit).square() for side in sides)
+    per_unit = torch.maximum(*sides).detach().reciprocal()
+    return _fast.ratio(*(sum((part * per_unit).square() for part in parts) for parts in (lengths, sides)))
 
 
-def aspect_angle(box):
-    """atan(width / height) of xyxy boxes, in [0, π/2]; 0 for a point."""
+def aspect_change(pred, target):
+    """atan w*/h* − atan w/h of xyxy boxes, in [−π/2, π/2]: the angle between their diagonals. Of a point w/h is 0."""
+    (w, h), (wt, ht) = (_diagonal(box) for box in (pred, target))
+    return torch.atan2(wt * h - w * ht, w * wt + h * ht)
+
+
+def _diagonal(box):
+    """Width and height in units of the larger; (0, 1) for a point."""
     width, height = boxes.sides(box)
     unit = torch.maximum(width, height).detach()
-    point = (unit == 0).to(unit.dtype)
-    return torch.atan2(width / (unit + point), height / (unit + point) + point)
+    point = (unit < boxes.SHORTEST * boxes.tiny(unit)).to(unit.dtype)
+    per_unit = (unit + point).reciprocal()
+    return width * per_unit, height * per_unit + point
 
 
 def angle_cost(dx, dy):

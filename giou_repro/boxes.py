@@ -35,12 +35,12 @@ class Overlap(NamedTuple):
 
     @property
     def iou(self) -> Tensor:
-        return self.intersection / self.union
+        return _fast.ratio(self.intersection, self.union)
 
     @property
     def filled(self) -> Tensor:
         """|A∪B| / |C|"""
-        return self.union / self.hull
+        return _fast.ratio(self.union, self.hull)
 
     @property
     def giou(self) -> Tensor:
@@ -76,11 +76,12 @@ def interval_overlap(a1: Tensor, a2: Tensor, b1: Tensor, b2: Tensor) -> tuple[Te
     common = _fast.shared_length(a1, a2, b1, b2)
     around = first + second - common
     unit, lengths = around.detach(), _fast.stacked(torch.relu(common), first, second, around)
-    if not proper:
-        point = (unit < SHORTEST * tiny(unit)).to(unit.dtype)
-        unit, lengths = unit + point, [length + point for length in lengths]
-    per_unit = unit.reciprocal()
-    return *(length * per_unit for length in lengths), around
+    if proper:
+        per_unit = unit.reciprocal()
+        return *(length * per_unit for length in lengths), around
+    point = (unit < SHORTEST * tiny(unit)).to(unit.dtype)
+    per_unit = (unit + point).reciprocal()
+    return *(length * per_unit + point for length in lengths), around
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:

@@ -120,7 +120,7 @@ def ciou(pred: Tensor, target: Tensor, *, gate: float = 0) -> Tensor:
     """
     gate = terms.number("gate", gate, least=0, most=1)
     o = boxes.overlap(pred, target)
-    v = 4 / math.pi**2 * (terms.aspect_angle(target) - terms.aspect_angle(pred)).square()
+    v = 4 / math.pi**2 * terms.aspect_change(pred, target).square()
     alpha = (v / (torch.relu(1 - o.iou) + v + 1e-7)).detach()
     alpha = alpha * (o.iou >= gate) if gate else alpha
     return 1 - o.iou + terms.centre_distance(pred, target, o.enclosing) + alpha * v

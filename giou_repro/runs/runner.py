@@ -58,6 +58,7 @@ def execute(run: store.Run, path: Path, given: dict, progress: bool = False, tim
                 kernel_name="python3",
                 progress_bar=dict(desc=path.stem) if progress else False,
                 start_timeout=START_TIMEOUT,
+                shutdown_kernel="immediate",  # all is written; to take a torch's modules apart takes two seconds
                 extra_arguments=_kernel_arguments(timeout),
             )
         except PapermillExecutionError as error:

@@ -68,7 +68,7 @@ class Compiled:
         # torch keeps what it compiled by code object, 8 versions of each at most: every step gets one of its own
         code = self.step.__code__.replace(co_name=self.name)
         own = types.FunctionType(code, self.step.__globals__, self.name, self.step.__defaults__, self.step.__closure__)
-        return torch.compile(own, fullgraph=True, dynamic=False, options=self.options)
+        return torch.compile(own, fullgraph=True, options=self.options)
 
     def _give_up(self, reason):
         self.failure = reason
