@@ -58,7 +58,7 @@ def execute(run: store.Run, path: Path, given: dict, progress: bool = False, tim
                 kernel_name="python3",
                 progress_bar=dict(desc=path.stem) if progress else False,
                 start_timeout=START_TIMEOUT,
-                shutdown_kernel="immediate",  # all is written; to take a torch's modules apart takes two seconds
+                shutdown_kernel="immediate",  # all is written, and Python's own end takes two seconds after torch
                 extra_arguments=_kernel_arguments(timeout),
             )
         except PapermillExecutionError as error:
@@ -79,6 +79,8 @@ def _kernel_arguments(timeout):
     lines = [f"__import__('os').getppid() == {os.getpid()} or __import__('os')._exit(1);"]
     if sys.platform == "linux":  # elsewhere ipykernel looks for its parent every second
         lines.insert(0, "__import__('ctypes').CDLL(None).prctl(1, 9);")  # PR_SET_PDEATHSIG, SIGKILL
+    # torch makes so many objects as it is imported that the collector, as often as by default, takes a second of it
+    lines.append("__import__('gc').set_threshold(50_000);")
     if timeout is not None:
         lines.append(f"__import__('signal').setitimer(0, {timeout});")
     return ["--log-level=ERROR", *(f"--IPKernelApp.exec_lines={line}" for line in lines)]
