@@ -223,17 +223,16 @@ def _descend(made, compiling, start, ticks, rows, followed, bar):
     (state, memory, target), sums, path = start, [], []
     step = made.compiled if compiling else made.step
     goal = tuple(column.view(-1)[followed] for column in target)
-    for part in ticks.split(50):  # what is kept of the rows does not grow with the steps
-        # at once: small pieces kept among large ones waste memory
-        measures = state[0].new_empty(len(part), len(MEASURES), rows)
-        for tick, measured in zip(part, measures, strict=True):  # the last tick only measures
+    for part in ticks.split(20):  # what is kept of the rows does not grow with the steps
+        kept = []
+        for tick in part:  # the last one only measures
             if len(followed):  # a tenth of the time of a short block, where there are none
                 now = tuple(column.view(-1)[followed] for column in state)
                 path.append(torch.stack([*now, made.overlap(now, goal)]))
             state, memory, values = step(state, memory, target, tick)
-            measured.copy_(values[:, :rows])
+            kept.append(values)
             bar.update()
-        measures = measures.double()
+        measures = torch.stack(kept)[..., :rows].double()
         sums.append(measures.sum(-1))
     return torch.cat(sums), measures[-1], torch.stack(path) if path else state[0].new_empty(len(ticks), 5, 0)
 
