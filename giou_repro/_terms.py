@@ -44,7 +44,8 @@ def centre_distance(pred, target, enclosing):
 def squared_ratio(lengths, sides):
     """Σ lengths² / Σ sides², in units of the larger side, so that no square over- or underflows."""
     per_unit = torch.maximum(*sides).detach().reciprocal()
-    return _fast.ratio(*(sum((part * per_unit).square() for part in parts) for parts in (lengths, sides)))
+    squares = (sum((part * per_unit).square() for part in parts) for parts in (lengths, sides))
+    return _fast.ratio(*squares)
 
 
 def aspect_change(pred, target):
@@ -56,9 +57,7 @@ def aspect_change(pred, target):
 def _diagonal(box):
     """Width and height in units of the larger; (0, 1) for a point."""
     width, height = boxes.sides(box)
-    unit = torch.maximum(width, height).detach()
-    point = (unit < boxes.SHORTEST * boxes.tiny(unit)).to(unit.dtype)
-    per_unit = (unit + point).reciprocal()
+    per_unit, point = boxes.reciprocal(torch.maximum(width, height).detach())
     return width * per_unit, height * per_unit + point
 
 
@@ -103,7 +102,7 @@ def image_sides(image_size, like):
     hidden = type(like) is not Tensor or like.is_meta or _fast.is_traced()
     if not hidden and not all(((side > 0) & side.isfinite()).all() for side in sides):
         raise ValueError(f"image_size must be above 0, got {image_size!r}")
-    return sides
+    return [side.clamp(min=boxes.SHORTEST * boxes.tiny(like)) for side in sides]  # so that one may divide by them
 
 
 def number(keyword, value, least=None, most=math.inf):

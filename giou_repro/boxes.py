@@ -79,9 +79,14 @@ def interval_overlap(a1: Tensor, a2: Tensor, b1: Tensor, b2: Tensor) -> tuple[Te
     if proper:
         per_unit = unit.reciprocal()
         return *(length * per_unit for length in lengths), around
-    point = (unit < SHORTEST * tiny(unit)).to(unit.dtype)
-    per_unit = (unit + point).reciprocal()
+    per_unit, point = reciprocal(unit)
     return *(length * per_unit + point for length in lengths), around
+
+
+def reciprocal(length: Tensor) -> tuple[Tensor, Tensor]:
+    """1 / lengths (...) that are 0 or more, and 0; of those too short for it, as of points, 1 and 1."""
+    point = (length < SHORTEST * tiny(length)).to(length.dtype)
+    return (length + point).reciprocal(), point
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:

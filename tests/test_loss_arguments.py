@@ -96,6 +96,13 @@ def test_two_rows_of_two_are_no_image_size(random_boxes):
     assert value.tolist() == [LOSSES["mpdiou"](*pair, image_size=size)[k].item() for k, size in enumerate(rows)]
 
 
+def test_equal_boxes_cost_nothing_in_the_smallest_image():
+    box = tensor([[1.0, 2, 4, 6]], requires_grad=True)
+    value = LOSSES["mpdiou"](box, box.detach(), image_size=(1e-40, 1e-40))
+    value.sum().backward()
+    assert value.item() == 0 and box.grad.isfinite().all()
+
+
 def test_tensors_without_values_take_an_image_size():
     pred, target = (box.to("meta") for box in QUARTER)
     assert LOSSES["mpdiou"](pred, target, image_size=(640, 480)).shape == QUARTER[0].shape[:-1]
