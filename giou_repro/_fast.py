@@ -156,7 +156,7 @@ def is_transformed():
     Where that is gone every call counts as transformed: all stays right, and large batches, made at once, get slower
     and larger. Then look for its successor in ``torch.func``.
     """
-    return getattr(torch._C._functorch, "get_dynamic_layer_stack_depth", lambda: 1)() > 0
+    return getattr(torch._C, "_are_functorch_transforms_active", lambda: True)()
 
 
 def unwrapped(tensor):
