@@ -89,7 +89,8 @@ def polygon_mgiou(a: Tensor, b: Tensor) -> Tensor:
 def mean_overlap(a, b, normals, without):
     """The mean generalized IoU (...) of the projections of `a` and `b` on `normals` (..., n, 2), leaving out those on
     which both are one point; `without` where that is all."""
-    (low, high), (other_low, other_high) = ((normals @ polygon.mT).aminmax(dim=-1) for polygon in (a, b))
+    projected = [normals @ polygon.mT for polygon in (a, b)]
+    (low, high), (other_low, other_high) = ((places.amin(-1), places.amax(-1)) for places in projected)
     around = torch.maximum(high, other_high) - torch.minimum(low, other_low)
     common = torch.minimum(high, other_high) - torch.maximum(low, other_low)
     counted = around > 0
