@@ -3,7 +3,7 @@
     python -m benchmarks [--gpu] [--only losses simulation startup average_precision training]
 
 Prints the table, writes it with the hardware's and the packages' names to benchmarks/results/, and renews the part of
-docs/benchmarks.md between the marks, where it has them. About five minutes on two cores.
+docs/benchmarks.md between its marks. About five minutes on two cores, two on a GPU.
 """
 
 import argparse
@@ -19,7 +19,8 @@ from pathlib import Path
 from giou_repro.runs import store
 
 SUBJECTS = ("losses", "simulation", "startup", "average_precision", "training")
-BEGIN, END = "<!-- made by make bench: begin -->\n", "<!-- end -->\n"
+MADE_BY = {False: "make bench", True: "make bench GPU=1"}  # by whether it is on a GPU
+BEGIN, END = "<!-- made by {}: begin -->\n", "<!-- end -->\n"
 COLUMNS = ("what", "unit", "ours", "peer", "theirs", "ratio", "aim", "met")
 
 
@@ -99,7 +100,7 @@ def number(value):
 
 
 def write(rows, gpu):
-    """Write the rows to benchmarks/results/<hardware>.json and, for a CPU, into docs/benchmarks.md; return the file."""
+    """Write the rows to benchmarks/results/<hardware>.json and into docs/benchmarks.md; return the file."""
     machine = store.hardware()
     name = machine["device"] if gpu else f"{machine['processor']} {machine['cores']} cores"
     path = Path(__file__).parent / "results" / (re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower() + ".json")
@@ -108,18 +109,19 @@ def write(rows, gpu):
     record = dict(hardware=machine, versions=store.versions(), commit=commit, dirty=dirty, rows=rows)
     store.write_atomic(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     page = store.project_folder() / "docs" / "benchmarks.md"
-    if not gpu and page.exists() and BEGIN in page.read_text(encoding="utf-8"):
-        store.write_atomic(page, with_section(page.read_text(encoding="utf-8"), record))
+    if page.exists():
+        store.write_atomic(page, with_section(page.read_text(encoding="utf-8"), record, gpu))
     return path
 
 
-def with_section(page, record):
-    """The page with the part between its marks made new from a record."""
-    before, rest = page.split(BEGIN)
-    return before + BEGIN + section(record) + END + rest.split(END, 1)[1]
+def with_section(page, record, gpu):
+    """The page with the part between the marks of a CPU or a GPU made new from a record."""
+    begin = BEGIN.format(MADE_BY[gpu])
+    before, rest = page.split(begin)
+    return before + begin + section(record, gpu) + END + rest.split(END, 1)[1]
 
 
-def section(record):
+def section(record, gpu):
     """The table in Markdown: the rows that have an aim."""
     rows = ["| what | ours | peer | | ratio | aim | |", "|---|---|---|---|---|---|---|"]
     for row in record["rows"]:
@@ -137,8 +139,10 @@ def section(record):
             )
             rows.append("| " + " | ".join(cells) + " |")
     machine, versions = record["hardware"], record["versions"]
-    made = f"{machine['processor']}, {machine['cores']} cores, torch {versions['torch']}, commit {record['commit'][:7]}"
-    return "\n".join(rows) + f"\n\nMeasured by `make bench` on {made}; losses on one thread by CPU time.\n"
+    on = f"{machine['device']}, " if gpu else ""
+    on += f"{machine['processor']}, {machine['cores']} cores, torch {versions['torch']}, commit {record['commit'][:7]}"
+    clock = "losses and simulation by the GPU's clock" if gpu else "losses on one thread by CPU time"
+    return "\n".join(rows) + f"\n\nMeasured by `{MADE_BY[gpu]}` on {on}; {clock}.\n"
 
 
 if __name__ == "__main__":
