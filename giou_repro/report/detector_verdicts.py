@@ -1,5 +1,6 @@
 """What decides each claim on detectors, as in verdicts, from the tables of a run of 06_compare_losses."""
 
+import contextlib
 import functools
 import itertools
 import re
@@ -57,6 +58,19 @@ def primary(groups: dict[str, pd.DataFrame], *losses: str | None) -> pd.DataFram
     return max(able, key=lambda entry: entry[0])[1]
 
 
+def elsewhere(groups: dict[str, pd.DataFrame], chosen: pd.DataFrame, *losses: str | None) -> list[pd.DataFrame]:
+    """What `primary` chooses of the same detector on each other data set that has seeds enough."""
+    others = {}
+    for name, group in groups.items():
+        if group.detector.iloc[0] == chosen.detector.iloc[0] and group.dataset.iloc[0] != chosen.dataset.iloc[0]:
+            others.setdefault(group.dataset.iloc[0], {})[name] = group
+    found = []
+    for some in others.values():
+        with contextlib.suppress(ValueError):
+            found.append(primary(some, *losses))
+    return found
+
+
 def is_primary(group: pd.DataFrame) -> bool:
     return (str(group.dataset.iloc[0]).lower(), group.detector.iloc[0]) == PRIMARY
 
@@ -76,18 +90,23 @@ def _found(row, holds, words):
 
 def _g9(against, tables, parameters):
     """GIoU against the detector's own loss (None), or another."""
-    group = primary(settings(tables["detectors"]), "giou", against)
-    pair = [group.setting.iloc[0], "giou", against or coordinate_loss(group.loss)]
-    table = tables["paired"].set_index(["setting", "loss", "against"], drop=False).loc[[tuple(pair)]]
-    rows = {row.measure: row for row in table.itertuples()}
-    parts = (f"{comparison.measure_label(name)} {comparison.difference_label(row)}" for name, row in rows.items())
-    words = f"GIoU − {label(pair[2])} {', '.join(parts)}."
-    place = "inside" if rows["AP"].low <= PAPER_GAIN <= rows["AP"].high else "outside"
+    groups = settings(tables["detectors"])
+    group = primary(groups, "giou", against)
+    against_own, against = against is None, against or coordinate_loss(group.loss)
+    tested = tables["paired"].query("measure == 'AP' and loss == 'giou' and against == @against")
+    rows = {row.setting: row for row in tested.itertuples()}
+    row = rows[group.setting.iloc[0]]
+    words = f"GIoU − {label(against)} AP {comparison.difference_label(row)}."
+    place = "inside" if row.low <= PAPER_GAIN <= row.high else "outside"
     words += " The primary comparison, on VOC 2007, has too few seeds." * (not is_primary(group))
-    words += f" The paper's gain on COCO, {PAPER_GAIN:+.3f} AP, lies {place} the interval." * (against is None)
-    small = rows["AP"].verdict != "worse" and rows["AP"].high < HALF_A_POINT
+    words += f" The paper's gain on COCO, {PAPER_GAIN:+.3f} AP, lies {place} the interval." * against_own
+    small = row.verdict != "worse" and row.high < HALF_A_POINT
     words += f" A gain of half a point, {HALF_A_POINT} AP, lies above the interval." * small
-    return _found(rows["AP"], _won(rows["AP"]), words)
+    for some in elsewhere(groups, group, "giou", against):
+        other = rows[some.setting.iloc[0]]
+        difference = comparison.difference_label(other)
+        words += f" On {some.dataset.iloc[0]} (n = {other.n}): AP {difference}, {other.verdict}."
+    return _found(row, _won(row), words)
 
 
 def _g10(tables, parameters):
@@ -126,14 +145,20 @@ def _g11(tables, parameters):
 
 
 def _g13(tables, parameters):
-    group = primary(settings(tables["detectors"]), "giou", None)
-    curves = tables["curves"][tables["curves"].setting == group.setting.iloc[0]]
-    last = curves[curves.epoch == curves.groupby("run").epoch.transform("max")]
-    (row,) = _judged(last, "mean_iou", ("giou", coordinate_loss(group.loss)))
+    groups, rows = settings(tables["detectors"]), {}
+    group = primary(groups, "giou", None)
+    pair = "giou", coordinate_loss(group.loss)
+    for some in (group, *elsewhere(groups, group, *pair)):
+        curves = tables["curves"][tables["curves"].setting == some.setting.iloc[0]]
+        last = curves[curves.epoch == curves.groupby("run").epoch.transform("max")]
+        (rows[some.dataset.iloc[0]],) = _judged(last, "mean_iou", pair)
+    row, *_ = rows.values()
     words = (
         f"mean IoU of the positives in the last epoch {row.mean:.3f} with GIoU and {row.mean_against:.3f} with "
         f"{label(row.against)}."
     )
+    for dataset, other in list(rows.items())[1:]:
+        words += f" On {dataset} (n = {other.n}): {other.mean:.3f} and {other.mean_against:.3f}, {other.verdict}."
     return _found(row, _won(row), words)
 
 
