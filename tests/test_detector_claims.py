@@ -61,6 +61,7 @@ def test_g9_by_known_gains():
     assert found["verdict"] == HOLDS
     assert (found["low"] < 0.05 < found["high"], found["n"]) == (True, 5)
     assert "GIoU − ℓ2 AP +0.049 (" in found["words"] and "+0.021 AP, lies outside the interval" in found["words"]
+    assert "Weights were not searched." in found["words"]
     assert decide("G9", detectors=detectors(-0.05))["verdict"] == FAILS
     assert decide("G9", detectors=detectors(0.0))["verdict"] == FAILS  # less than half a point
     noisy = decide("G9", detectors=detectors(0.02, noise=0.02))

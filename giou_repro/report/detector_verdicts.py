@@ -71,6 +71,11 @@ def elsewhere(groups: dict[str, pd.DataFrame], chosen: pd.DataFrame, *losses: st
     return found
 
 
+def unsearched(group: pd.DataFrame, *losses: str) -> str:
+    """A sentence where the weight of one of `losses` was not searched, else nothing: weights can turn a difference."""
+    return " Weights were not searched." * bool((group.search[group.loss.isin(losses)] == "").any())
+
+
 def is_primary(group: pd.DataFrame) -> bool:
     return (str(group.dataset.iloc[0]).lower(), group.detector.iloc[0]) == PRIMARY
 
@@ -96,7 +101,7 @@ def _g9(against, tables, parameters):
     tested = tables["paired"].query("measure == 'AP' and loss == 'giou' and against == @against")
     rows = {row.setting: row for row in tested.itertuples()}
     row = rows[group.setting.iloc[0]]
-    words = f"GIoU − {label(against)} AP {comparison.difference_label(row)}."
+    words = f"GIoU − {label(against)} AP {comparison.difference_label(row)}.{unsearched(group, 'giou', against)}"
     place = "inside" if row.low <= PAPER_GAIN <= row.high else "outside"
     words += " The primary comparison, on VOC 2007, has too few seeds." * (not is_primary(group))
     words += f" The paper's gain on COCO, {PAPER_GAIN:+.3f} AP, lies {place} the interval." * against_own

@@ -89,6 +89,7 @@ def answer(runs: dict[str, store.Run]) -> pd.DataFrame:
             group = detector_verdicts.primary(some, loss, against)
             against = against or detector_verdicts.coordinate_loss(group.loss)
             words = _advice(tested.loc[(group.setting.iloc[0], measure, loss, against)])
+            words[1] += detector_verdicts.unsearched(group, loss, against)
             for other in detector_verdicts.elsewhere(some, group, loss, against):
                 for row in tested[tested.index == (other.setting.iloc[0], measure, loss, against)].itertuples():
                     difference = comparison.difference_label(row)
