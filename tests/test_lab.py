@@ -77,6 +77,7 @@ def test_run_all_completes_a_run_and_shows_its_figures(address, tmp_path):
         page.on("request", lambda request: None if "//localhost" in request.url else elsewhere.append(request.url))
         page.goto(address.format("01_metric.ipynb"))
         page.get_by_role("heading", name="Is a smaller distance a better box?").wait_for()
+        page.get_by_text("(ipykernel) | Idle").first.wait_for()  # JupyterLab runs no cell before
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_text("Run All Cells", exact=True).click()
         page.get_by_text(f"results in {tmp_path / 'run'}").wait_for()
