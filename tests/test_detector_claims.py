@@ -77,7 +77,7 @@ def test_the_primary_comparison_is_that_named_in_advance():
     more = detectors(0.05, n=8).assign(dataset="bccd", setting="bccd")
     found = decide("G9", detectors=pd.concat([equal, more, named]))
     assert found["words"].startswith("voc, best weights: ") and "too few seeds" not in found["words"]
-    assert re.search(r" On bccd \(n = 8\): AP \+0\.05\d \(.*\), better\.$", found["words"])
+    assert re.search(r" On bccd \(n = 8\): AP \+0\.05\d \(.*\), better\. Weights were not searched\.$", found["words"])
     few = decide("G9", detectors=pd.concat([more, named[named.seed < 4]]))  # then the setting with most seeds
     assert few["n"] == 8 and "The primary comparison, on VOC 2007, has too few seeds." in few["words"]
 
@@ -105,7 +105,8 @@ def test_g13_and_g14_by_hand():
     sets = ("voc2007", better), ("bccd", curves)  # the first has the verdict
     both = [[table.assign(dataset=name, setting=name) for table in (runs, own)] for name, own in sets]
     found = decide("G13", **dict(zip(("detectors", "curves"), map(pd.concat, zip(*both, strict=True)), strict=True)))
-    assert found["verdict"] == HOLDS and found["words"].endswith(" On bccd (n = 5): 0.700 and 0.700, undecided.")
+    beside = " On bccd (n = 5): 0.700 and 0.700, undecided. Weights were not searched."
+    assert found["verdict"] == HOLDS and found["words"].endswith(beside)
     assert decide("G14", detectors=runs.assign(AP_giou=runs.AP, AP75_giou=runs.AP75))["verdict"] == HOLDS
     one = runs.assign(AP_giou=runs.AP + (runs.run == 3), AP75_giou=runs.AP75)
     assert decide("G14", detectors=one)["verdict"] == FAILS and decide("G14", detectors=one)["value"] == 1 / 15

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 from test_detector_claims import detectors
+from test_runner import check_outputs
 
 from giou_repro.__main__ import main
 from giou_repro.experiments import comparison
@@ -296,6 +297,7 @@ def test_the_notebook_writes_the_same_page(written, tmp_path):
     copied_run(tmp_path)
     run = runner.run_notebook("07_report", dict(scale="laptop"), tmp_path, progress=False)
     assert {"report.html", "claims.csv", "notebook.html"} <= set(run.record["outputs"])
+    check_outputs(run.record)
     soup = BeautifulSoup((run.folder / "report.html").read_text(), "html.parser")
     assert all(table_rows(soup, first) == table_rows(written[2], first) for first in ("situation", "id", "table"))
     links = [(run.folder / link["href"]).resolve() for link in soup.select('a:not([href^="#"])')]

@@ -363,7 +363,7 @@ def test_plain_papermill_from_another_folder(tmp_path, monkeypatch):
     assert record["parameters"]["grid"] == 5
 
 
-def test_detector_notebooks_train_and_compare_a_users_loss(user_module, tmp_path):
+def test_detector_notebooks_train_compare_and_report_a_users_loss(user_module, tmp_path):
     user_module("scratch", MINE)
     small = ["--scale", "smoke", "-p", "images", "8", "-p", "val_images", "4", "-p", "epochs", "1"]
     small += ["--results", str(tmp_path)]
@@ -375,6 +375,8 @@ def test_detector_notebooks_train_and_compare_a_users_loss(user_module, tmp_path
     assert pd.read_csv(table).loss.tolist() == ["l2", "mine"]
     for run in store.runs(tmp_path):
         check_outputs(run.record)
+    assert main(["report", "--scale", "smoke", "--results", str(tmp_path)]) == 0
+    assert "not tested<" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize("name", [*NOTEBOOKS, "05_train_detector", "06_compare_losses", "07_report"])

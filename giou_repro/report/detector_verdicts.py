@@ -71,9 +71,14 @@ def elsewhere(groups: dict[str, pd.DataFrame], chosen: pd.DataFrame, *losses: st
     return found
 
 
-def unsearched(group: pd.DataFrame, *losses: str) -> str:
-    """A sentence where the weight of one of `losses` was not searched, else nothing: weights can turn a difference."""
-    return " Weights were not searched." * bool((group.search[group.loss.isin(losses)] == "").any())
+def unsearched(group: pd.DataFrame, row) -> str:
+    """A sentence where a weight of the difference `row` was not searched, else nothing: weights can turn it."""
+    return " Weights were not searched." * bool((group.search[group.loss.isin([row.loss, row.against])] == "").any())
+
+
+def said_of(group: pd.DataFrame, row, words: str) -> str:
+    """A sentence on a difference that stands beside the one that decides: data set, n, `words` and verdict."""
+    return f" On {group.dataset.iloc[0]} (n = {row.n}): {words}, {row.verdict}.{unsearched(group, row)}"
 
 
 def is_primary(group: pd.DataFrame) -> bool:
@@ -101,7 +106,7 @@ def _g9(against, tables, parameters):
     tested = tables["paired"].query("measure == 'AP' and loss == 'giou' and against == @against")
     rows = {row.setting: row for row in tested.itertuples()}
     row = rows[group.setting.iloc[0]]
-    words = f"GIoU − {label(against)} AP {comparison.difference_label(row)}.{unsearched(group, 'giou', against)}"
+    words = f"GIoU − {label(against)} AP {comparison.difference_label(row)}.{unsearched(group, row)}"
     place = "inside" if row.low <= PAPER_GAIN <= row.high else "outside"
     words += " The primary comparison, on VOC 2007, has too few seeds." * (not is_primary(group))
     words += f" The paper's gain on COCO, {PAPER_GAIN:+.3f} AP, lies {place} the interval." * against_own
@@ -109,8 +114,7 @@ def _g9(against, tables, parameters):
     words += f" A gain of half a point, {HALF_A_POINT} AP, lies above the interval." * small
     for some in elsewhere(groups, group, "giou", against):
         other = rows[some.setting.iloc[0]]
-        difference = comparison.difference_label(other)
-        words += f" On {some.dataset.iloc[0]} (n = {other.n}): AP {difference}, {other.verdict}."
+        words += said_of(some, other, f"AP {comparison.difference_label(other)}")
     return _found(row, _won(row), words)
 
 
@@ -150,20 +154,23 @@ def _g11(tables, parameters):
 
 
 def _g13(tables, parameters):
-    groups, rows = settings(tables["detectors"]), {}
+    groups, curves = settings(tables["detectors"]), tables["curves"]
     group = primary(groups, "giou", None)
     pair = "giou", coordinate_loss(group.loss)
-    for some in (group, *elsewhere(groups, group, *pair)):
-        curves = tables["curves"][tables["curves"].setting == some.setting.iloc[0]]
-        last = curves[curves.epoch == curves.groupby("run").epoch.transform("max")]
-        (rows[some.dataset.iloc[0]],) = _judged(last, "mean_iou", pair)
-    row, *_ = rows.values()
+    last = curves[curves.epoch == curves.groupby(["setting", "run"]).epoch.transform("max")]
+
+    def fit(group):
+        (row,) = _judged(last[last.setting == group.setting.iloc[0]], "mean_iou", pair)
+        return row
+
+    row = fit(group)
     words = (
         f"mean IoU of the positives in the last epoch {row.mean:.3f} with GIoU and {row.mean_against:.3f} with "
         f"{label(row.against)}."
     )
-    for dataset, other in list(rows.items())[1:]:
-        words += f" On {dataset} (n = {other.n}): {other.mean:.3f} and {other.mean_against:.3f}, {other.verdict}."
+    for some in elsewhere(groups, group, *pair):
+        other = fit(some)
+        words += said_of(some, other, f"{other.mean:.3f} and {other.mean_against:.3f}")
     return _found(row, _won(row), words)
 
 

@@ -88,12 +88,12 @@ def answer(runs: dict[str, store.Run]) -> pd.DataFrame:
         try:
             group = detector_verdicts.primary(some, loss, against)
             against = against or detector_verdicts.coordinate_loss(group.loss)
-            words = _advice(tested.loc[(group.setting.iloc[0], measure, loss, against)])
-            words[1] += detector_verdicts.unsearched(group, loss, against)
-            for other in detector_verdicts.elsewhere(some, group, loss, against):
-                for row in tested[tested.index == (other.setting.iloc[0], measure, loss, against)].itertuples():
-                    difference = comparison.difference_label(row)
-                    words[1] += f" On {other.dataset.iloc[0]} (n = {row.n}): {difference}, {row.verdict}."
+            row = tested.loc[(group.setting.iloc[0], measure, loss, against)]
+            words = _advice(row)
+            words[1] += detector_verdicts.unsearched(group, row)
+            for beside in detector_verdicts.elsewhere(some, group, loss, against):
+                for other in tested[tested.index == (beside.setting.iloc[0], measure, loss, against)].itertuples():
+                    words[1] += detector_verdicts.said_of(beside, other, comparison.difference_label(other))
         except KeyError:
             words = ["not measured", "A run found no object.", 0]  # for which mean IoU is not compared
         except ValueError as error:
